@@ -1,0 +1,169 @@
+"""How often each tier is measured, so that the agent takes at most its share of the step time.
+
+Layer numbers come at `every` or the nearest coarser cadence (twice, four times, … as far apart) that fits; what then
+is left is saved up, and a spectrum is taken whenever the savings pay for it. Half of the share is kept for spectra
+unless the layer numbers would then come more seldom than every 8th step. Curves coarser than that, or spectra more
+seldom than every 200 steps, are of little use: to keep these two the share may be overdrawn by two fifths, no further.
+All costs are kept as shares of the step they came in, so that a machine that is busy with other things changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+SAFETY = 0.95
+"""Part of the budget that is planned; the rest is for what the agent's own clock does not see (caches, wake-ups)."""
+OVERDRAFT = 1.4
+"""Of the budget, where FREQUENT and LONGEST_LAP could not be kept within it."""
+RESERVED_FOR_SPECTRA = 0.5
+FREQUENT = 8
+LONGEST_LAP = 180
+"""Steps from a layer's spectrum to its next that are planned at most; a little less than the 200 that are promised."""
+COARSEST = 1 << 10
+COARSEST_UNSURE = 1 << 4
+"""The coarsest cadence in multiples of `every`, and while the cost was seen fewer times than a window holds."""
+LARGEST_PIECE = 0.05
+"""A spectrum that would take a larger part of one step is not measured inside a step."""
+REVIEW_STEPS = 16
+WARMUP_STEPS = 3
+"""First steps, whose costs are not typical: memory is taken, kernels are chosen."""
+
+
+class Window:
+    """The last numbers. A cost is seen too large when other processes ran, never too small: trust the low ones."""
+
+    def __init__(self, size: int) -> None:
+        self._values: deque[float] = deque(maxlen=size)
+        self.full = False
+
+    def add(self, value: float) -> None:
+        """Add one number."""
+        self._values.append(value)
+        self.full = len(self._values) == self._values.maxlen
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    @property
+    def mean(self) -> float:
+        """The mean; 0 before the first."""
+        return sum(self._values) / len(self._values) if self._values else 0.0
+
+    def quantile(self, share: float) -> float:
+        """The number below which this share of them lies; 0 before the first."""
+        ordered = sorted(self._values)
+        return ordered[int(share * (len(ordered) - 1))] if ordered else 0.0
+
+
+class Budget:
+    """Plans the cadences from what the steps and the tiers were seen to cost.
+
+    share: of step time the agent may spend, or None for `every` exactly at any cost. every: as in watch. spectra:
+    whether some of the share is to be kept for them.
+    """
+
+    def __init__(self, share: float | None, every: int, spectra: bool) -> None:
+        self.share = share
+        self.every = every
+        self.cadence = every
+        self.savings = 0.0
+        self.step_seconds = 0.0
+        """A typical step without the agent; 0 until known."""
+        self.lap_seconds = 0.0
+        """What the spectra of all layers together are expected to cost."""
+        self._spectra = spectra
+        self._steps = 0
+        self._durations = Window(33)
+        self._base = Window(33)
+        self._layers = Window(7)
+        self._background = Window(33)
+        self._base_share = self._layers_share = 0.0
+        self._spent = self._wall = 0.0
+
+    def due(self, step: int) -> bool:
+        """Whether the layer numbers of this step are to be measured."""
+        return step % self.cadence == 0
+
+    @property
+    def overhead(self) -> float:
+        """Share of the step time spent so far, everything included."""
+        return self._spent / self._wall if self._wall > 0 else 0.0
+
+    def step_done(
+        self, seconds: float | None, base: float, layers: float | None, spectra: float, background: float
+    ) -> None:
+        """Account for a step. seconds: its whole time (None: not known, the first or after a pause).
+
+        base: what hooks and log cost at any step; layers: what the layer numbers cost, None where they were not
+        measured; spectra: what the spectra cost; background: what the sending thread took meanwhile.
+        """
+        self._steps += 1
+        if seconds is None:
+            return
+        own = base + (layers or 0.0) + spectra
+        self._wall += seconds
+        self._spent += own + background
+        if self._steps <= WARMUP_STEPS:
+            return
+        bare = max(seconds - own, 1e-9)
+        self._durations.add(bare)
+        self._base.add(base / bare)
+        self._background.add(background / bare)
+        if layers is not None:
+            self._layers.add(layers / bare)
+        if layers is not None or self._steps % REVIEW_STEPS == 0:
+            self._review()
+        if self.share is not None:
+            self._save(spectra / bare)
+
+    def pays(self, cost: float) -> bool:
+        """Whether a piece of spectral work of this many seconds may be done now."""
+        if self.share is None:
+            return True
+        return self.step_seconds > 0 and self.savings >= cost / self.step_seconds and not self.too_large(cost)
+
+    def too_large(self, cost: float) -> bool:
+        """Whether the piece would make its step longer by more than its neighbours may differ."""
+        return self.share is not None and cost > LARGEST_PIECE * self.step_seconds > 0
+
+    def _save(self, spent: float) -> None:
+        """Put aside the share of a step that is left for spectra, up to what a large piece costs."""
+        assert self.share is not None
+        taken = self._base_share + self._layers_share / self.cadence
+        rest = SAFETY * self.share - taken
+        slowest = self._lap_share()
+        if rest < slowest <= OVERDRAFT * self.share - taken:
+            rest = slowest
+        self.savings = max(min(self.savings + rest, LARGEST_PIECE) - spent, -LARGEST_PIECE)
+
+    def _lap_share(self) -> float:
+        """Share of a step that spectra need to come round in time."""
+        if not self._spectra or not self.step_seconds:
+            return 0.0
+        return self.lap_seconds / self.step_seconds / LONGEST_LAP
+
+    def _review(self) -> None:
+        """Take the costs anew, and the finest cadence that they allow."""
+        self.step_seconds = self._durations.quantile(0.5)
+        self._base_share = self._base.quantile(0.5) + self._background.mean
+        self._layers_share = cost = self._layers.quantile(0.3)
+        if self.share is None or not len(self._layers):
+            return
+        allowance = SAFETY * self.share - self._base_share
+        kept = RESERVED_FOR_SPECTRA if self._spectra else 0.0
+        frequent = FREQUENT * self.every
+        cadence = self._finest(allowance * (1 - kept), cost)
+        if cadence > frequent:
+            cadence = max(self._finest(allowance, cost), frequent)
+        if cadence > frequent and cost / frequent <= OVERDRAFT * self.share - self._base_share - self._lap_share():
+            cadence = frequent
+        finer_is_tight = cadence < self.cadence and cost / cadence > 0.85 * allowance and self.cadence <= frequent
+        if not finer_is_tight:
+            self.cadence = cadence
+
+    def _finest(self, allowance: float, cost: float) -> int:
+        cadence = self.every
+        coarsest = self.every * (COARSEST if self._layers.full else COARSEST_UNSURE)
+        while cost > allowance * cadence and cadence < coarsest:
+            cadence *= 2
+        return cadence

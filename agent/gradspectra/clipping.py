@@ -1,0 +1,149 @@
+"""The gradient's norm before clipping, and the coefficients that lead back to it, from torch's own functions.
+
+No optimizer hook sees the norm before clipping. torch's clip_grad_norm_ calls two functions of its module by name;
+wrapping them catches every caller, however it imported clip_grad_norm_, and costs no synchronisation. Clipping by
+value cannot be undone: the gradient is measured before it, again at a function that torch calls inside.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad
+
+from gradspectra.inventory import Inventory
+from gradspectra.patches import Function, Patch
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One clipping by norm. parameters: identities; total: the norm before (None: not a 2-norm, not comparable)."""
+
+    parameters: frozenset[int]
+    divisor: Tensor
+    limit: float
+    euclidean: bool
+
+
+class ClippingObserver(Protocol):
+    """What hears of clipping, just before it happens; must not raise."""
+
+    def clips_norm(self, clip: Clip) -> None: ...
+
+    def clips_value(self, gradients: Iterable[Tensor]) -> None: ...
+
+
+class StepClips:
+    """The clips of the step that is open."""
+
+    def __init__(self) -> None:
+        self.clips: list[Clip] = []
+        self.early: dict[int, int] = {}
+        """How many clips a parameter had seen when its gradient was measured, where that was before the step's end."""
+
+    def totals(self) -> list[Tensor]:
+        """Norms before each clip, on the device."""
+        return [clip.divisor for clip in self.clips]
+
+    def needed(self, inventory: Inventory) -> frozenset[int]:
+        """The parameters that clips must cover for the whole norm to be known: those that have a gradient."""
+        if not self.clips or self.clips[0].parameters >= inventory.parameters:
+            return inventory.parameters
+        return frozenset([id(t.parameter) for t in inventory.tensors if t.parameter.grad is not None])
+
+    def grad_norm(self, totals: list[float], needed: frozenset[int]) -> float | None:
+        """Norm of the whole gradient before clipping; None where the clips do not cover all of `needed`."""
+        if not self.clips:
+            return None
+        covered: frozenset[int] = frozenset()
+        square = 0.0
+        for clip, total in zip(self.clips, totals, strict=True):
+            if clip.euclidean and covered.isdisjoint(clip.parameters):
+                covered |= clip.parameters
+                square += total * total
+        return math.sqrt(square) if covered >= needed else None
+
+    def coefficient(self, totals: list[float]) -> float | None:
+        """What all parameters' gradients were multiplied by; of several clips the smallest; None without one."""
+        factors = [_coefficient(total, clip.limit) for clip, total in zip(self.clips, totals, strict=True)]
+        return min(factors, default=None)
+
+    def factor(self, parameter: int, totals: list[float]) -> float:
+        """What this parameter's gradient had been multiplied by when it was measured."""
+        seen = self.early.get(parameter, len(self.clips))
+        product = 1.0
+        for clip, total in zip(self.clips[:seen], totals[:seen], strict=True):
+            if parameter in clip.parameters:
+                product *= _coefficient(total, clip.limit)
+        return product
+
+
+def _coefficient(total: float, limit: float) -> float:
+    """As torch computes it."""
+    return min(1.0, limit / (total + 1e-6)) if not math.isnan(total) else math.nan
+
+
+_norm_type = 2.0
+
+
+def _wrap(name: str, original: Function) -> Function:
+    return functools.wraps(original)(_WRAPPERS[name](original))
+
+
+def _total_norm(original: Function) -> Function:
+    def get_total_norm(tensors: Any, norm_type: float = 2.0, *rest: Any, **named: Any) -> Any:
+        global _norm_type
+        _norm_type = float(norm_type)
+        return original(tensors, norm_type, *rest, **named)
+
+    return get_total_norm
+
+
+def _clip_with_norm(original: Function) -> Function:
+    def clip_grads_with_norm_(parameters: Any, max_norm: float, total_norm: Tensor, *rest: Any, **named: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return original(parameters, max_norm, total_norm, *rest, **named)
+        parameters = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+        clipped = frozenset([id(p) for p in parameters if p.grad is not None])
+        if clipped:
+            clip = Clip(clipped, total_norm.detach(), float(max_norm), _norm_type == 2.0)
+            for observer in tuple(patch.observers):
+                observer.clips_norm(clip)
+        return original(parameters, max_norm, total_norm, *rest, **named)
+
+    return clip_grads_with_norm_
+
+
+def _group(original: Function) -> Function:
+    """torch's grouping by device, which clip_grad_value_ calls with the gradients it is about to clip."""
+    code = getattr(clip_grad.clip_grad_value_, "__wrapped__", clip_grad.clip_grad_value_).__code__
+
+    def group_tensors(tensors: Any, *rest: Any, **named: Any) -> Any:
+        if not torch.compiler.is_compiling() and sys._getframe(1).f_code is code:
+            for observer in tuple(patch.observers):
+                observer.clips_value(tensors[0])
+        return original(tensors, *rest, **named)
+
+    return group_tensors
+
+
+_WRAPPERS: dict[str, Callable[[Function], Function]] = {
+    "_get_total_norm": _total_norm,
+    "_clip_grads_with_norm_": _clip_with_norm,
+    "_group_tensors_by_device_and_dtype": _group,
+}
+
+patch: Patch[ClippingObserver] = Patch([(clip_grad, name) for name in _WRAPPERS], _wrap)
+
+
+def missing() -> str | None:
+    """Say what of clipping this version of torch does not let us see; None where it lets us see all."""
+    lacking = [name for name in _WRAPPERS if not hasattr(clip_grad, name)]
+    return f"clipping is not seen: torch {torch.__version__} has no {', '.join(lacking)}" if lacking else None

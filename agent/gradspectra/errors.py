@@ -1,0 +1,40 @@
+"""Errors a user of the agent, the recorder or the client may see."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class GradSpectraError(Exception):
+    """Base of all errors raised by this package."""
+
+
+class InstabilityError(GradSpectraError, RuntimeError):
+    """Raised in the training loop when `stop_on` asks for it. alerts: the alerts that led to it, as JSON objects."""
+
+    def __init__(self, message: str, alerts: list[dict[str, Any]] | None = None) -> None:
+        super().__init__(message)
+        self.alerts = alerts or []
+
+
+class ServerAway(GradSpectraError, ConnectionError):
+    """The server could not be reached, or broke off without an answer."""
+
+
+class ServerRefused(GradSpectraError):
+    """The server answered with a problem document.
+
+    status: HTTP status. type, title, detail, field, remedy: as in the document ("" where it lacks them).
+    members: the whole document.
+    """
+
+    def __init__(self, status: int, members: dict[str, Any]) -> None:
+        self.status = status
+        self.members = members
+        self.type = str(members.get("type") or "")
+        self.title = str(members.get("title") or "")
+        self.detail = str(members.get("detail") or "")
+        self.field = str(members.get("field") or "")
+        self.remedy = str(members.get("remedy") or "")
+        parts = [part for part in (self.detail or self.title or f"HTTP {status}", self.remedy) if part]
+        super().__init__(f"the server answered {status}: " + " — ".join(parts))

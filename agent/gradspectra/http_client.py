@@ -1,0 +1,172 @@
+"""One kept-alive HTTP connection to the server, by the standard library alone."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import selectors
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from gradspectra_core import __version__
+
+from gradspectra.errors import ServerAway, ServerRefused
+
+API = "/api/v1"
+JSON = "application/json"
+WAIT_SLICE = 0.1
+_Selector: type[selectors.BaseSelector] = getattr(selectors, "PollSelector", selectors.SelectSelector)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the server answered. retry_after: seconds it asks to wait, None where it does not say."""
+
+    status: int
+    body: bytes
+    content_type: str
+    retry_after: float | None
+
+    def json(self) -> Any:
+        """Return the body as JSON; raises ServerAway where it is none (not our server, or a broken proxy)."""
+        try:
+            return json.loads(self.body)
+        except ValueError:
+            shown = self.body[:80].decode("utf-8", "replace")
+            raise ServerAway(
+                f"the answer ({self.status}) is not JSON but {shown!r}; is this a gradspectra server?"
+            ) from None
+
+    def problem(self) -> ServerRefused:
+        """Return the problem document of an answer that is not 2xx as an error to raise or look at."""
+        try:
+            members = json.loads(self.body)
+        except ValueError:
+            members = {}
+        if not isinstance(members, dict):
+            members = {}
+        if 300 <= self.status < 400:
+            members = {"detail": "a redirect", "remedy": "set GRADSPECTRA_SERVER to the address it leads to"}
+        return ServerRefused(self.status, members)
+
+
+class HttpClient:
+    """Requests to one server over one connection, kept alive. Not for use by several threads at once.
+
+    server: address as from settings.server_address. timeout: seconds without a byte after which a request fails.
+    """
+
+    def __init__(self, server: str, token: str | None = None, timeout: float = 10.0) -> None:
+        parts = urlsplit(server)
+        make = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        self._connection = make(str(parts.hostname), parts.port, timeout=timeout)
+        self._base = parts.path.rstrip("/") + API
+        self._headers = {"User-Agent": f"gradspectra/{__version__}", "Accept": JSON}
+        if token:
+            self._headers["Authorization"] = f"Bearer {token}"
+        self.server = server
+        self.timeout = timeout
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        content_type: str = JSON,
+        while_waiting: Callable[[], None] | None = None,
+    ) -> Answer:
+        """Send one request and return the answer, whatever its status; raises ServerAway where none came.
+
+        path: below /api/v1, with its query. while_waiting is called about every 0.1 s until the answer begins. A
+        connection that the server closed while idle is opened again once: all requests here may be repeated.
+        """
+        fresh = self._connection.sock is None
+        try:
+            return self._exchange(method, path, body, content_type, while_waiting)
+        except (ConnectionError, http.client.BadStatusLine) as error:
+            self.close()
+            if fresh:
+                raise ServerAway(self._why(error)) from error
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            raise ServerAway(self._why(error)) from error
+        try:
+            return self._exchange(method, path, body, content_type, while_waiting)
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            raise ServerAway(self._why(error)) from error
+
+    def call(self, method: str, path: str, members: Any = None, while_waiting: Callable[[], None] | None = None) -> Any:
+        """Send and receive JSON; raises ServerRefused for an answer that is not 2xx, ServerAway where none came."""
+        body = None if members is None else json.dumps(members, allow_nan=False).encode()
+        answer = self.request(method, path, body, while_waiting=while_waiting)
+        if not 200 <= answer.status < 300:
+            raise answer.problem()
+        return answer.json() if answer.body else None
+
+    def set_timeout(self, timeout: float) -> None:
+        """Bound the requests from now on to timeout seconds without a byte."""
+        self.timeout = self._connection.timeout = timeout
+        if self._connection.sock is not None:
+            self._connection.sock.settimeout(timeout)
+
+    def close(self) -> None:
+        """Close the connection; the next request opens it again."""
+        self._connection.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_connection"):
+            self._connection.close()
+
+    def abort(self) -> None:
+        """Break off a request that another thread is waiting in; that thread gets ServerAway."""
+        sock = self._connection.sock
+        if sock is not None:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def _exchange(
+        self, method: str, path: str, body: bytes | None, content_type: str, while_waiting: Callable[[], None] | None
+    ) -> Answer:
+        headers = dict(self._headers)
+        if body is not None:
+            headers["Content-Type"] = content_type
+        # A server that refuses a large body answers and closes while we still send: its answer is there to be read.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self._connection.request(method, self._base + path, body=body, headers=headers)
+        if while_waiting is not None:
+            self._wait(while_waiting)
+        response = self._connection.getresponse()
+        content = response.read()
+        return Answer(
+            response.status, content, response.headers.get_content_type(), _seconds(response.getheader("Retry-After"))
+        )
+
+    def _wait(self, while_waiting: Callable[[], None]) -> None:
+        """Wait until the answer begins; raises TimeoutError after `timeout` seconds."""
+        sock = self._connection.sock
+        if sock is None:
+            return
+        end = time.monotonic() + self.timeout
+        with _Selector() as selector:
+            selector.register(sock, selectors.EVENT_READ)
+            while not selector.select(WAIT_SLICE):
+                while_waiting()
+                if time.monotonic() >= end:
+                    raise TimeoutError(f"timed out after {self.timeout:g} s")
+
+    def _why(self, error: Exception) -> str:
+        return f"no answer from {self.server}: {error or type(error).__name__}"
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """Read Retry-After in its form of seconds; the form of a date is not used by our server."""
+    try:
+        return max(0.0, float(retry_after)) if retry_after is not None else None
+    except ValueError:
+        return None

@@ -1,0 +1,38 @@
+"""Examples of each part from the model's inputs, where the user gave a function for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from gradspectra.guard import Guard
+
+
+class Inputs:
+    """Calls count(*inputs) for each training forward pass of the models and tells the number to found.
+
+    A hook of the models themselves would be copied and saved with them; this one is torch's hook for all modules.
+    """
+
+    def __init__(
+        self, models: Mapping[str, nn.Module], count: Callable[..., Any], guard: Guard, found: Callable[[float], None]
+    ) -> None:
+        self._models = {id(model) for model in models.values()}
+        self._count = count
+        self._guard = guard
+        self._found = found
+        self._handle = register_module_forward_pre_hook(self._hook)
+
+    def close(self) -> None:
+        """Take the hook away."""
+        self._handle.remove()
+
+    def _hook(self, module: nn.Module, inputs: Any) -> None:
+        if id(module) in self._models and module.training and torch.is_grad_enabled():
+            examples = self._guard.run("batch_size", self._count, *inputs)
+            if examples is not None:
+                self._guard.run("batch_size", lambda: self._found(float(examples)))

@@ -1,0 +1,174 @@
+"""Which tensors of a model are watched, by which names, and which layers (tensors or blocks of them) they make up."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gradspectra_core.identity import FusedBlock, block_shape, fused_blocks
+from gradspectra_core.layers import Layer, LayerTable
+from gradspectra_core.roles import depths_of, role_of
+from torch import Tensor, nn
+
+Choice = Callable[[str], bool | Sequence[FusedBlock]]
+"""Whether a parameter is watched, by its name; or the blocks (suffix, axis, start, stop) it is split into."""
+Models = Mapping[str, nn.Module]
+
+
+@dataclass(slots=True)
+class WatchedTensor:
+    """One parameter. pieces: per layer its elements [start, stop) in `flat(tensor, axis)`; first: index of the first.
+
+    optimizer, group: where the parameter is updated (-1 and None without an optimizer).
+    """
+
+    name: str
+    parameter: Tensor
+    optimizer: int
+    group: dict[str, Any] | None
+    first: int
+    axis: int
+    pieces: tuple[tuple[int, int], ...]
+
+
+@dataclass(slots=True)
+class Inventory:
+    """The watched tensors, the table of their L layers, and what must stay the same for both to hold.
+
+    left_out: trainable tensors that no optimizer updates. parameters: identities of the watched ones.
+    trainable: all that could be watched, chosen or not.
+    sharded: tensors left out because this process has only its shard of them.
+    """
+
+    tensors: tuple[WatchedTensor, ...]
+    table: LayerTable
+    signature: tuple[int, ...]
+    left_out: int
+    parameters: frozenset[int]
+    trainable: tuple[Tensor, ...]
+    sharded: int
+
+
+def choice_of(layers: str | Choice | None) -> Choice:
+    """Make the argument `layers` of watch a function on names.
+
+    Raises ValueError for an invalid regular expression and TypeError for anything else than None, text or a callable.
+    """
+    if layers is None:
+        return lambda _: True
+    if isinstance(layers, str):
+        try:
+            pattern = re.compile(layers)
+        except re.error as error:
+            raise ValueError(f"layers must be a valid regular expression, got {layers!r}: {error}") from error
+        return lambda name: pattern.search(name) is not None
+    if callable(layers):
+        return layers
+    raise TypeError(f"layers must be a regular expression or a callable on names, got {layers!r}")
+
+
+def signature_of(models: Models, optimizers: Sequence[Any]) -> tuple[int, ...]:
+    """Identities of all parameters that could be watched; cheap, and different once any was added, frozen or swapped.
+
+    A parameter counts with the sign of its requires_grad.
+    """
+    if optimizers:
+        parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    else:
+        parameters = [p for model in models.values() for p in model.parameters()]
+    return tuple([id(p) if p.requires_grad else -id(p) for p in parameters])
+
+
+def take_inventory(models: Models, optimizers: Sequence[Any], choose: Choice) -> Inventory:
+    """List the trainable parameters in the order of the model, tied ones once.
+
+    With optimizers only what they update is watched (a parameter they update that is in no model is named
+    `param_groups.<group>.<index>`); left_out counts the model's trainable tensors that no optimizer updates.
+    """
+    homes = _homes(optimizers)
+    names = _names(models)
+    ordered = [entry for entry in names.values() if not optimizers or id(entry[1]) in homes]
+    ordered += _strangers(optimizers, {id(parameter) for _, parameter, _ in ordered})
+    depths = depths_of([name for name, _, _ in ordered])
+    tensors: list[WatchedTensor] = []
+    layers: list[Layer] = []
+    trainable: list[Tensor] = []
+    sharded = 0
+    for (name, parameter, kind), depth in zip(ordered, depths, strict=True):
+        if not parameter.requires_grad or not (parameter.is_floating_point() or parameter.is_complex()):
+            continue
+        if hasattr(parameter, "placements"):
+            sharded += 1
+            continue
+        trainable.append(parameter)
+        chosen = choose(name)
+        if not chosen or parameter.numel() == 0:
+            continue
+        split = fused_blocks(name, tuple(parameter.shape), kind) if chosen is True else tuple(chosen)
+        optimizer, group = homes.get(id(parameter), (-1, None))
+        axis, pieces = _pieces(parameter, split)
+        tensors.append(WatchedTensor(name, parameter, optimizer, group, len(layers), axis, pieces))
+        layers.extend(_layers(name, tuple(parameter.shape), kind, depth, split))
+    left_out = sum(1 for _, p, _ in names.values() if optimizers and p.requires_grad and id(p) not in homes)
+    return Inventory(
+        tuple(tensors),
+        LayerTable.of(layers),
+        signature_of(models, optimizers),
+        left_out,
+        frozenset([id(tensor.parameter) for tensor in tensors]),
+        tuple(trainable),
+        sharded,
+    )
+
+
+def _homes(optimizers: Sequence[Any]) -> dict[int, tuple[int, dict[str, Any]]]:
+    return {
+        id(parameter): (number, group)
+        for number, optimizer in enumerate(optimizers)
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+
+
+def _names(models: Models) -> dict[int, tuple[str, Tensor, str]]:
+    """Full name, parameter and kind of its module by the parameter's identity; the first name of tied ones."""
+    found: dict[int, tuple[str, Tensor, str]] = {}
+    for prefix, model in models.items():
+        for path, module in model.named_modules(prefix=prefix):
+            path = path.replace("_orig_mod.", "").removesuffix("_orig_mod")
+            for name, parameter in module._parameters.items():
+                if parameter is not None and id(parameter) not in found:
+                    full = f"{path}.{name}" if path else name
+                    found[id(parameter)] = (full, parameter, type(module).__name__)
+    return found
+
+
+def _strangers(optimizers: Sequence[Any], known: set[int]) -> list[tuple[str, Tensor, str]]:
+    """Parameters that an optimizer updates and no model has."""
+    found: list[tuple[str, Tensor, str]] = []
+    for number, optimizer in enumerate(optimizers):
+        prefix = f"optimizers.{number}." if len(optimizers) > 1 else ""
+        for index, group in enumerate(optimizer.param_groups):
+            for place, parameter in enumerate(group["params"]):
+                if id(parameter) not in known:
+                    known.add(id(parameter))
+                    found.append((f"{prefix}param_groups.{index}.{place}", parameter, ""))
+    return found
+
+
+def _pieces(parameter: Tensor, split: Sequence[FusedBlock]) -> tuple[int, tuple[tuple[int, int], ...]]:
+    width = 2 if parameter.is_complex() else 1
+    if not split:
+        return 0, ((0, parameter.numel() * width),)
+    axis = split[0][1]
+    row = parameter.numel() // parameter.shape[axis] * width
+    return axis, tuple((start * row, stop * row) for _, _, start, stop in split)
+
+
+def _layers(name: str, shape: tuple[int, ...], kind: str, depth: int, split: Sequence[FusedBlock]) -> list[Layer]:
+    if not split:
+        return [Layer(name, role_of(name, shape, kind), depth, shape)]
+    blocks = [(f"{name}{block[0]}", block_shape(shape, block)) for block in split]
+    return [Layer(block, role_of(block, part, kind), depth, part) for block, part in blocks]

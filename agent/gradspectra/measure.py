@@ -1,0 +1,211 @@
+"""The first tier: what is measured of every layer at a recorded step, in one pass on the device and one host copy."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from gradspectra_core.records import Bool, Float64
+from torch import Tensor
+
+from gradspectra.bundles import bundle, bundle_rows
+from gradspectra.flat import CHUNK, dot_into, extremes_into, flat
+from gradspectra.inventory import Inventory, WatchedTensor
+from gradspectra.updates import intended_update, square_into
+
+STATISTICS = ("grad_sq", "grad_max", "weight_sq", "part_sq", "update_sq")
+COUNT_STATISTICS = ("grad_nonfinite",)
+
+SQUARE, LOW, HIGH, WEIGHT, UPDATE = range(5)
+"""Rows of the results on the device."""
+
+
+@dataclass(slots=True)
+class FiniteGradient:
+    """What is left of a layer's gradient where some of its numbers are not finite."""
+
+    nonfinite: int
+    square: float
+    largest: float
+    any_finite: bool
+
+
+@dataclass(slots=True)
+class LayerMarks:
+    """What the results on the device do not say of L layers.
+
+    gradient, update: (L,) whether the layer had a gradient, whether its update is known. factor: (L,) what to
+    multiply the square of the update's direction by. repaired: by index, the layers whose sum of squares was not
+    finite.
+    """
+
+    gradient: Bool
+    update: Bool
+    factor: Float64
+    repaired: dict[int, FiniteGradient] = field(default_factory=dict)
+
+    @classmethod
+    def none(cls, layers: int) -> LayerMarks:
+        """Nothing measured yet."""
+        return cls(np.zeros(layers, np.bool_), np.zeros(layers, np.bool_), np.ones(layers))
+
+
+class FirstTier:
+    """Measures the tensors of one inventory; results stay on the device until `results` are copied."""
+
+    def __init__(self, inventory: Inventory) -> None:
+        self.inventory = inventory
+        layers = len(inventory.table)
+        self._results: dict[torch.device, Tensor] = {}
+        self._slots: list[tuple[Tensor, ...]] = []
+        self._scratch: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self._column_device: list[torch.device] = []
+        self._sorted: dict[int, list[tuple[WatchedTensor, ...]]] = {}
+        self._columns: dict[int, Tensor] = {}
+        for tensor in inventory.tensors:
+            device = tensor.parameter.device
+            results = self._results.setdefault(device, torch.zeros(5, layers, device=device))
+            columns = results.unbind(1)[tensor.first : tensor.first + len(tensor.pieces)]
+            self._slots.extend(column.unbind(0) for column in columns)
+            self._column_device.extend([device] * len(tensor.pieces))
+        self.marks = LayerMarks.none(layers)
+
+    def finish(self) -> LayerMarks:
+        """End a step: returns its marks and starts with new ones. The results stay until they are written again."""
+        marks, self.marks = self.marks, LayerMarks.none(len(self.inventory.table))
+        return marks
+
+    def take(
+        self, tensors: Sequence[WatchedTensor], optimizer: Any, skipped: bool = False, early: Container[int] = ()
+    ) -> None:
+        """Measure all tensors of an optimizer (None: not known, all tensors) after it has stepped.
+
+        skipped: it did nothing. early: identities of parameters whose gradient was measured before.
+        """
+        for together in self._bundles(tensors):
+            if len(together) > 1 and not skipped and not any(id(t.parameter) in early for t in together):
+                found = bundle_rows(together, optimizer)
+                if found is not None:
+                    self._put_bundle(together, *found)
+                    continue
+            for tensor in together:
+                self._weight(tensor)
+                if id(tensor.parameter) not in early:
+                    self.take_gradient(tensor)
+                self._update(tensor, optimizer, skipped)
+
+    def _bundles(self, tensors: Sequence[WatchedTensor]) -> list[tuple[WatchedTensor, ...]]:
+        key = tensors[0].optimizer if tensors else -1
+        if key not in self._sorted:
+            self._sorted[key] = bundle(tensors)
+        return self._sorted[key]
+
+    def _put_bundle(self, tensors: tuple[WatchedTensor, ...], rows: Tensor, factor: float | None) -> None:
+        columns = [tensor.first for tensor in tensors]
+        place = self._columns.get(columns[0])
+        if place is None:
+            place = self._columns[columns[0]] = torch.tensor(columns, device=rows.device)
+        self._results[rows.device].index_copy_(1, place, rows)
+        self.marks.gradient[columns] = True
+        if factor is not None:
+            self.marks.update[columns] = True
+            self.marks.factor[columns] = factor * factor
+
+    def take_gradient(self, tensor: WatchedTensor) -> None:
+        """Measure the gradient alone, as it is now."""
+        gradient = tensor.parameter.grad
+        if gradient is None:
+            return
+        numbers = flat(gradient, tensor.axis)
+        last = tensor.first + len(tensor.pieces)
+        self.marks.gradient[tensor.first : last] = True
+        if last == tensor.first + 1:
+            self._extent(self._slots[tensor.first], numbers)
+            return
+        for slots, (start, stop) in zip(self._slots[tensor.first : last], tensor.pieces, strict=True):
+            self._extent(slots, numbers[start:stop])
+
+    def _extent(self, slots: tuple[Tensor, ...], numbers: Tensor) -> None:
+        if numbers.numel() == 0:
+            for row in (SQUARE, LOW, HIGH):
+                slots[row].zero_()
+            return
+        dot_into(slots[SQUARE], numbers, numbers)
+        extremes_into(slots[LOW], slots[HIGH], numbers)
+
+    def _weight(self, tensor: WatchedTensor) -> None:
+        numbers = flat(tensor.parameter, tensor.axis)
+        if len(tensor.pieces) == 1:
+            dot_into(self._slots[tensor.first][WEIGHT], numbers, numbers)
+            return
+        for index, (start, stop) in enumerate(tensor.pieces, tensor.first):
+            piece = numbers[start:stop]
+            dot_into(self._slots[index][WEIGHT], piece, piece)
+
+    def _update(self, tensor: WatchedTensor, optimizer: Any, skipped: bool) -> None:
+        last = tensor.first + len(tensor.pieces)
+        gradient = tensor.parameter.grad
+        if optimizer is None or (gradient is not None and gradient.is_sparse):
+            return
+        if skipped or gradient is None:
+            self.marks.update[tensor.first : last] = True
+            for slots in self._slots[tensor.first : last]:
+                slots[UPDATE].zero_()
+            return
+        update = intended_update(optimizer, (tensor,))
+        if update is None:
+            return
+        self.marks.update[tensor.first : last] = True
+        direction, factor = update
+        scratch = self._scratch_for(tensor.parameter)
+        for index, (start, stop) in enumerate(tensor.pieces, tensor.first):
+            square_into(self._slots[index][UPDATE], direction, start, stop, scratch)
+            if isinstance(factor, Tensor):
+                self._slots[index][UPDATE].mul_(factor * factor)
+            else:
+                self.marks.factor[index] = factor * factor
+
+    def _scratch_for(self, parameter: Tensor) -> Tensor:
+        dtype = torch.float64 if parameter.dtype in (torch.float64, torch.complex128) else torch.float32
+        key = parameter.device, dtype
+        if key not in self._scratch:
+            self._scratch[key] = torch.empty(CHUNK, dtype=dtype, device=parameter.device)
+        return self._scratch[key]
+
+    def results(self) -> list[Tensor]:
+        """The results of each device, (5, L), to be copied to the host."""
+        return list(self._results.values())
+
+    def rows(self, copies: Sequence[Float64]) -> Float64:
+        """Put the host copies of `results` together, each layer's column from the device it lies on: (5, L)."""
+        if len(copies) == 1:
+            return copies[0]
+        place = {device: index for index, device in enumerate(self._results)}
+        columns = [copies[place[device]][:, i] for i, device in enumerate(self._column_device)]
+        return np.stack(columns, axis=1) if columns else np.zeros((5, 0))
+
+    def repair(self) -> None:
+        """Look closer at each gradient whose sum of squares is not finite, while it is still there; synchronises."""
+        finite = {device: results[SQUARE].isfinite().tolist() for device, results in self._results.items()}
+        if all(map(all, finite.values())):
+            return
+        for tensor in self.inventory.tensors:
+            for index, (start, stop) in enumerate(tensor.pieces, tensor.first):
+                suspicious = self.marks.gradient[index] and not finite[tensor.parameter.device][index]
+                if suspicious and index not in self.marks.repaired:
+                    assert tensor.parameter.grad is not None
+                    numbers = flat(tensor.parameter.grad, tensor.axis)
+                    whole = len(tensor.pieces) == 1
+                    self.marks.repaired[index] = finite_gradient(numbers if whole else numbers[start:stop])
+
+
+def finite_gradient(numbers: Tensor) -> FiniteGradient:
+    """Count what is not finite in a vector, and measure the rest."""
+    finite = numbers[numbers.isfinite()].to(torch.float32 if numbers.dtype is not torch.float64 else torch.float64)
+    nonfinite = numbers.numel() - finite.numel()
+    if finite.numel() == 0:
+        return FiniteGradient(nonfinite, 0.0, 0.0, False)
+    return FiniteGradient(nonfinite, float(torch.dot(finite, finite)), float(finite.abs().max()), True)

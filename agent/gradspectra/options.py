@@ -1,0 +1,113 @@
+"""The arguments of watch, checked when it is called: each error names the value and says what would do."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gradspectra_core.alerts import SEVERITIES
+from torch import nn
+
+from gradspectra.inventory import Choice, choice_of
+
+DRIFTS = ("sampled", "exact", "off")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to measure. spectra: interval in steps, None for "auto", 0 for "off". parts: None for "auto"."""
+
+    every: int
+    budget: float | None
+    spectra: int | None
+    choose: Choice
+    batch_size: float | Callable[..., Any] | None
+    parts: int | None
+    scaler: Any
+    start_step: int | None
+    on_alert: Callable[[dict[str, Any]], None] | None
+    stop_on: str | None
+
+
+def options(
+    every: int,
+    budget: float | None,
+    spectra: str | int,
+    layers: str | Choice | None,
+    batch_size: float | Callable[..., Any] | None,
+    parts: str | int,
+    drift: str,
+    scaler: Any,
+    start_step: int | None,
+    on_alert: Callable[[dict[str, Any]], None] | None,
+    stop_on: str | None,
+) -> Options:
+    """Check the arguments of watch that say how to measure; raises TypeError or ValueError."""
+    if budget is not None and (not _is_real(budget) or not 0 < float(budget) <= 1):
+        raise ValueError(f"budget must be a share of the step time above 0 and at most 1, or None, got {budget!r}")
+    if drift not in DRIFTS:
+        raise ValueError(f"drift must be one of {', '.join(DRIFTS)}, got {drift!r}")
+    if stop_on is not None and stop_on not in SEVERITIES:
+        raise ValueError(f"stop_on must be None or one of {', '.join(SEVERITIES)}, got {stop_on!r}")
+    if on_alert is not None and not callable(on_alert):
+        raise TypeError(f"on_alert must be a function of one alert, got {on_alert!r}")
+    if not (batch_size is None or callable(batch_size)) and (not _is_real(batch_size) or not 0 < batch_size < math.inf):
+        raise ValueError(f"batch_size must be at least 1, or a callable on the model's inputs, got {batch_size!r}")
+    if scaler is not None and not callable(getattr(scaler, "get_scale", None)):
+        raise TypeError(f"scaler must have a method get_scale(), got {scaler!r}")
+    return Options(
+        every=_whole("every", every, 1),
+        budget=None if budget is None else float(budget),
+        spectra=_spectra(spectra),
+        choose=choice_of(layers),
+        batch_size=batch_size,
+        parts=None if parts == "auto" else _whole("parts", parts, 1, '"auto" or '),
+        scaler=scaler,
+        start_step=None if start_step is None else _whole("start_step", start_step, 0),
+        on_alert=on_alert,
+        stop_on=stop_on,
+    )
+
+
+def models_by_name(model: nn.Module | Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """The argument `model` as modules by name (prefix of their layers); raises TypeError or ValueError."""
+    models = {"": model} if isinstance(model, nn.Module) else model
+    if not isinstance(models, Mapping) or not all(isinstance(m, nn.Module) for m in models.values()):
+        raise TypeError(f"model must be a torch.nn.Module, or a mapping of names to modules, got {model!r:.80}")
+    if not models:
+        raise ValueError("model must name at least one module, got none")
+    return {str(name): module for name, module in models.items()}
+
+
+def optimizers_of(optimizer: Any) -> list[Any]:
+    """The argument `optimizer` as a list, wrappers of Accelerate and Lightning taken off; raises TypeError."""
+    given = [] if optimizer is None else list(optimizer) if isinstance(optimizer, Sequence) else [optimizer]
+    found = []
+    for entry in given:
+        while not hasattr(entry, "register_step_post_hook") and hasattr(entry, "optimizer"):
+            entry = entry.optimizer
+        if not hasattr(entry, "param_groups"):
+            raise TypeError(f"optimizer must be an optimizer, several of them, or None, got {entry!r:.80}")
+        found.append(entry)
+    return found
+
+
+def _spectra(spectra: Any) -> int | None:
+    if spectra == "auto":
+        return None
+    return 0 if spectra == "off" else _whole("spectra", spectra, 1, '"auto", "off" or ')
+
+
+def _whole(name: str, value: Any, least: int, also: str = "") -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be {also}a whole number, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be {also}at least {least}, got {value}")
+    return int(value)
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)

@@ -1,0 +1,217 @@
+"""Backward passes between two steps: how many there were, and the squared norm of what each brought to a layer.
+
+Both come from a hook that runs before the node which adds to `.grad`. A hook on the tensor would also run for
+autograd.grad, which brings nothing; this one does not, and runs once for tied weights.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
+
+from gradspectra.bundles import SMALL, squares
+from gradspectra.flat import OneThread, dot_into, flat
+from gradspectra.guard import Guard
+from gradspectra.inventory import WatchedTensor
+
+SENTINELS = 3
+"""Tensors whose nodes are hooked at every step to count backward passes: the first, the middle and the last."""
+
+
+HELD_BYTES = 1 << 20
+"""Gradients of a part that are held at most until they are measured together."""
+
+
+class Backward:
+    """Counts the backward passes since the last step."""
+
+    def __init__(self) -> None:
+        self.passes = 0
+        self._last = -1
+        self._nodes: list[Any] = []
+        self._handles: list[Any] = []
+
+    def follow(self, parameters: Sequence[Tensor], every: bool = False) -> None:
+        """Count by a few of these parameters, or by every one where the few have no part in the loss."""
+        self.stop()
+        count = len(parameters)
+        chosen = range(count) if every else sorted({0, count // 2, count - 1} & set(range(count)))
+        for index in chosen:
+            self._nodes.append(node_of(parameters[index]))
+            self._handles.append(self._nodes[-1].register_prehook(self._hook))
+
+    def stop(self) -> None:
+        """Take the hooks away."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._nodes.clear()
+
+    def _hook(self, _: Any) -> None:
+        self.saw()
+
+    def saw(self) -> int:
+        """A node of the pass that runs now was reached. Returns the number of the pass, from 1."""
+        task = torch._C._current_graph_task_id()
+        if task != self._last:
+            self._last = task
+            self.passes += 1
+        return self.passes
+
+
+class PartSquares:
+    """‖h_j‖² of the parts j of the steps it is armed for, per layer, on the device.
+
+    Measuring in every hook would be slow: between two hooks the training fills the caches with its own. What the first
+    part brings to an empty `.grad` is measured there, when the second begins; what a later part brings is held until
+    HELD_BYTES have come together. (A first part's gradient is not held: torch would copy it instead of taking it.)
+    """
+
+    def __init__(self, tensors: Sequence[WatchedTensor], layers: int, backward: Backward, guard: Guard) -> None:
+        self._tensors = tensors
+        self._layers = layers
+        self._backward = backward
+        self._guard = guard
+        self._nodes: list[Any] = []
+        self._handles: list[Any] = []
+        self._spare: list[_Row] = []
+        self._rows: list[_Row] = []
+        self._held: list[tuple[_Row, WatchedTensor, Tensor]] = []
+        self._held_bytes = 0
+        self._in_grad: list[WatchedTensor] = []
+        self._twice = False
+        self.seconds = 0.0
+        """What the hooks took of the backward passes since `clear`."""
+
+    def arm(self) -> None:
+        """Hook every tensor for the backward passes to come."""
+        if not self._nodes:
+            self._nodes = [node_of(tensor.parameter) for tensor in self._tensors]
+        self.clear()
+        for index, node in enumerate(self._nodes):
+            self._handles.append(node.register_prehook(self._hook(index)))
+
+    def disarm(self) -> None:
+        """Take the hooks away; what was measured stays until `clear`."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def clear(self) -> None:
+        """Forget the measured parts."""
+        self._spare.extend(self._rows)
+        self._rows = []
+        self._held.clear()
+        self._held_bytes = 0
+        self._in_grad.clear()
+        self._twice = False
+        self.seconds = 0.0
+
+    @property
+    def armed(self) -> bool:
+        """Whether parts are being measured."""
+        return bool(self._handles)
+
+    def _hook(self, index: int) -> Callable[[Any], None]:
+        def prehook(gradients: Sequence[Tensor | None]) -> None:
+            began = time.perf_counter()
+            part = self._backward.saw()
+            if gradients[0] is not None:
+                self._guard.run("parts", self._arrives, index, part, gradients[0])
+            self.seconds += time.perf_counter() - began
+
+        return prehook
+
+    def _arrives(self, index: int, part: int, gradient: Tensor) -> None:
+        """A part's gradient is about to be added to a tensor's `.grad`."""
+        if part > len(self._rows):
+            self._begin(part)
+        row, tensor = self._rows[part - 1], self._tensors[index]
+        self._twice |= row.reached[index]
+        row.reached[index] = True
+        if part == 1 and tensor.parameter.grad is None:
+            self._in_grad.append(tensor)
+            return
+        self._held.append((row, tensor, gradient))
+        self._held_bytes += gradient.numel() * gradient.element_size()
+        if self._held_bytes > HELD_BYTES:
+            self._measure()
+
+    def _begin(self, part: int) -> None:
+        """Nothing of this part has been added yet: `.grad` is what the first brought."""
+        if self._in_grad:
+            first = self._rows[0]
+            self._held += [(first, t, t.parameter.grad) for t in self._in_grad if t.parameter.grad is not None]
+            self._in_grad.clear()
+            self._measure()
+        while len(self._rows) < part:
+            row = self._spare.pop() if self._spare else _Row(self._layers, len(self._tensors))
+            row.clear()
+            self._rows.append(row)
+
+    def _measure(self) -> None:
+        """Measure the gradients that are held, and let them go."""
+        alike: dict[tuple[Any, ...], list[tuple[WatchedTensor, Tensor]]] = {}
+        with torch.no_grad(), OneThread():
+            for row, tensor, gradient in self._held:
+                size = gradient.numel()
+                if size <= SMALL and gradient.dtype is torch.float32 and len(tensor.pieces) == 1:
+                    alike.setdefault((size, row, gradient.device), []).append((tensor, gradient))
+                    continue
+                numbers = flat(gradient, tensor.axis)
+                slots = row.slots(gradient.device)
+                whole = len(tensor.pieces) == 1
+                for place, (start, stop) in enumerate(tensor.pieces, tensor.first):
+                    piece = numbers if whole else numbers[start:stop]
+                    dot_into(slots[place], piece, piece)
+            for (_, row, device), pairs in alike.items():
+                row.slots(device)
+                columns = torch.tensor([tensor.first for tensor, _ in pairs], device=device)
+                row.results[device].index_copy_(0, columns, squares([gradient for _, gradient in pairs]))
+        self._held.clear()
+        self._held_bytes = 0
+
+    def sums(self) -> list[Tensor] | None:
+        """Σ_j ‖h_j‖² per layer, (L,) for each device; None where no part was measured, or a tensor came twice in one.
+
+        (It does under reentrant checkpointing, where h_j is never there as a whole.)
+        """
+        self._measure()
+        if len(self._rows) < 2 or self._twice:
+            return None
+        devices = {device for row in self._rows for device in row.results}
+        return [
+            torch.stack([row.results[device] for row in self._rows if device in row.results]).sum(0)
+            for device in devices
+        ]
+
+
+class _Row:
+    """Results of one part."""
+
+    def __init__(self, layers: int, tensors: int) -> None:
+        self._layers = layers
+        self.results: dict[torch.device, Tensor] = {}
+        self._slots: dict[torch.device, tuple[Tensor, ...]] = {}
+        self.reached = [False] * tensors
+
+    def clear(self) -> None:
+        for results in self.results.values():
+            results.zero_()
+        self.reached = [False] * len(self.reached)
+
+    def slots(self, device: torch.device) -> tuple[Tensor, ...]:
+        if device not in self._slots:
+            self.results[device] = torch.zeros(self._layers, device=device)
+            self._slots[device] = self.results[device].unbind(0)
+        return self._slots[device]
+
+
+def node_of(parameter: Tensor) -> Any:
+    """The node that adds to the parameter's `.grad`; it must be kept alive for its hooks to stay."""
+    return get_gradient_edge(parameter).node

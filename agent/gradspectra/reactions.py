@@ -1,0 +1,58 @@
+"""What happens in the training thread when an alert opens: the user's callback, and the end of the run if asked for."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from gradspectra_core.alerts import SEVERITIES
+
+from gradspectra.errors import InstabilityError
+
+Alert = dict[str, Any]
+
+
+class Reactions:
+    """Collects alerts from the local rules and from the server, and acts on each once: when it opens or gets worse.
+
+    on_alert: the user's function of one alert. stop_on: the severity from which on the run is stopped.
+    """
+
+    def __init__(self, on_alert: Callable[[Alert], None] | None, stop_on: str | None) -> None:
+        self._on_alert = on_alert
+        self._stop_on = stop_on
+        self._inbox: deque[Alert] = deque()
+        self._seen: dict[tuple[Any, ...], int] = {}
+
+    def tell(self, alerts: Iterable[Alert]) -> None:
+        """Take alerts, from any thread."""
+        self._inbox.extend(alerts)
+
+    def react(self) -> None:
+        """Call the user's function for each new alert; raises InstabilityError where stop_on says so."""
+        while self._inbox:
+            alert = self._inbox.popleft()
+            if not self._worse(alert):
+                continue
+            if self._on_alert is not None:
+                self._on_alert(alert)
+            if self._stop_on is not None and _rank(alert) >= SEVERITIES.index(self._stop_on):
+                text = alert.get("message") or alert.get("rule")
+                raise InstabilityError(f"step {alert.get('opened_step')}: {text}", [alert])
+
+    def _worse(self, alert: Alert) -> bool:
+        """Whether the alert is open and new, or more severe than when it was seen last."""
+        if alert.get("state", "open") != "open":
+            return False
+        identity = alert.get("rule"), alert.get("opened_step"), alert.get("first_layer")
+        rank = _rank(alert)
+        if self._seen.get(identity, -1) >= rank:
+            return False
+        self._seen[identity] = rank
+        return True
+
+
+def _rank(alert: Alert) -> int:
+    severity = alert.get("severity")
+    return SEVERITIES.index(severity) if severity in SEVERITIES else 0

@@ -1,0 +1,176 @@
+"""Checks what users hand to the Recorder, and brings it into the form of a record."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from gradspectra_core.identity import matrix_shape
+from gradspectra_core.layers import Layer, LayerTable
+from gradspectra_core.limits import DEFAULT_LIMITS
+from gradspectra_core.records import SPECTRUM_OF
+from gradspectra_core.roles import depth_of, role_of
+from gradspectra_core.spectrum import aggregates, drawn_indices
+from gradspectra_core.statistics import SCALARS, STATISTICS
+from numpy.typing import NDArray
+
+from gradspectra.record import SpectrumRecord, StepRecord
+
+Spectra = Mapping[str | tuple[str, str], Any]
+"""Layer name, or (layer name, "gradient" | "weight" | "update") → matrix or singular values."""
+
+COUNTS = frozenset(name for name, entry in SCALARS.items() if entry.dtype == "int64")
+"""Scalars that are whole numbers; all others are float64."""
+COUNT_STATISTICS = frozenset(name for name, entry in STATISTICS.items() if entry.dtype == "int64")
+"""Layer statistics that are whole numbers; all others are float32."""
+RENAMED = {"lr": "learning_rate"}
+MAX_INT64 = (1 << 63) - 1
+
+
+def layer_table(layers: Sequence[str | tuple[str, Sequence[int]] | Layer]) -> LayerTable:
+    """Build the table of a recorder's layers. Raises TypeError or ValueError that names the entry."""
+    if isinstance(layers, str):
+        raise TypeError(f"layers must be a list of names, got the string {layers!r}")
+    if len(layers) > DEFAULT_LIMITS.max_layers:
+        raise ValueError(f"layers must be at most {DEFAULT_LIMITS.max_layers}, got {len(layers)}")
+    return LayerTable.of(_layer(entry) for entry in layers)
+
+
+def _layer(entry: object) -> Layer:
+    if isinstance(entry, Layer):
+        return entry
+    name, shape = entry if isinstance(entry, tuple) and len(entry) == 2 else (entry, ())
+    if not isinstance(name, str) or not name or not name.isprintable() or len(name) > DEFAULT_LIMITS.max_name:
+        raise ValueError(f"a layer must be a printable name, or (name, shape), got {entry!r:.100}")
+    try:
+        extents = tuple(operator.index(extent) for extent in shape)
+    except TypeError:
+        raise ValueError(f"the shape of layer {name!r} must be whole numbers, got {shape!r:.100}") from None
+    return Layer(name, role_of(name, extents), depth_of(name), extents)
+
+
+def checked_step(step: object, last: int) -> int:
+    """Return step as an int; raises unless it is a whole number above the last one."""
+    try:
+        number = operator.index(step)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"step must be a whole number, got {step!r:.100}") from None
+    if number < 1:
+        raise ValueError(f"step must be at least 1 (steps count from 1), got {number}")
+    if number <= last:
+        raise ValueError(f"step must be above the last recorded step {last}, got {number}; start a new run to go back")
+    return number
+
+
+def checked_time(time: float) -> float:
+    """Return time; raises ValueError unless it is finite."""
+    seconds = float(time)
+    if not math.isfinite(seconds):
+        raise ValueError(f"time must be seconds since 1970, got {seconds}")
+    return seconds
+
+
+def scalars_and_counts(scalars: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, int]]:
+    """Sort the keywords of `record` into float64 numbers and whole numbers; None is left out."""
+    numbers: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    for given, value in scalars.items():
+        name = RENAMED.get(given, given)
+        if value is None:
+            continue
+        if not name or not name.isprintable() or len(name) > DEFAULT_LIMITS.max_name:
+            raise ValueError(f"the name of a scalar must be printable and at most 512 characters, got {name!r:.100}")
+        try:
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
+            raise TypeError(f"{given} must be one number, got {value!r:.100}") from None
+        if name not in COUNTS:
+            numbers[name] = number
+        elif not number.is_integer() or not 0 <= int(value) <= MAX_INT64:
+            raise ValueError(f"{given} must be a whole number of at least 0, got {value!r:.100}")
+        else:
+            counts[name] = int(value)
+    if len(numbers) > DEFAULT_LIMITS.max_scalars:
+        raise ValueError(f"a step must have at most {DEFAULT_LIMITS.max_scalars} scalars, got {len(numbers)}")
+    return numbers, counts
+
+
+def layer_numbers(record: StepRecord, table: LayerTable | None, layers: Mapping[str, Any]) -> None:
+    """Put statistic → (L,) numbers into the record. None entries, or masked ones, are absent."""
+    if table is None:
+        raise ValueError("layers needs the recorder to know its layers: Recorder(..., layers=[names])")
+    floats: dict[str, NDArray[Any]] = {}
+    integers: dict[str, NDArray[Any]] = {}
+    for name, values in layers.items():
+        if not isinstance(name, str) or not name or not name.isprintable() or len(name) > DEFAULT_LIMITS.max_name:
+            raise ValueError(f"the name of a statistic must be printable text, got {name!r:.100}")
+        array = np.asarray(values)
+        if array.dtype == object:
+            array = _with_missing(name, array)
+        if array.dtype.kind not in "fiub":
+            raise TypeError(f"layers[{name!r}] must be numbers, got an array of {array.dtype}")
+        if array.shape != (len(table),):
+            raise ValueError(f"layers[{name!r}] must have shape ({len(table)},), one per layer, got {array.shape}")
+        (integers if name in COUNT_STATISTICS else floats)[name] = array
+    record.table = table
+    if floats:
+        record.statistics = tuple(floats)
+        with np.errstate(over="ignore"):
+            record.values = np.stack([np.ma.getdata(array) for array in floats.values()]).astype(np.float32)
+        record.present = _present(floats)
+    if integers:
+        record.count_statistics = tuple(integers)
+        record.counts_values = np.stack([np.ma.getdata(array) for array in integers.values()]).astype(np.int64)
+        record.counts_present = _present(integers)
+
+
+def _with_missing(name: str, array: NDArray[Any]) -> NDArray[Any]:
+    """Turn a list with None in it into a masked array."""
+    missing = np.array([item is None for item in array.ravel()], np.bool_).reshape(array.shape)
+    try:
+        return np.ma.array(np.where(missing, 0.0, array).astype(np.float64), mask=missing)
+    except (TypeError, ValueError):
+        raise TypeError(f"layers[{name!r}] must be numbers or None") from None
+
+
+def _present(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
+    return np.stack([~np.ma.getmaskarray(array) for array in arrays.values()])
+
+
+def spectra_of(table: LayerTable | None, spectra: Spectra) -> list[SpectrumRecord]:
+    """Return the spectra of matrices (exact singular value decomposition) or of given singular values."""
+    if table is None:
+        raise ValueError("spectra needs the recorder to know its layers: Recorder(..., layers=[names])")
+    return [_spectrum(table, key, values) for key, values in spectra.items()]
+
+
+def _spectrum(table: LayerTable, key: str | tuple[str, str], values: object) -> SpectrumRecord:
+    name, of = key if isinstance(key, tuple) else (key, "gradient")
+    if name not in table.names:
+        raise ValueError(f"spectra names {name!r}, which is not among the recorder's layers")
+    if of not in SPECTRUM_OF:
+        raise ValueError(f"a spectrum must be of {', '.join(SPECTRUM_OF)}, got {of!r}")
+    layer = table.names.index(name)
+    array = np.asarray(values, np.float64)
+    if array.ndim not in (1, 2) or not array.size:
+        raise ValueError(f"spectra[{name!r}] must be a matrix or its singular values, got shape {array.shape}")
+    if array.ndim == 2:
+        rows, columns = array.shape
+        finite = np.isfinite(array).all()
+        sigma = np.linalg.svd(array, compute_uv=False) if finite else np.full(min(rows, columns), np.nan)
+    else:
+        rows, columns = _matrix(table.layers[layer], len(array))
+        if (array < 0).any():
+            raise ValueError(f"spectra[{name!r}] must not be negative, got {array.min()}")
+        sigma = np.sort(array)[::-1]
+    drawn = drawn_indices(len(sigma))
+    return SpectrumRecord(layer, of, "exact", rows, columns, aggregates(sigma), drawn, sigma[drawn].astype(np.float32))
+
+
+def _matrix(layer: Layer, length: int) -> tuple[int, int]:
+    """Rows and columns of the layer's matrix; a square one where its shape is unknown or does not fit."""
+    shape = matrix_shape(layer)
+    return shape if shape is not None and min(shape) >= length else (length, length)

@@ -1,0 +1,121 @@
+"""What the user logs within one step, and what comes out of it: averages, sums, or the last number."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from gradspectra_core.limits import DEFAULT_LIMITS
+from torch import Tensor
+
+Number = float | Tensor
+"""A number on the host, or a copy of one on its device that is read with the step's statistics."""
+
+log = logging.getLogger("gradspectra")
+
+SUMMED = ("tokens", "examples")
+RESERVED = frozenset(("parts", "skipped", "cadence_layers", "cadence_spectra"))
+
+
+def as_number(value: Any) -> Number | None:
+    """Take over one logged value without waiting for its device; None where it is no single number."""
+    if type(value) in (float, int):
+        return float(value)
+    if isinstance(value, Tensor):
+        if value.numel() != 1 or value.is_complex():
+            return None
+        value = value.detach()
+        return float(value.item()) if value.device.type == "cpu" else value.reshape(()).clone()
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+class StepLog:
+    """The logged numbers of one step. Losses are averaged by tokens, else by examples; the last counts of others."""
+
+    def __init__(self) -> None:
+        self.losses: list[tuple[Number, dict[str, Number]]] = []
+        self.sums: dict[str, list[Number]] = {}
+        self.last: dict[str, Number] = {}
+
+    def add(self, values: Mapping[str, Number]) -> None:
+        """Add one call of log."""
+        weights = {name: values[name] for name in SUMMED if name in values}
+        for name, value in values.items():
+            if name == "loss":
+                self.losses.append((value, weights))
+            elif name in SUMMED:
+                self.sums.setdefault(name, []).append(value)
+            else:
+                self.last[name] = value
+
+    def merge(self, other: StepLog) -> None:
+        """Add what another log of the same step holds."""
+        self.losses += other.losses
+        for name, values in other.sums.items():
+            self.sums.setdefault(name, []).extend(values)
+        self.last.update(other.last)
+
+    def tensors(self) -> list[Tensor]:
+        """The numbers that still lie on a device."""
+        return [number for number in self._numbers() if isinstance(number, Tensor)]
+
+    def _numbers(self) -> list[Number]:
+        weights = [weight for _, named in self.losses for weight in named.values()]
+        summed = [number for numbers in self.sums.values() for number in numbers]
+        return [*(loss for loss, _ in self.losses), *weights, *summed, *self.last.values()]
+
+    def resolve(self, read: Callable[[Number], float]) -> tuple[dict[str, float], dict[str, int]]:
+        """Scalars and counts by name. read: gives the value of a number, also of one of `tensors`."""
+        scalars = {name: read(number) for name, number in self.last.items()}
+        counts: dict[str, int] = {}
+        for name, numbers in self.sums.items():
+            total = math.fsum(read(number) for number in numbers)
+            if math.isfinite(total) and total >= 0:
+                counts[name] = round(total)
+        if self.losses:
+            scalars["loss"] = self._loss(
+                [(read(loss), {k: read(w) for k, w in named.items()}) for loss, named in self.losses]
+            )
+        return scalars, counts
+
+    @staticmethod
+    def _loss(losses: Sequence[tuple[float, Mapping[str, float]]]) -> float:
+        for name in SUMMED:
+            if all(name in weights for _, weights in losses):
+                total = sum(weights[name] for _, weights in losses)
+                if 0 < total < math.inf:
+                    return sum(loss * weights[name] for loss, weights in losses) / total
+        return sum(loss for loss, _ in losses) / len(losses)
+
+
+def accept(values: Mapping[str, Any], complained: set[str]) -> dict[str, Number]:
+    """The values of one call of log that are single numbers under names that can be sent; warns once per bad name."""
+    good: dict[str, Number] = {}
+    for name, value in values.items():
+        number = None if name in RESERVED or len(name) > DEFAULT_LIMITS.max_name else as_number(value)
+        if number is not None:
+            good[name] = number
+        elif name not in complained and len(complained) < 100:
+            complained.add(name)
+            log.warning("gradspectra: log(%.60s=...) is not recorded: it takes single numbers, got %.80r", name, value)
+    return good
+
+
+def rates(optimizers: Sequence[Any], index: int) -> dict[str, Number]:
+    """Learning rates of one of the optimizers: of the very first group, and of each by name where there are several."""
+    found: dict[str, Number] = {}
+    groups = [(number, group) for number, optimizer in enumerate(optimizers) for group in optimizer.param_groups]
+    for place, (number, group) in enumerate(groups):
+        rate = as_number(group.get("lr")) if number == index else None
+        if rate is None:
+            continue
+        if place == 0:
+            found["learning_rate"] = rate
+        if len(groups) > 1:
+            found[f"learning_rate/{group.get('name', place)}"] = rate
+    return found

@@ -1,0 +1,226 @@
+"""Brings the spool of one session to the server: makes the run, sends in order, waits and goes back as it is told."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gradspectra_core.wire import CONTENT_TYPE, decode_batch, encode_batch
+
+from gradspectra.errors import ServerAway, ServerRefused
+from gradspectra.frames import Frame
+from gradspectra.http_client import Answer, HttpClient
+from gradspectra.run_request import RunRequest
+from gradspectra.shedding import without_steps
+from gradspectra.spool import Spool
+
+logger = logging.getLogger("gradspectra")
+
+FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
+REFUSED_WAIT = 60.0
+"""Seconds to wait where waiting alone will hardly help: a wrong token, a run that is gone."""
+BUSY_BEFORE_WARNING = 3
+KEEP_REFUSED = 20
+_BATCH_AT_FAULT = (400, 413, 415, 422)
+
+OnAnswer = Callable[[dict[str, Any]], None]
+Idle = Callable[[], None]
+
+
+class _Later(Exception):
+    """The server asks to come again. seconds: after how long, None where it does not say."""
+
+    def __init__(self, reason: str, seconds: float | None) -> None:
+        super().__init__(reason)
+        self.seconds = seconds
+
+
+class Sender:
+    """One session on its way to the server. `advance` does the next thing that is due; nothing here sleeps.
+
+    on_answer gets each answer to records and heartbeats. refused_folder: where batches that the server refuses are
+    kept with the reason, None to forget them. kept: what becomes of the records meanwhile, for the one warning that
+    is given. anew: write the session into batches that carry one already.
+    """
+
+    def __init__(
+        self,
+        http: HttpClient,
+        spool: Spool,
+        request: RunRequest,
+        on_answer: OnAnswer,
+        refused_folder: Path | None = None,
+        kept: str = "the records are kept",
+        anew: bool = False,
+    ) -> None:
+        self.http = http
+        self.spool = spool
+        self.run: dict[str, Any] | None = None
+        self.next_try = 0.0
+        self.last_error: str | None = None
+        self.refused = 0
+        self.sent = 0
+        self._request = request
+        self._on_answer = on_answer
+        self._refused_folder = refused_folder
+        self._kept = kept
+        self._anew = anew
+        self._random = random.Random()
+        self._warned: set[str] = set()
+        self._failures = 0
+        self._gaps_back = 0
+        self._replacement: tuple[int, bytes, bool] | None = None
+
+    def advance(self, while_waiting: Idle | None = None) -> bool:
+        """Make the run or send one batch, if one waits and it is time; True if something was achieved."""
+        if time.monotonic() < self.next_try:
+            return False
+        try:
+            if self.run is None:
+                self._make_run(while_waiting)
+            else:
+                found = self.spool.peek(self._anew)
+                if found is None:
+                    return False
+                self._send(self.run["id"], *found, while_waiting)
+        except ServerAway as error:
+            self._wait("away", str(error), None)
+        except _Later as error:
+            self._wait("busy", str(error), error.seconds)
+        except ServerRefused as error:
+            self._wait("refused", str(error), REFUSED_WAIT)
+        else:
+            self._reached()
+            return True
+        return False
+
+    def heartbeat(self, overhead: float, step: int, while_waiting: Idle | None = None) -> None:
+        """Say that the session lives; a failure is only remembered."""
+        if self.run is None or time.monotonic() < self.next_try:
+            return
+        members = {"session": self.run["session"], "overhead": overhead, "step": step}
+        try:
+            path = f"/runs/{self.run['id']}/heartbeat"
+            self._on_answer(self.http.call("POST", path, members, while_waiting) or {})
+        except (ServerAway, ServerRefused) as error:
+            self.last_error = str(error)
+
+    def finish(self, state: str) -> bool:
+        """Tell the server how the run ended; False if it could not be told."""
+        if self.run is None:
+            return False
+        try:
+            self.http.call("POST", f"/runs/{self.run['id']}/finish", {"session": self.run["session"], "state": state})
+        except (ServerAway, ServerRefused) as error:
+            self.last_error = str(error)
+            return False
+        return True
+
+    def retry_now(self) -> None:
+        """Forget a wait that is going on."""
+        self.next_try = 0.0
+
+    def _make_run(self, while_waiting: Idle | None) -> None:
+        body = json.dumps(self._request.to_json()).encode()
+        answer = self.http.request("POST", "/runs", body, while_waiting=while_waiting)
+        if answer.status not in (200, 201):
+            raise _trouble(answer)
+        run = answer.json()
+        try:
+            known: dict[str, Any] = {
+                "id": str(run["id"]),
+                "session": str(run["session"]),
+                "attempt": int(run["attempt"]),
+            }
+            expected = int(run["next_sequence"])
+        except (KeyError, TypeError, ValueError):
+            raise ServerAway(f"{self.http.server} did not answer like a gradspectra server") from None
+        self.run = {**run, **known}
+        self.spool.set_session(known["session"])
+        if expected > 1:
+            self.spool.acknowledge(expected - 1)
+
+    def _send(self, run: str, frame: Frame, payload: bytes, while_waiting: Idle | None) -> None:
+        if self._replacement is not None and self._replacement[0] == frame.sequence:
+            payload = self._replacement[1]
+        answer = self.http.request("POST", f"/runs/{run}/records", payload, CONTENT_TYPE, while_waiting)
+        if answer.status == 200:
+            self._stored(frame, answer)
+        elif answer.status == 409:
+            self._go_back(run, answer)
+        elif answer.status in _BATCH_AT_FAULT:
+            self._set_aside(frame, payload, answer.problem())
+        else:
+            raise _trouble(answer)
+
+    def _stored(self, frame: Frame, answer: Answer) -> None:
+        members = answer.json()
+        self.spool.acknowledge(frame.sequence)
+        self.sent += 1
+        self._gaps_back = 0
+        self._on_answer(members)
+
+    def _go_back(self, run: str, answer: Answer) -> None:
+        """The server expects another number: go there in the spool. Raises ServerRefused if that does not help."""
+        problem = answer.problem()
+        expected = problem.members.get("expected")
+        self._gaps_back += 1
+        if not isinstance(expected, int) or expected < 1 or self._gaps_back > 3:
+            raise problem
+        stored_through = int((self.http.call("GET", f"/runs/{run}") or {}).get("last_step") or 0)
+        self.spool.go_to(expected, stored_through)
+
+    def _set_aside(self, frame: Frame, payload: bytes, problem: ServerRefused) -> None:
+        """Keep a batch that the server refuses, and send a gap with its number instead, with its layer table."""
+        if self._replacement is None or self._replacement[0] != frame.sequence:
+            self.refused += 1
+            logger.warning("gradspectra: steps %d to %d were refused: %s", frame.first_step, frame.last_step, problem)
+            self._keep_refused(frame, payload, problem)
+            gap = without_steps(decode_batch(payload), f"refused by the server: {problem.detail or problem.title}")
+        elif self._replacement[2]:
+            gap = replace(decode_batch(payload), layer_table=None)
+        else:
+            raise problem
+        self._replacement = (frame.sequence, encode_batch(gap), gap.layer_table is not None)
+
+    def _keep_refused(self, frame: Frame, payload: bytes, problem: ServerRefused) -> None:
+        folder = self._refused_folder
+        if folder is None or self.refused > KEEP_REFUSED:
+            return
+        with suppress(OSError):
+            folder.mkdir(exist_ok=True)
+            (folder / f"{frame.sequence}.batch").write_bytes(payload)
+            (folder / f"{frame.sequence}.json").write_text(json.dumps(problem.members, indent=2))
+
+    def _reached(self) -> None:
+        if self._failures:
+            logger.info("gradspectra: %s answers again", self.http.server)
+        self._failures = 0
+        self.last_error = None
+
+    def _wait(self, kind: str, reason: str, seconds: float | None) -> None:
+        """Try again after `seconds`, or after a wait that doubles with each failure, at random up to a half shorter."""
+        self.last_error = reason
+        if seconds is None:
+            longest = min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(self._failures, 10))
+            seconds = longest * self._random.uniform(0.5, 1.0)
+        self._failures += 1
+        self.next_try = time.monotonic() + seconds
+        if kind not in self._warned and (kind != "busy" or self._failures >= BUSY_BEFORE_WARNING):
+            self._warned.add(kind)
+            logger.warning("gradspectra: %s; %s", reason, self._kept)
+
+
+def _trouble(answer: Answer) -> Exception:
+    """Return the error of an answer that is neither good nor the fault of a batch."""
+    problem = answer.problem()
+    if answer.status in (408, 425, 429) or answer.status >= 500:
+        return _Later(str(problem), answer.retry_after)
+    return problem

@@ -1,0 +1,164 @@
+"""The second tier: singular values of one layer's gradient at a time, staggered over layers and steps.
+
+Eigenvalues of the smaller Gram matrix in float64: twice as fast as a float32 SVD and exact to 1e-8 of the largest
+singular value, below which they cannot be told from 0.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from gradspectra_core.identity import matrix_shape
+from gradspectra_core.records import Float64
+from gradspectra_core.spectrum import aggregates, drawn_indices
+from torch import Tensor
+
+from gradspectra.budget import Budget
+from gradspectra.flat import flat
+from gradspectra.inventory import Inventory, WatchedTensor
+from gradspectra.record import SpectrumRecord
+
+METHOD = "gram-float64"
+SHORTEST_INTERVAL = 20
+"""Steps between two spectra of a layer that spectra="auto" keeps at least, however cheap they are."""
+INTERVAL_AT_ANY_COST = 100
+"""Steps between two spectra of a layer with spectra="auto" and no budget."""
+LOST_BELOW = 1e-8
+
+
+@dataclass(slots=True)
+class Candidate:
+    """A layer that has a spectrum. rows, columns: its matrix; first: rows of its piece as it lies in memory."""
+
+    layer: int
+    tensor: WatchedTensor
+    piece: tuple[int, int]
+    rows: int
+    columns: int
+    first: int
+    expected: float
+    taken: int = -1
+
+
+def singular_values(matrix: Tensor) -> Float64:
+    """All singular values of a real matrix, the largest first: (min(rows, columns),) float64; NaN if one is not finite.
+
+    matrix: (rows, columns), any floating dtype and device. Values below 1e-8 of the largest are not resolved.
+    """
+    wide = matrix.double()
+    wide = wide if wide.shape[0] <= wide.shape[1] else wide.t()
+    gram = (wide @ wide.t()).cpu()
+    if not bool(torch.isfinite(gram.diagonal().sum())):
+        return np.full(gram.shape[0], np.nan)
+    values: Float64 = torch.linalg.eigvalsh(gram).clamp_(min=0).sqrt_().flip(0).numpy()
+    return values
+
+
+class Spectra:
+    """Takes the layers' spectra in turn.
+
+    interval: steps between two spectra of one layer; None lets the budget decide.
+    """
+
+    def __init__(self, inventory: Inventory, interval: int | None, budget: Budget) -> None:
+        self._budget = budget
+        self._fixed = interval
+        if interval is None and budget.share is None:
+            self._fixed = INTERVAL_AT_ANY_COST
+        self._speed = 1.0
+        self.candidates: list[Candidate] = []
+        self.too_large: dict[str, float] = {}
+        self.without: list[str] = []
+        self._next = 0
+        for tensor in inventory.tensors:
+            for index, piece in enumerate(tensor.pieces, tensor.first):
+                layer = inventory.table.layers[index]
+                shape = matrix_shape(layer)
+                if shape is None or min(shape) < 2 or tensor.parameter.is_complex():
+                    continue
+                if shape[0] * shape[1] != piece[1] - piece[0]:
+                    self.without.append(layer.name)
+                    continue
+                first = layer.shape[tensor.axis]
+                self.candidates.append(Candidate(index, tensor, piece, *shape, first, expected_seconds(*shape)))
+        self._names = inventory.table.names
+        self._plan()
+
+    def due(self, step: int) -> list[Candidate]:
+        """The layers whose spectra are to be taken at this step; with "auto" at most one, if the budget pays for it."""
+        count = len(self.candidates)
+        if not count:
+            return []
+        if self._fixed is not None:
+            return [c for i, c in enumerate(self.candidates) if (step + i * self._fixed // count) % self._fixed == 0]
+        for _ in range(count):
+            candidate = self.candidates[self._next]
+            cost = candidate.expected * self._speed
+            if self._budget.too_large(cost):
+                self.too_large[self._names[candidate.layer]] = cost
+                self._next = (self._next + 1) % count
+                continue
+            early = candidate.taken >= 0 and step - candidate.taken < SHORTEST_INTERVAL
+            if early or not self._budget.pays(cost):
+                return []
+            self._next = (self._next + 1) % count
+            return [candidate]
+        return []
+
+    def interval(self) -> int | None:
+        """Steps between two spectra of a layer as they come at present; None before they have come twice."""
+        if self._fixed is not None:
+            return self._fixed
+        return self._lap if self._lap > 0 else None
+
+    _lap = 0
+
+    def take(self, candidate: Candidate, step: int) -> SpectrumRecord | None:
+        """Measure the spectrum of a layer's gradient as it is now.
+
+        None where there is no gradient, or one that is not finite or all zero.
+        """
+        began = time.perf_counter()
+        if candidate.taken >= 0:
+            self._lap = step - candidate.taken
+        candidate.taken = step
+        gradient = candidate.tensor.parameter.grad
+        if gradient is None or gradient.is_sparse:
+            return None
+        start, stop = candidate.piece
+        vector = flat(gradient, candidate.tensor.axis)[start:stop]
+        values = singular_values(vector.view(candidate.first, -1))
+        self._learn(candidate, time.perf_counter() - began)
+        if not np.isfinite(values[0]) or values[0] == 0:
+            return None
+        index = drawn_indices(len(values))
+        return SpectrumRecord(
+            candidate.layer,
+            "gradient",
+            METHOD,
+            candidate.rows,
+            candidate.columns,
+            aggregates(values),
+            index,
+            values[index].astype(np.float32),
+        )
+
+    def _learn(self, candidate: Candidate, seconds: float) -> None:
+        """Expect of this layer what it cost, and of the rest in proportion; one slow time does not say much."""
+        ratio = seconds / max(candidate.expected * self._speed, 1e-9)
+        candidate.expected *= min(max(ratio, 0.7), 1.5) ** 0.5
+        self._speed *= min(max(ratio, 0.7), 1.5) ** 0.1
+        self._plan()
+
+    def _plan(self) -> None:
+        """Tell the budget what taking every spectrum once will cost."""
+        self._budget.lap_seconds = self._speed * sum(candidate.expected for candidate in self.candidates)
+
+
+def expected_seconds(rows: int, columns: int) -> float:
+    """A first guess of what a spectrum costs on a few cores, until it was seen."""
+    small, large = sorted((rows, columns))
+    return 2e-4 + 2 * small**2 * large / 4e10 + small**3 / 4e9

@@ -1,0 +1,178 @@
+"""One optimizer step while it is open, and the record it becomes once its numbers are on the host."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+
+import numpy as np
+from gradspectra_core.noise import weight_sums
+from gradspectra_core.records import Float64
+from torch import Tensor
+
+from gradspectra.clipping import StepClips
+from gradspectra.layer_rows import LayerRows, layer_rows
+from gradspectra.measure import COUNT_STATISTICS, STATISTICS, FirstTier, LayerMarks
+from gradspectra.readout import Readout
+from gradspectra.record import SpectrumRecord, StepRecord
+from gradspectra.scalars import Number, StepLog
+
+DISAGREEMENT = 0.01
+"""Layer norms must give the total norm within this, or clipping was not seen as it was."""
+
+
+@dataclass(slots=True)
+class OpenStep:
+    """What is known of step `number` so far.
+
+    due: its layer numbers are to be measured; measured: they were. scale: of the loss; found_inf: not 0 where a
+    fused optimizer skipped. examples: of each part, where batch_size gave them. own: seconds the agent took, of
+    which for layers and spectra.
+    """
+
+    number: int
+    due: bool
+    log: StepLog = field(default_factory=StepLog)
+    clips: StepClips = field(default_factory=StepClips)
+    own: float = 0.0
+    layers_cost: float = 0.0
+    spectra_cost: float = 0.0
+    seconds: float | None = None
+    measured: bool = False
+    skipped: bool = False
+    found_inf: Tensor | None = None
+    scale: Number | None = None
+    parts: int = 0
+    examples: list[float] = field(default_factory=list)
+    spectra: list[SpectrumRecord] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+class ClosedStep:
+    """A step that has ended. Its log may still grow until `record` is asked for."""
+
+    def __init__(self, step: OpenStep, tier: FirstTier, part_sums: list[Tensor] | None) -> None:
+        self.step = step
+        self.disagreement: float | None = None
+        self._time = time.time()
+        self._tier = tier
+        self._marks: LayerMarks | None = tier.finish() if step.measured else None
+        self._results = tier.results() if step.measured else []
+        self._part_sums = part_sums
+        self._needed = step.clips.needed(tier.inventory)
+        flags = [value for value in (step.found_inf, step.scale) if isinstance(value, Tensor)]
+        singles = [*step.log.tensors(), *step.clips.totals(), *flags]
+        self._readouts = [Readout([*self._results, *(part_sums or []), *singles])]
+
+    def add(self, values: dict[str, Number]) -> None:
+        """Add a late call of log."""
+        self.step.log.add(values)
+        tensors = [value for value in values.values() if isinstance(value, Tensor)]
+        if tensors:
+            self._readouts.append(Readout(tensors))
+
+    def ready(self) -> bool:
+        """Whether all numbers have arrived on the host."""
+        return all(readout.ready() for readout in self._readouts)
+
+    def record(self) -> StepRecord:
+        """Make the record; waits for what has not arrived."""
+        self._host = {key: array for readout in self._readouts for key, array in readout.arrays().items()}
+        step = self.step
+        scalars, counts = step.log.resolve(self._read)
+        totals = [self._read(total) for total in step.clips.totals()]
+        self._describe(scalars, counts, totals)
+        record = StepRecord(step.number, self._time, scalars, counts)
+        norm = step.clips.grad_norm(totals, self._needed)
+        foreign = scalars.get("grad_norm")
+        if norm is not None:
+            scalars.setdefault("grad_norm", norm)
+        if step.measured or step.spectra:
+            record.table = self._tier.inventory.table
+            factors = self._factors(totals)
+            record.spectra = [unclipped(spectrum, factors[spectrum.layer]) for spectrum in step.spectra]
+            if step.measured:
+                self._put(record, self._rows(factors, foreign), norm)
+        return record
+
+    def _read(self, number: Number) -> float:
+        return float(self._host[id(number)]) if isinstance(number, Tensor) else number
+
+    def _describe(self, scalars: dict[str, float], counts: dict[str, int], totals: list[float]) -> None:
+        """Add what the agent itself knows of the step."""
+        step = self.step
+        if step.found_inf is not None and self._read(step.found_inf) > 0:
+            step.skipped = True
+        counts.update(step.counts)
+        counts["skipped"] = int(step.skipped)
+        if step.examples:
+            counts["examples"] = round(sum(step.examples))
+        if step.parts:
+            counts["parts"] = step.parts
+            if step.parts > 1:
+                scalars["noise_w"], scalars["noise_w2"] = self._noise_weights(counts.get("examples"))
+        coefficient = step.clips.coefficient(totals)
+        if coefficient is not None:
+            scalars["clip_coefficient"] = coefficient
+            scalars["clip_threshold"] = min(clip.limit for clip in step.clips.clips)
+        if step.scale is not None:
+            scalars["loss_scale"] = self._read(step.scale)
+        if step.seconds is not None:
+            scalars["step_seconds"] = step.seconds
+        scalars["agent_seconds"] = step.own
+
+    def _noise_weights(self, examples: int | None) -> tuple[float, float]:
+        """Σ w(1−w)/b and Σ w²/b of equally weighted parts, in 1/examples, or in 1/batches where B is not known."""
+        parts = self.step.parts
+        sizes = self.step.examples or [self._read(number) for number in self.step.log.sums.get("examples", [])]
+        if len(sizes) != parts or not min(sizes) > 0:
+            sizes = [(examples or 1.0) / parts] * parts
+        return _equal_weights(tuple(sizes))
+
+    def _factors(self, totals: list[float]) -> Float64:
+        """What clipping multiplied each layer's gradient by, (L,); 1 where that is not known."""
+        factors = np.ones(len(self._tier.inventory.table))
+        if not totals:
+            return factors
+        for tensor in self._tier.inventory.tensors:
+            factor = self.step.clips.factor(id(tensor.parameter), totals)
+            if not math.isnan(factor):
+                factors[tensor.first : tensor.first + len(tensor.pieces)] = factor
+        return factors
+
+    def _rows(self, factors: Float64, foreign: float | None) -> LayerRows:
+        assert self._marks is not None
+        rows = self._tier.rows([self._host[id(results)] for results in self._results])
+        part_sq = None
+        if self._part_sums is not None:
+            scale = 1.0 if self.step.scale is None else self._read(self.step.scale)
+            summed = np.sum([self._host[id(sums)] for sums in self._part_sums], axis=0)
+            part_sq = summed * self.step.parts / scale**2
+        return layer_rows(rows, self._marks, factors, part_sq, foreign)
+
+    def _put(self, record: StepRecord, rows: LayerRows, total: float | None) -> None:
+        record.statistics, record.values, record.present = STATISTICS, rows.values, rows.present
+        record.count_statistics, record.counts_values = COUNT_STATISTICS, rows.counts
+        record.counts_present = rows.counts_present
+        if rows.update_norm is not None:
+            record.scalars["update_norm"] = rows.update_norm
+        if rows.norm is not None:
+            record.scalars.setdefault("grad_norm", rows.norm)
+            if total is not None and 0 < total < math.inf:
+                self.disagreement = abs(rows.norm - total) / total
+
+
+@lru_cache(maxsize=64)
+def _equal_weights(sizes: tuple[float, ...]) -> tuple[float, float]:
+    return weight_sums([1 / len(sizes)] * len(sizes), sizes)
+
+
+def unclipped(spectrum: SpectrumRecord, factor: float) -> SpectrumRecord:
+    """The spectrum of the gradient before it was multiplied by factor; ranks and entropy stay as they are."""
+    if factor == 1.0 or not factor > 0:
+        return spectrum
+    powers = np.array([1, 2, 1, 4, 0, 0, 0], np.float64)
+    values = (spectrum.values / factor).astype(spectrum.values.dtype)
+    return replace(spectrum, aggregates=spectrum.aggregates / factor**powers, values=values)

@@ -1,0 +1,160 @@
+"""What the client reads back as arrays, and the way from there to pandas, polars and Arrow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from gradspectra_core.records import Bool, Float64, Int64
+from numpy.typing import NDArray
+
+Column = NDArray[Any]
+
+
+def numbers(row: Sequence[Any]) -> tuple[Float64, Bool]:
+    """Read a JSON row: numbers, "NaN", "Infinity" and "-Infinity", and null where a number is missing.
+
+    Returns values (NaN where missing) and presence, both (N,).
+    """
+    present = np.array([entry is not None for entry in row], np.bool_)
+    return np.array(row, np.float64), present
+
+
+class Table:
+    """Columns of one length; subclasses say which in `columns`."""
+
+    def columns(self) -> dict[str, Column]:
+        """Return the columns by name."""
+        raise NotImplementedError
+
+    def to_pandas(self) -> Any:
+        """Return a pandas DataFrame; raises ImportError that says what to install."""
+        return _library("pandas").DataFrame(self.columns())
+
+    def to_polars(self) -> Any:
+        """Return a polars DataFrame; raises ImportError that says what to install."""
+        return _library("polars").DataFrame(self.columns())
+
+    def to_arrow(self) -> Any:
+        """Return a pyarrow Table; raises ImportError that says what to install."""
+        return _library("pyarrow").table({name: _arrow_ready(column) for name, column in self.columns().items()})
+
+
+@dataclass(frozen=True)
+class RunSeries(Table):
+    """Scalars of a run over buckets of steps; a bucket is one step as long as all fit.
+
+    steps: (N,) first step of each bucket. mean, min, max, last, nonfinite, present: name → (N,), in float64 but for
+    nonfinite (how many values of the bucket are NaN or ±inf) and present (whether it has any value; the floats are
+    NaN where not). available: all names the run has. `series["loss"]` is the mean.
+    """
+
+    steps: Int64
+    mean: dict[str, Float64]
+    min: dict[str, Float64]
+    max: dict[str, Float64]
+    last: dict[str, Float64]
+    nonfinite: dict[str, Int64]
+    present: dict[str, Bool]
+    available: tuple[str, ...]
+
+    @classmethod
+    def from_json(cls, answer: dict[str, Any]) -> RunSeries:
+        """Read the answer of GET /runs/{run}/series."""
+        rows = answer["series"]
+        parsed = {
+            part: {name: numbers(entry[part]) for name, entry in rows.items()}
+            for part in ("mean", "min", "max", "last")
+        }
+        values = {part: {name: pair[0] for name, pair in entries.items()} for part, entries in parsed.items()}
+        return cls(
+            steps=np.array(answer["x"], np.int64),
+            **values,
+            nonfinite={name: np.array(entry["nonfinite"], np.int64) for name, entry in rows.items()},
+            present={name: pair[1] for name, pair in parsed["mean"].items()},
+            available=tuple(answer.get("available", rows)),
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the series that are here."""
+        return tuple(self.mean)
+
+    def __getitem__(self, name: str) -> Float64:
+        return self.mean[name]
+
+    def columns(self) -> dict[str, Column]:
+        """`step`, and for each name its mean under the name itself, `…_min`, `…_max` and `…_nonfinite`."""
+        columns: dict[str, Column] = {"step": self.steps}
+        for name in self.mean:
+            columns[name] = self.mean[name]
+            columns[f"{name}_min"] = self.min[name]
+            columns[f"{name}_max"] = self.max[name]
+            columns[f"{name}_nonfinite"] = self.nonfinite[name]
+        return columns
+
+
+@dataclass(frozen=True)
+class RunLayers(Table):
+    """One statistic or metric of L layers over N buckets of steps.
+
+    steps: (N,); layers, roles, depths: L entries; mean, min, max, nonfinite, present: (L, N), as in RunSeries.
+    """
+
+    statistic: str
+    steps: Int64
+    layers: tuple[str, ...]
+    roles: tuple[str, ...]
+    depths: tuple[int, ...]
+    mean: Float64
+    min: Float64
+    max: Float64
+    nonfinite: Int64
+    present: Bool
+
+    @classmethod
+    def from_json(cls, answer: dict[str, Any]) -> RunLayers:
+        """Read the answer of GET /runs/{run}/layers/{statistic}."""
+        shape = len(answer["layers"]), len(answer["x"])
+        parts: dict[str, Float64] = {}
+        present = np.zeros(shape, np.bool_)
+        for part in ("mean", "min", "max"):
+            parts[part] = np.full(shape, np.nan)
+            for index, row in enumerate(answer[part]):
+                parts[part][index], present[index] = numbers(row)
+        return cls(
+            statistic=answer["statistic"],
+            steps=np.array(answer["x"], np.int64),
+            layers=tuple(answer["layers"]),
+            roles=tuple(answer["roles"]),
+            depths=tuple(answer["depths"]),
+            **parts,
+            nonfinite=np.array(answer["nonfinite"], np.int64).reshape(shape),
+            present=present,
+        )
+
+    def __getitem__(self, layer: str) -> Float64:
+        return np.asarray(self.mean[self.layers.index(layer)])
+
+    def columns(self) -> dict[str, Column]:
+        """One row per layer and bucket that has a value: `step`, `layer`, `mean`, `min`, `max`, `nonfinite`."""
+        layer, at = np.nonzero(self.present)
+        return {
+            "step": self.steps[at],
+            "layer": np.array(self.layers, object)[layer],
+            **{part: getattr(self, part)[layer, at] for part in ("mean", "min", "max", "nonfinite")},
+        }
+
+
+def _library(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError:
+        raise ImportError(f"this needs {name}, which is not installed: pip install {name}") from None
+
+
+def _arrow_ready(column: Column) -> Any:
+    return column.tolist() if column.dtype == object else column

@@ -1,0 +1,286 @@
+"""The background thread that spools, sends and retries what the training job records; training never waits for it."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from gradspectra.errors import ServerAway
+from gradspectra.http_client import HttpClient
+from gradspectra.packing import Packer
+from gradspectra.record import StepRecord
+from gradspectra.record_queue import RecordQueue
+from gradspectra.run_request import RunRequest
+from gradspectra.sender import Sender
+from gradspectra.session_folder import REFUSED, make_folder
+from gradspectra.settings import access_token, server_address, spool_folder
+from gradspectra.spool import DEFAULT_LIMIT, Spool
+
+logger = logging.getLogger("gradspectra")
+
+AlertCallback = Callable[[list[dict[str, Any]]], None]
+
+PACE, PACE_AWAY = 0.1, 1.0
+"""Seconds between two rounds of the thread while the server answers, and while it does not."""
+HEARTBEAT = 10.0
+REST_PER_CPU, LONGEST_REST = 300.0, 0.3
+"""After each round the thread rests so many times the CPU time it cost (0.3% of a core), but at most 0.3 s."""
+CATCHING_UP_PER_CPU = 19.0
+"""The same between batches while a backlog is sent (5% of a core)."""
+
+
+class Transport:
+    """Sends the records of one agent process (one session) to the server, by way of a spool on disk.
+
+    Arguments as in `watch`; environment: plain facts about machine and software; on_alerts is called in the thread
+    with the alerts (JSON objects) that an answer of the server brings. spool_limit: bytes on disk that may wait.
+    Bad arguments raise ValueError or TypeError here; after construction nothing raises.
+
+    run_id, url, attempt: None until the server has made the run. local_key names the session until then.
+    stop_at_step: the step at which the server wants the run to stop, None if it does not. seconds_spent: CPU
+    seconds of the thread.
+    """
+
+    def __init__(
+        self,
+        server: str | None = None,
+        token: str | None = None,
+        project: str = "default",
+        name: str | None = None,
+        config: Mapping[str, Any] | None = None,
+        tags: Sequence[str] = (),
+        notes: str = "",
+        total_steps: int | None = None,
+        resume: str | None = None,
+        start_step: int = 0,
+        spool: str | os.PathLike[str] | None = None,
+        environment: Mapping[str, Any] | None = None,
+        on_alerts: AlertCallback | None = None,
+        rank: int = 0,
+        spool_limit: int = DEFAULT_LIMIT,
+    ) -> None:
+        self._http = HttpClient(server_address(server), access_token(token))
+        self._request = RunRequest.of(
+            project, name, config, tags, notes, total_steps, resume, start_step, environment, rank
+        )
+        self._spool_place = spool_folder(spool)
+        self._spool_limit = spool_limit
+        self._on_alerts = on_alerts
+        self._packer = Packer(start_step)
+        self._queue = RecordQueue()
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._pid = os.getpid()
+        self._deadline = float("inf")
+        self._end_state = "finished"
+        self._overhead = 0.0
+        self._last_step = start_step
+        self._finished = False
+        self._sender: Sender | None = None
+        self._next_heartbeat = 0.0
+        self._next_spooling = 0.0
+        self.spool_directory: str | None = None
+        self.run_id: str | None = None
+        self.url: str | None = None
+        self.attempt: int | None = None
+        self.stop_at_step: int | None = None
+        self.seconds_spent = 0.0
+
+    @property
+    def local_key(self) -> str:
+        """Name of the session given by this process; names the run until the server has done so."""
+        return self._request.session_key
+
+    def start(self) -> None:
+        """Start the thread. Never raises; the run is made in the thread, and retried while the server is away."""
+        if self._thread is not None:
+            return
+        self._thread = threading.Thread(target=self._run, name="gradspectra-sender", daemon=True)
+        self._thread.start()
+        atexit.register(self._at_exit)
+
+    def record(self, record: StepRecord) -> None:
+        """Take over the numbers of a step. Costs a few microseconds, never blocks, never raises."""
+        if self._closing.is_set() or os.getpid() != self._pid:
+            return
+        self._last_step = record.step
+        self._queue.put(record)
+
+    def set_overhead(self, overhead: float) -> None:
+        """Tell the share of step time the agent has spent so far; the next heartbeat carries it."""
+        self._overhead = overhead
+
+    def status(self) -> dict[str, Any]:
+        """Return what the sending side is doing, in plain words and numbers."""
+        sender = self._sender
+        spool = sender.spool if sender is not None else None
+        return {
+            "server": self._http.server,
+            "run": self.run_id,
+            "url": self.url,
+            "attempt": self.attempt,
+            "spool": self.spool_directory,
+            "waiting_steps": len(self._queue) + (spool.waiting_steps if spool else 0),
+            "waiting_bytes": spool.waiting_bytes if spool else 0,
+            "sent_batches": sender.sent if sender else 0,
+            "refused_batches": sender.refused if sender else 0,
+            "dropped_steps": self._queue.dropped,
+            "last_error": sender.last_error if sender else None,
+            "seconds_spent": self.seconds_spent,
+        }
+
+    def close(self, timeout: float = 5.0, state: str = "finished") -> None:
+        """Send what is left within timeout seconds, then tell the server that the run is finished (or failed).
+
+        What could not be sent stays spooled, and a warning names the command that sends it later.
+        """
+        if self._closing.is_set() or os.getpid() != self._pid:
+            return
+        self._end_state = state
+        self._deadline = time.monotonic() + timeout
+        self._closing.set()
+        self._queue.wake.set()
+        if self._thread is None:
+            return
+        atexit.unregister(self._at_exit)
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            self._http.abort()
+            self._thread.join(0.5)
+        self._say_what_is_left()
+
+    def _say_what_is_left(self) -> None:
+        status = self.status()
+        steps = status["waiting_steps"]
+        if self._finished and not steps:
+            return
+        why = status["last_error"] or "the time to close was over"
+        if self.spool_directory is not None:
+            what = f"{steps} steps are" if steps else "the end of the run is"
+            left = f"{what} not sent yet; send with: gradspectra sync {self.spool_directory}"
+        else:
+            left = f"{steps} steps are lost"
+        logger.warning("gradspectra: %s (%s)", left, why)
+
+    def _at_exit(self) -> None:
+        failed = getattr(sys, "last_value", None) is not None
+        self.close(state="failed" if failed else "finished")
+
+    # What follows runs in the thread.
+
+    def _run(self) -> None:
+        try:
+            self._sender = self._open()
+        except Exception:
+            logger.exception("gradspectra: recording stopped")
+            self._closing.set()
+            return
+        while not self._closing.is_set():
+            before = time.thread_time()
+            try:
+                self._round(self._sender)
+            except Exception:
+                logger.exception("gradspectra: records were lost")
+            self.seconds_spent = time.thread_time()
+            rest = min(LONGEST_REST, (self.seconds_spent - before) * REST_PER_CPU)
+            self._closing.wait(max(rest, PACE if self._sender.last_error is None else PACE_AWAY))
+        try:
+            self._end(self._sender)
+        except Exception:
+            logger.exception("gradspectra: closing failed")
+        self.seconds_spent = time.thread_time()
+
+    def _open(self) -> Sender:
+        folder, why = make_folder(self._spool_place, self._request, self._http.server)
+        self._folder = folder
+        if folder is None:
+            kept = f"the newest records are kept in memory; {why}"
+        else:
+            self.spool_directory = str(folder.path)
+            kept = f"the records are kept in {folder.path} and sent when it answers"
+            if why:
+                logger.warning("gradspectra: %s; using %s", why, folder.path)
+        spool = Spool(folder.path if folder else None, self._spool_limit)
+        return Sender(
+            self._http, spool, self._request, self._answered, folder.path / REFUSED if folder else None, kept=kept
+        )
+
+    def _round(self, sender: Sender) -> None:
+        """Wait until something is due, then spool and send it."""
+        due = [self._next_heartbeat if sender.run is not None else float("inf")]
+        if sender.run is None or sender.spool.waiting_bytes:
+            due.append(sender.next_try)
+        self._queue.wake.wait(max(0.0, min(min(due) - time.monotonic(), HEARTBEAT)))
+        self._queue.wake.clear()
+        self._spool(sender)
+        while sender.advance(lambda: self._while_waiting(sender)) and not self._closing.is_set():
+            before = self.seconds_spent
+            self.seconds_spent = time.thread_time()
+            self._learn(sender)
+            if sender.spool.waiting_bytes:
+                self._closing.wait((self.seconds_spent - before) * CATCHING_UP_PER_CPU)
+            if time.monotonic() >= self._next_spooling:
+                self._spool(sender)
+        if sender.run is not None and time.monotonic() >= self._next_heartbeat:
+            self._next_heartbeat = time.monotonic() + HEARTBEAT
+            sender.heartbeat(self._overhead, self._last_step, lambda: self._while_waiting(sender))
+
+    def _spool(self, sender: Sender) -> None:
+        """Move what is queued to the spool."""
+        self._next_spooling = time.monotonic() + PACE
+        for batch in self._packer.pack(*self._queue.take()):
+            sender.spool.append(batch)
+
+    def _while_waiting(self, sender: Sender) -> None:
+        """The server takes its time: go on spooling, and break off when closing is over."""
+        self._spool(sender)
+        if time.monotonic() >= self._deadline:
+            raise ServerAway(f"no answer from {self._http.server} before the run closed")
+
+    def _learn(self, sender: Sender) -> None:
+        if self.run_id is None and sender.run is not None:
+            self.attempt = sender.run["attempt"]
+            self.url = sender.run.get("url") or f"{self._http.server}/runs/{sender.run['id']}"
+            self._next_heartbeat = time.monotonic() + HEARTBEAT
+            self.run_id = sender.run["id"]
+            logger.info("gradspectra: %s", self.url)
+
+    def _answered(self, members: dict[str, Any]) -> None:
+        stop = members.get("stop_at_step")
+        if isinstance(stop, int):
+            self.stop_at_step = stop
+        alerts = members.get("alerts")
+        if alerts and self._on_alerts is not None:
+            try:
+                self._on_alerts(list(alerts))
+            except Exception:
+                logger.exception("gradspectra: on_alerts failed")
+
+    def _end(self, sender: Sender) -> None:
+        """Send the rest until the deadline, say that the run is over, and leave the spool as it then is."""
+        self._spool(sender)
+        sender.retry_now()
+        while time.monotonic() < self._deadline:
+            self._http.set_timeout(max(0.1, min(10.0, self._deadline - time.monotonic())))
+            if not sender.advance(lambda: self._while_waiting(sender)):
+                break
+            self._learn(sender)
+        done = not sender.spool.waiting_bytes
+        if done:  # the overhead of the whole run, also of one shorter than the time between two heartbeats
+            sender.heartbeat(self._overhead, self._last_step)
+            done = sender.finish(self._end_state)
+        sender.spool.close()
+        self._http.close()
+        if self._folder is not None:
+            if not done:
+                self._folder.set_closed(self._end_state)
+                self._folder.release()
+            else:
+                self._folder.remove()
+        self._finished = done

@@ -1,0 +1,134 @@
+"""‖ΔW‖² of the update an optimizer intended, from its own state after the step: no weights are kept for it.
+
+Adam family: ΔW = −η(u + λW_old) with u = m̂/(√v̂ + ε), and W_old = (W_new + ηu)/(1 − ηλ) for decoupled decay, hence
+ΔW = −η(u + λW_new)/(1 − ηλ). SGD likewise, with its momentum buffer or its gradient in the place of u.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradspectra.flat import CHUNK, joined
+from gradspectra.inventory import WatchedTensor
+
+Number = float | Tensor
+Group = dict[str, Any]
+State = dict[str, Any]
+Direction = Callable[[int, int, Tensor], Tensor]
+"""Writes the direction d (ΔW = −factor·d) of the flattened elements [start, stop) to a scratch tensor, returns it."""
+Update = tuple[Direction, Number]
+
+
+def unknown_update(optimizer: Any) -> str | None:
+    """Say why the update of this optimizer is not measured; None where it is (exact known types only)."""
+    if type(optimizer) in _RULES:
+        return None
+    known = ", ".join(sorted(kind.__name__ for kind in _RULES))
+    return f"update_sq is not measured for {type(optimizer).__name__}: its state is not known (known: {known})"
+
+
+def intended_update(optimizer: Any, tensors: Sequence[WatchedTensor]) -> Update | None:
+    """The update that the step just taken made to tensors of one group that have a gradient, one after another.
+
+    None where the optimizer's type is not known, or the tensors have not taken the same number of steps.
+    """
+    rule, group = _RULES.get(type(optimizer)), tensors[0].group
+    if rule is None or group is None:
+        return None
+    return rule(group, [optimizer.state.get(tensor.parameter, {}) for tensor in tensors], tensors)
+
+
+def square_into(slot: Tensor, direction: Direction, start: int, stop: int, scratch: Tensor) -> None:
+    """Write ‖d‖² of the flattened elements [start, stop) to a 0-dimensional tensor. scratch: (CHUNK,)."""
+    if stop - start <= CHUNK and scratch.dtype is torch.float32:
+        d = direction(start, stop, scratch[: stop - start])
+        torch.dot(d, d, out=slot)
+    else:
+        slot.zero_()
+        for begin in range(start, stop, CHUNK):
+            end = min(begin + CHUNK, stop)
+            d = direction(begin, end, scratch[: end - begin])
+            slot.add_(torch.dot(d, d))
+
+
+def _adam(group: Group, states: list[State], tensors: Sequence[WatchedTensor]) -> Update | None:
+    steps = [_step(state.get("step")) for state in states]
+    if steps[0] is None or (len(steps) > 1 and steps.count(steps[0]) < len(steps)):
+        return None
+    step, axis = steps[0], tensors[0].axis
+    beta1, beta2 = group["betas"]
+    correction = 1 - beta1**step
+    scale = correction / (1 - beta2**step) ** 0.5
+    decay, factor = _decay(group, bool(group.get("decoupled_weight_decay", False)))
+    second = "max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"
+    m, v = (joined([state[name] for state in states], axis) for name in ("exp_avg", second))
+    weight = joined([tensor.parameter for tensor in tensors], axis)
+    eps = torch.as_tensor(group["eps"] * correction, dtype=torch.float32)
+    direction = partial(_adam_direction, m, v, weight, scale, eps, decay)
+    return direction, factor * decay if decay else factor
+
+
+def _step(step: Any) -> Any:
+    return step.item() if isinstance(step, Tensor) and step.device.type == "cpu" else step
+
+
+def _adam_direction(
+    m: Tensor, v: Tensor, weight: Tensor, scale: Number, eps: Tensor, decay: float, start: int, stop: int, out: Tensor
+) -> Tensor:
+    m, v = m[start:stop], v[start:stop]
+    if v.dtype is out.dtype:
+        torch.sqrt(v, out=out)
+    else:
+        out.copy_(v).sqrt_()
+    if isinstance(scale, Tensor):
+        out.mul_(scale).add_(eps)
+    else:
+        torch.add(eps, out, alpha=scale, out=out)
+    if decay:
+        return torch.addcdiv(weight[start:stop], m, out, value=1 / decay, out=out)
+    return torch.div(m, out, out=out)
+
+
+def _sgd(group: Group, states: list[State], tensors: Sequence[WatchedTensor]) -> Update | None:
+    momentum, axis = group["momentum"], tensors[0].axis
+    buffers: list[Tensor] = [state["momentum_buffer"] for state in states if state.get("momentum_buffer") is not None]
+    if momentum and len(buffers) < len(tensors):
+        return None
+    if momentum and not group["nesterov"]:
+        return partial(_sum_direction, [(joined(buffers, axis), 1.0)]), group["lr"]
+    decay, factor = _decay(group, True)
+    gradient = joined([tensor.parameter.grad for tensor in tensors if tensor.parameter.grad is not None], axis)
+    terms = [(gradient, -1.0 if group["maximize"] else 1.0)]
+    if momentum:
+        terms.append((joined(buffers, axis), momentum))
+    if decay:
+        terms.append((joined([tensor.parameter for tensor in tensors], axis), decay))
+    return partial(_sum_direction, terms), factor
+
+
+def _sum_direction(terms: list[tuple[Tensor, float]], start: int, stop: int, out: Tensor) -> Tensor:
+    (first, sign), *others = terms
+    out.copy_(first[start:stop])
+    if sign != 1.0:
+        out.mul_(sign)
+    for tensor, weight in others:
+        out.add_(tensor[start:stop], alpha=weight)
+    return out
+
+
+def _decay(group: Group, decoupled: bool) -> tuple[float, Number]:
+    """Decay λ to add to the direction and the factor of the whole: η/(1 − ηλ), or η without decay."""
+    decay = float(group["weight_decay"]) if decoupled else 0.0
+    return decay, group["lr"] / (1 - group["lr"] * decay)
+
+
+_RULES: dict[type, Callable[[Group, list[State], Sequence[WatchedTensor]], Update | None]] = {
+    torch.optim.Adam: _adam,
+    torch.optim.AdamW: _adam,
+    torch.optim.SGD: _sgd,
+}

@@ -1,0 +1,293 @@
+"""`watch`: follow a training run through its optimizer's own hooks, and send what is measured to a server."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from gradspectra.errors import InstabilityError
+from gradspectra.guard import Guard
+from gradspectra.hooks import Hooks
+from gradspectra.inputs import Inputs
+from gradspectra.inventory import Choice
+from gradspectra.options import Options, models_by_name, optimizers_of, options
+from gradspectra.reactions import Reactions
+from gradspectra.record import StepRecord
+from gradspectra.rules import LocalRules
+from gradspectra.scalars import accept
+from gradspectra.session import Session
+from gradspectra.surroundings import environment, rank, steps_taken
+from gradspectra.transport import Transport
+
+log = logging.getLogger("gradspectra")
+
+HAND_OVER_SECONDS = 0.4
+"""Records of steps shorter than this are given to the sending thread together."""
+
+
+def watch(
+    model: nn.Module | Mapping[str, nn.Module],
+    optimizer: Any = None,
+    *,
+    project: str = "default",
+    run: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    tags: Sequence[str] = (),
+    notes: str = "",
+    total_steps: int | None = None,
+    server: str | None = None,
+    token: str | None = None,
+    every: int = 1,
+    budget: float | None = 0.01,
+    spectra: str | int = "auto",
+    layers: str | Choice | None = None,
+    batch_size: float | Callable[..., Any] | None = None,
+    parts: str | int = "auto",
+    drift: str = "sampled",
+    scaler: Any = None,
+    resume: str | None = None,
+    start_step: int | None = None,
+    spool: str | os.PathLike[str] | None = None,
+    on_alert: Callable[[dict[str, Any]], None] | None = None,
+    stop_on: str | None = None,
+    enabled: bool = True,
+) -> Watch:
+    """Watch a training run; returns at once, and measures at each optimizer step from then on.
+
+    model: a module, or several by name. optimizer: one, several, or None: then call `watch.step()` after each step.
+    every: record the layer numbers of each n-th step. budget: share of the step time the agent may spend, all
+    included; None: `every` exactly, at any cost. spectra: "auto", an interval in steps, or "off". layers: regular
+    expression or callable on parameter names; the callable may also give the blocks of a fused tensor. batch_size:
+    examples per part, a number or a callable on the model's inputs; else from `log(examples=…)`. parts: backward
+    passes per step, "auto" counts them. scaler: a loss scaler that is not torch's. start_step: steps already taken.
+    resume: a run id, or "auto" for the last run of this name. on_alert: called in the training thread at the step
+    after. stop_on: severity from which InstabilityError is raised there. server, token, spool: else from
+    GRADSPECTRA_SERVER, GRADSPECTRA_TOKEN, GRADSPECTRA_SPOOL.
+
+    Raises TypeError or ValueError for a wrong argument; after that only what on_alert and stop_on ask for.
+    """
+    chosen = options(every, budget, spectra, layers, batch_size, parts, drift, scaler, start_step, on_alert, stop_on)
+    if not isinstance(enabled, bool):
+        raise TypeError(f"enabled must be True or False, got {enabled!r}")
+    sending = {
+        "server": server,
+        "token": token,
+        "project": project,
+        "name": run,
+        "config": config,
+        "tags": tags,
+        "notes": notes,
+        "total_steps": total_steps,
+        "resume": resume,
+        "spool": spool,
+    }
+    return Watch(models_by_name(model), optimizers_of(optimizer), chosen, sending, enabled and rank() == 0)
+
+
+class Watch:
+    """A run that is being watched; made by `watch`. A context manager: leaving it closes the watch."""
+
+    def __init__(
+        self,
+        models: Mapping[str, nn.Module],
+        optimizers: Sequence[Any],
+        chosen: Options,
+        sending: dict[str, Any],
+        enabled: bool,
+    ) -> None:
+        self._options = chosen
+        self._sending = {**sending, "environment": environment(models, optimizers), "on_alerts": self._alerts_come}
+        self._transport = Transport(**self._sending, start_step=chosen.start_step or 0)
+        self._reactions = Reactions(chosen.on_alert, chosen.stop_on)
+        self._rules = LocalRules(self._transport.local_key)
+        self._guard = Guard()
+        self._session = Session(models, optimizers, chosen, self._guard, self._emit, self._background)
+        self._models = models
+        self._closed = self._named = False
+        self._pid = os.getpid()
+        self._outbox: list[StepRecord] = []
+        self._handed_over = 0.0
+        self._complaints: set[str] = set()
+        self._start_step = chosen.start_step
+        self._started = False
+        self._hooks: Hooks | None = None
+        self._inputs: Inputs | None = None
+        if not enabled:
+            self._session.close()
+            return
+        self._hooks = Hooks(self._session, self._guard, self._start, self._react)
+        for reason in self._session.not_measured():
+            log.info("gradspectra: %s", reason)
+        if not self._hooks.complete:
+            who = ", ".join(type(o).__name__ for o in optimizers if not hasattr(o, "register_step_post_hook"))
+            text = f"{who} cannot be hooked" if who else "no optimizer was given"
+            (warnings.warn if who else log.info)(f"{text}: call watch.step() after each optimizer step")
+        atexit.register(self._at_exit)
+        if callable(chosen.batch_size):
+            self._inputs = Inputs(models, chosen.batch_size, self._guard, self._session.found_examples)
+
+    @property
+    def run_id(self) -> str:
+        """Identity of the run; until the server has given one, a key of this session's own."""
+        self._start()
+        return self._transport.run_id or self._transport.local_key
+
+    @property
+    def url(self) -> str | None:
+        """Address of the run's page; None until the server has made the run."""
+        self._start()
+        return self._transport.url
+
+    @property
+    def overhead(self) -> float:
+        """Share of the step time that the agent has spent so far, everything included."""
+        return self._session.budget.overhead
+
+    def log(self, step: int | None = None, **scalars: Any) -> None:
+        """Record numbers of a step: of the coming one if a backward pass has begun since the last, else of the last.
+
+        step: says outright which. Several calls within a step: losses are averaged by tokens, else by examples;
+        tokens and examples are summed; of others the last counts. Tensors are copied where they are: nothing waits.
+        """
+        if self._hooks is None:
+            return
+        self._start()
+        self._session.enter()
+        self._guard.run("log", self._log, step, scalars)
+        self._session.leave()
+
+    def _log(self, step: int | None, scalars: Mapping[str, Any]) -> None:
+        if not self._session.log(accept(scalars, self._complaints), step) and "step" not in self._complaints:
+            self._complaints.add("step")
+            log.warning(
+                "gradspectra: log(step=%r) comes too late or too early; step %d is open",
+                step,
+                self._session.open.number,
+            )
+
+    def step(self) -> None:
+        """Say that a step is over, where no optimizer hook does; call it before the gradients are set to zero."""
+        if self._hooks is not None:
+            self._start()
+            self._hooks.step()
+
+    def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0, foreach: bool | None = None) -> Tensor:
+        """Clip the gradients of all parameters of the watched models; as torch's function, returns the norm before."""
+        parameters = [p for model in self._models.values() for p in model.parameters()]
+        return nn.utils.clip_grad_norm_(parameters, max_norm, norm_type, foreach=foreach)
+
+    def status(self) -> dict[str, Any]:
+        """What is measured how often, what is not and why, what it costs, and how the sending goes."""
+        session, budget = self._session, self._session.budget
+        return {
+            "enabled": self._hooks is not None,
+            "closed": self._closed,
+            "step": session.step,
+            "layers": len(session.inventory.table),
+            "cadence_layers": budget.cadence,
+            "cadence_spectra": session.spectra.interval(),
+            "budget": budget.share,
+            "overhead": budget.overhead,
+            "step_seconds": budget.step_seconds,
+            "not_measured": session.not_measured() + [f"{stage}: {why}" for stage, why in self._guard.off.items()],
+            "norms_that_disagreed": session.disagreements,
+            "sending": self._transport.status(),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs to go on counting from here."""
+        return {"version": 1, "step": self._session.step, "run_id": self.run_id}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint; raises ValueError once a step was taken, or for a state of another kind."""
+        if self._started and self._session.step != self._start_step:
+            raise ValueError(f"load_state_dict must come before the first step, {self._session.step} were taken")
+        step = state.get("step")
+        if state.get("version") != 1 or not isinstance(step, int) or step < 0:
+            raise ValueError(f"state must come from watch.state_dict(), got {dict(state)!r:.200}")
+        self._start_step = step
+
+    def close(self, timeout: float = 5.0, state: str = "finished") -> None:
+        """End the watch: take all hooks away and send what is left, for at most timeout seconds."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._hooks is None:
+            return
+        self._start()
+        self._hooks.close()
+        if self._inputs is not None:
+            self._inputs.close()
+        with torch.no_grad():
+            self._guard.run("record", self._session.close)
+        self._hand_over()
+        self._hooks = None
+        atexit.unregister(self._at_exit)
+        self._guard.run("send", self._transport.close, timeout, state)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(state="finished" if kind is None else "failed")
+
+    def _at_exit(self) -> None:
+        if os.getpid() != self._pid:
+            return
+        failed = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+        self.close(state="failed" if failed else "finished")
+
+    def _start(self) -> None:
+        """Start sending, once it is known from which step on."""
+        if self._started:
+            return
+        self._started = True
+        if self._start_step is None:
+            self._start_step = self._guard.run("start", steps_taken, self._session.optimizers) or 0
+        self._session.begin_at(self._start_step)
+        if self._start_step != (self._options.start_step or 0):
+            self._transport = Transport(**self._sending, start_step=self._start_step)
+        self._transport.start()
+
+    def _emit(self, record: StepRecord) -> None:
+        transport = self._transport
+        self._outbox.append(record)
+        if record.time - self._handed_over >= HAND_OVER_SECONDS:
+            self._hand_over()
+        if not self._named and transport.run_id is not None:
+            self._named = True
+            self._rules.name(transport.run_id, transport.attempt or 1)
+        alerts = self._guard.run("rules", self._rules.observe, record)
+        if alerts:
+            self._reactions.tell(alerts)
+        transport.set_overhead(self.overhead)
+
+    def _hand_over(self) -> None:
+        """Give what has come together to the sending thread: each time it wakes it costs as much as a few records."""
+        for record in self._outbox:
+            self._guard.run("send", self._transport.record, record)
+        self._handed_over = self._outbox[-1].time if self._outbox else 0.0
+        self._outbox.clear()
+
+    def _background(self) -> float:
+        return self._transport.seconds_spent
+
+    def _alerts_come(self, alerts: Sequence[dict[str, Any]]) -> None:
+        self._reactions.tell(alerts)
+
+    def _react(self) -> None:
+        self._reactions.react()
+        stop = self._transport.stop_at_step
+        if self._options.stop_on is not None and stop is not None and self._session.step >= stop:
+            raise InstabilityError(f"the server asked the run to stop at step {stop}")

@@ -1,0 +1,1 @@
+"""The FastAPI service that puts the rooms together."""

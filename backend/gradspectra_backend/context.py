@@ -1,0 +1,49 @@
+"""What the routes share: settings, store, live hub, dispatcher and counters, hung on the application's state."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+from gradspectra_store import Store
+from gradspectra_worker.dispatch import Dispatcher
+
+from gradspectra_backend.live import Hub
+from gradspectra_backend.login_limit import LoginLimit
+from gradspectra_backend.meters import Meters
+from gradspectra_backend.news import AlertNews
+from gradspectra_backend.settings import Settings
+
+Announce = Callable[[dict[str, Any]], None]
+
+
+@dataclass(slots=True)
+class Context:
+    """One server process.
+
+    announce: tells every process's live streams that something changed. dispatcher_problem: says what keeps new
+    records from being derived, None if nothing does.
+    """
+
+    settings: Settings
+    store: Store
+    hub: Hub
+    dispatcher: Dispatcher
+    announce: Announce
+    meters: Meters
+    news: AlertNews
+    dispatcher_problem: Callable[[], str | None]
+    logins: LoginLimit = field(default_factory=LoginLimit)
+    clock: Callable[[], float] = field(default=time.time)
+
+
+def context_of(request: Request) -> Context:
+    """The context of the process that answers `request`."""
+    context: Context = request.app.state.context
+    return context
+
+
+Shared = Annotated[Context, Depends(context_of)]

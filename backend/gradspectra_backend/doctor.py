@@ -1,0 +1,116 @@
+"""`gradspectra doctor`: look at everything the server stands on, and say what is wrong and what to do."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import redis
+from gradspectra_core import __version__
+from gradspectra_store import Store, StoreError
+from redis.exceptions import RedisError
+
+from gradspectra_backend.settings import Settings, SettingsError, unknown_variables
+from gradspectra_backend.start import CannotStart, check_data_folder, database_file, has_token
+
+PACKAGES = ("numpy", "torch", "fastapi", "uvicorn", "sqlalchemy", "celery", "redis", "plotly", "psycopg")
+LITTLE_SPACE = 2**30
+
+Finding = dict[str, str]
+"""name, status (ok, warning or failed), detail, and remedy where there is something to do."""
+
+
+def examine(read_settings: Callable[[], Settings]) -> list[Finding]:
+    """Check settings, data folder, database, Redis, free space and versions; never raises for what it finds."""
+    findings = [_versions()]
+    misspelt = unknown_variables(dict(os.environ))
+    if misspelt:
+        findings.append(
+            _bad("settings", "warning", f"no setting is named {', '.join(misspelt)}", "see docs/settings.md")
+        )
+    try:
+        settings = read_settings()
+    except SettingsError as error:
+        return [*findings, _bad("settings", "failed", str(error), "set it as docs/settings.md says")]
+    if not misspelt:
+        findings.append({"name": "settings", "status": "ok", "detail": f"listens on {settings.host}:{settings.port}"})
+    findings += [_folder(settings), _database(settings), _redis(settings), _space(settings)]
+    return findings
+
+
+def _bad(name: str, status: str, detail: str, remedy: str) -> Finding:
+    return {"name": name, "status": status, "detail": detail, "remedy": remedy}
+
+
+def _versions() -> Finding:
+    found = [f"gradspectra {__version__}", f"python {sys.version.split()[0]}"]
+    for package in PACKAGES:
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            found.append(f"{package} not installed")
+    return {"name": "versions", "status": "ok", "detail": ", ".join(found)}
+
+
+def _folder(settings: Settings) -> Finding:
+    if settings.database_url is not None:
+        return {"name": "data folder", "status": "ok", "detail": "not used: GRADSPECTRA_DATABASE_URL is set"}
+    try:
+        check_data_folder(settings)
+    except CannotStart as error:
+        return _bad("data folder", "failed", str(error), "choose a folder that this user can write")
+    return {"name": "data folder", "status": "ok", "detail": str(settings.data.expanduser().absolute())}
+
+
+def _database(settings: Settings) -> Finding:
+    file = database_file(settings)
+    if file is not None and not file.exists():
+        return {"name": "database", "status": "ok", "detail": "none yet; the first `gradspectra serve` makes it"}
+    try:
+        store = Store.open(settings.database, migrate=False)
+        try:
+            token = has_token(store)
+        finally:
+            store.close()
+    except StoreError as error:
+        return _bad("database", "failed", str(error), "is it running, and does GRADSPECTRA_DATABASE_URL name it?")
+    if settings.tokens_required and not token:
+        remedy = "gradspectra token create me --scope admin"
+        return _bad("database", "warning", "callers must bring a token, and there is none", remedy)
+    return {"name": "database", "status": "ok", "detail": f"{store.dialect} answers"}
+
+
+def _redis(settings: Settings) -> Finding:
+    if settings.redis_url is None:
+        return {"name": "redis", "status": "ok", "detail": "not used: the server derives by itself"}
+    try:
+        with redis.Redis.from_url(settings.redis_url, socket_timeout=3, socket_connect_timeout=3) as client:
+            client.ping()
+    except (RedisError, OSError) as error:
+        return _bad("redis", "failed", str(error), "is it running, and does GRADSPECTRA_REDIS_URL name it?")
+    return {"name": "redis", "status": "ok", "detail": "answers"}
+
+
+def _space(settings: Settings) -> Finding:
+    file = database_file(settings)
+    if file is None:
+        return {"name": "space", "status": "ok", "detail": "PostgreSQL keeps its own"}
+    folder: Path = next(parent for parent in file.parents if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if free < LITTLE_SPACE:
+        return _bad("space", "warning", f"{free / 2**20:.0f} MiB free for {file}", "free some, or delete old runs")
+    return {"name": "space", "status": "ok", "detail": f"{free / 2**30:.1f} GiB free"}
+
+
+def report(findings: list[Finding]) -> str:
+    """The findings as lines to read."""
+    lines = []
+    for finding in findings:
+        lines.append(f"{finding['status']:<8} {finding['name']:<12} {finding['detail']}")
+        if "remedy" in finding:
+            lines.append(f"{'':<21} → {finding['remedy']}")
+    return "\n".join(lines)

@@ -1,0 +1,112 @@
+"""What every request passes on its way in and out: host names, sizes, odd bytes, and the security headers."""
+
+from __future__ import annotations
+
+from gradspectra_frontend.assets import CONTENT_SECURITY_POLICY
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gradspectra_backend.problems import Problem
+
+SECURITY_HEADERS = {
+    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+class SecurityHeaders:
+    """Adds the security headers to every answer, and `Cache-Control: no-store` where an answer says nothing."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in SECURITY_HEADERS.items():
+                    headers[name] = value
+                headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)
+
+
+class TrustedHosts:
+    """Refuses Host headers that are not ours, as a problem document; the check itself is Starlette's."""
+
+    def __init__(self, app: ASGIApp, hosts: tuple[str, ...]) -> None:
+        self.app = app
+        self.hosts = hosts
+        self._check = TrustedHostMiddleware(self._trusted, hosts, www_redirect=False)
+
+    @staticmethod
+    async def _trusted(scope: Scope, _receive: Receive, _send: Send) -> None:
+        scope["gradspectra.trusted"] = True
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+
+            async def ignore(_: Message) -> None:
+                """The check's own answer, in place of which a problem document is sent."""
+
+            await self._check(scope, receive, ignore)
+            if not scope.pop("gradspectra.trusted", False):
+                host = Headers(scope=scope).get("host", "")
+                await Problem("wrong-host", f"this server does not answer to the host name {host[:200]!r}").response()(
+                    scope, receive, send
+                )
+                return
+        await self.app(scope, receive, send)
+
+
+class RequestBounds:
+    """Refuses bodies of too many bytes, announced or not, and the character NUL, which no database column takes."""
+
+    def __init__(self, app: ASGIApp, max_body: int) -> None:
+        self.app = app
+        self.max_body = max_body
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        problem = self._problem(scope)
+        if problem is not None:
+            await problem.response()(scope, receive, send)
+            return
+        size = 0
+
+        async def bounded() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > self.max_body:
+                raise HTTPException(413, too_large(self.max_body).detail)
+            return message
+
+        await self.app(scope, bounded, send)
+
+    def _problem(self, scope: Scope) -> Problem | None:
+        if "\x00" in scope["path"] or b"%00" in scope.get("query_string", b""):
+            return Problem("malformed-body", "the address holds the character NUL", remedy="Leave it out.")
+        length = Headers(scope=scope).get("content-length", "0")
+        if not length.isdecimal():
+            return Problem("malformed-body", f"Content-Length must be a number, got {length[:40]!r}")
+        if len(length) > 15 or int(length) > self.max_body:
+            return too_large(self.max_body)
+        return None
+
+
+def too_large(limit: int) -> Problem:
+    """The problem of a body of more than `limit` bytes."""
+    return Problem("too-large", f"a body may have at most {limit:,} bytes", extra={"limit": limit})

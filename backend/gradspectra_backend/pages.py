@@ -1,0 +1,70 @@
+"""The page and its files: one index for every address of the page, files with ETags, Plotly's script gzipped once."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from functools import cache
+
+from fastapi import APIRouter, FastAPI, Request
+from gradspectra_frontend import assets
+from starlette.responses import HTMLResponse, Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
+
+PAGES = ("/", "/runs", "/runs/{path:path}", "/compare", "/alerts", "/settings", "/login")
+FOREVER = "public, max-age=31536000, immutable"
+ASK_AGAIN = "no-cache"
+"""Keep a copy, but ask by its ETag whether it is still good: an update of the server shows at once."""
+
+
+class Files(StaticFiles):
+    """Static files that a browser keeps and asks about again."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        """As Starlette's, with Cache-Control."""
+        response = await super().get_response(path, scope)
+        response.headers["Cache-Control"] = ASK_AGAIN
+        return response
+
+
+@cache
+def _plotly() -> tuple[bytes, str]:
+    packed = gzip.compress(assets.plotly_script().read_bytes(), 6, mtime=0)
+    return packed, f'"{hashlib.sha256(packed).hexdigest()[:16]}"'
+
+
+def _cached(request: Request, body: bytes, etag: str, media_type: str, cache_control: str) -> Response:
+    headers = {"ETag": etag, "Cache-Control": cache_control}
+    if etag in [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]:
+        return Response(status_code=304, headers=headers)
+    return Response(body, media_type=media_type, headers=headers)
+
+
+def _page(request: Request) -> Response:
+    body = assets.index_html().encode()
+    etag = f'"{hashlib.sha256(body).hexdigest()[:16]}"'
+    return _cached(request, body, etag, HTMLResponse.media_type + "; charset=utf-8", ASK_AGAIN)
+
+
+def _script(request: Request) -> Response:
+    packed, etag = _plotly()
+    accepted = request.headers.get("accept-encoding", "").lower()
+    if "gzip" not in accepted:
+        response = _cached(request, gzip.decompress(packed), etag[:-1] + '-plain"', "text/javascript", FOREVER)
+    else:
+        response = _cached(request, packed, etag, "text/javascript", FOREVER)
+        if response.status_code == 200:
+            response.headers["Content-Encoding"] = "gzip"
+    response.headers["Vary"] = "Accept-Encoding"
+    return response
+
+
+def install(app: FastAPI) -> None:
+    """Serve the page below all routes of the interface."""
+    router = APIRouter(include_in_schema=False)
+    for path in PAGES:
+        router.add_api_route(path, _page, methods=["GET"])
+    router.add_api_route(assets.plotly_url(), _script, methods=["GET"])
+    app.include_router(router)
+    app.mount("/static", Files(directory=assets.static_dir(), check_dir=False), name="static")

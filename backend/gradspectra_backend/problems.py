@@ -1,0 +1,152 @@
+"""Errors as RFC 9457 problem documents: a stable type, what is wrong, which field, and what to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+MEDIA_TYPE = "application/problem+json"
+TYPE_BASE = "/problems/"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of problem. remedy: what to do where the problem itself says nothing closer."""
+
+    status: int
+    title: str
+    remedy: str
+
+
+KINDS: dict[str, Kind] = {
+    "bad-request": Kind(
+        422, "The request cannot be used", "Correct the named field; /docs lists what each call takes."
+    ),
+    "bad-batch": Kind(422, "The batch cannot be used", "Correct the named field; nothing of the batch was stored."),
+    "malformed-body": Kind(400, "The body cannot be read", "Send the whole body in the form its headers announce."),
+    "wrong-host": Kind(400, "Unknown host name", "Call the server by a name in GRADSPECTRA_ALLOWED_HOSTS."),
+    "unauthorized": Kind(
+        401, "No valid token", "Send `Authorization: Bearer gs_…`; make one by `gradspectra token create`."
+    ),
+    "forbidden": Kind(403, "Not allowed", "Use a token with the scope that the detail names."),
+    "not-found": Kind(404, "Nothing here", "See /docs for the calls there are."),
+    "unknown-run": Kind(404, "No such run", "GET /api/v1/runs lists the runs; a deleted run must be made anew."),
+    "unknown-session": Kind(404, "No such session", "Start the run again by POST /api/v1/runs with `resume`."),
+    "unknown-layer": Kind(404, "No such layer", "GET /api/v1/runs/{run}/layers lists the layers."),
+    "unknown-statistic": Kind(404, "No such statistic", "Use one of the names in the detail."),
+    "unknown-figure": Kind(404, "No such figure", "Use one of the names in the detail."),
+    "unknown-alert": Kind(404, "No such alert", "GET /api/v1/alerts lists the alerts."),
+    "unknown-token": Kind(404, "No such token", "GET /api/v1/tokens lists the tokens."),
+    "unknown-channel": Kind(404, "No such channel", "GET /api/v1/channels lists the channels."),
+    "method-not-allowed": Kind(405, "Method not allowed here", "See the Allow header, and /docs."),
+    "sequence-gap": Kind(409, "A batch is missing", "Send the batch with the number in `expected` first."),
+    "conflict": Kind(409, "Not possible in this state", "Read the object again and decide anew."),
+    "too-large": Kind(413, "The body is too large", "Send smaller batches, or raise GRADSPECTRA_MAX_BODY."),
+    "unsupported-encoding": Kind(415, "Content-Encoding not understood", "Send it as it is, or with gzip."),
+    "unsupported-media-type": Kind(415, "Content-Type not understood", "Use a type that the detail names."),
+    "too-many-requests": Kind(429, "Too many attempts", "Wait as long as Retry-After says."),
+    "undeliverable": Kind(502, "The channel did not take it", "Mend the channel's address, then send the test again."),
+    "internal": Kind(500, "The server failed", "Look into the server's log; the same request may work again."),
+    "unavailable": Kind(503, "Not available now", "Try again; the agent does so by itself and keeps its records."),
+    "storage-full": Kind(
+        507, "No space left to store", "Free space on the server's disk; the agent keeps its records."
+    ),
+}
+
+
+class Problem(Exception):
+    """A problem to answer with. name: a key of KINDS; extra: further members of the document, such as `expected`."""
+
+    def __init__(
+        self,
+        name: str,
+        detail: str,
+        *,
+        field: str | None = None,
+        remedy: str | None = None,
+        extra: dict[str, Any] | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.name = name
+        self.detail = detail
+        self.field = field
+        self.remedy = remedy
+        self.extra = extra or {}
+        self.headers = headers or {}
+
+    @property
+    def kind(self) -> Kind:
+        """The kind it is of; a KeyError here is a bug."""
+        return KINDS[self.name]
+
+    def document(self) -> dict[str, Any]:
+        """The problem document as plain JSON."""
+        return {
+            "type": TYPE_BASE + self.name,
+            "title": self.kind.title,
+            "status": self.kind.status,
+            "detail": self.detail,
+            "field": self.field,
+            "remedy": self.remedy or self.kind.remedy,
+            **self.extra,
+        }
+
+    def response(self) -> Response:
+        """The problem as an HTTP answer."""
+        body = orjson.dumps(self.document(), default=str)
+        return Response(body, self.kind.status, media_type=MEDIA_TYPE, headers=self.headers)
+
+
+_BY_STATUS = {400: "malformed-body", 401: "unauthorized", 403: "forbidden", 404: "not-found", 405: "method-not-allowed"}
+_BY_STATUS |= {413: "too-large", 415: "unsupported-media-type", 429: "too-many-requests", 503: "unavailable"}
+
+
+def from_http(error: HTTPException) -> Problem:
+    """The problem that an HTTPException of the framework stands for."""
+    name = _BY_STATUS.get(error.status_code, "internal" if error.status_code >= 500 else "bad-request")
+    return Problem(name, str(error.detail), headers=dict(error.headers or {}))
+
+
+def from_validation(error: RequestValidationError) -> Problem:
+    """The first thing wrong with a request, named by its field; the rest are listed in `errors`."""
+    entries = [
+        {"field": ".".join(str(part) for part in entry["loc"][1:]) or str(entry["loc"][0]), "detail": str(entry["msg"])}
+        for entry in error.errors()
+    ]
+    if any(entry["type"] == "json_invalid" for entry in error.errors()):
+        return Problem("malformed-body", f"the body is not JSON: {entries[0]['detail']}")
+    first = entries[0]
+    extra = {"errors": entries[:20]} if len(entries) > 1 else {}
+    detail = first["detail"].removeprefix("Value error, ")
+    return Problem("bad-request", f"{first['field']}: {detail}", field=first["field"], extra=extra)
+
+
+def install(app: FastAPI) -> None:
+    """Make `app` answer every error with a problem document."""
+
+    async def on_problem(_: Request, error: Exception) -> Response:
+        assert isinstance(error, Problem)
+        return error.response()
+
+    async def on_http(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return from_http(error).response()
+
+    async def on_validation(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return from_validation(error).response()
+
+    async def on_bug(_: Request, error: Exception) -> Response:
+        return Problem("internal", f"{type(error).__name__} while answering").response()
+
+    app.add_exception_handler(Problem, on_problem)
+    app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(RequestValidationError, on_validation)
+    app.add_exception_handler(Exception, on_bug)

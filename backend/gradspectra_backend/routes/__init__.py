@@ -1,0 +1,33 @@
+"""The calls of the interface, one module per concept."""
+
+from gradspectra_backend.routes import (
+    alerts,
+    channels,
+    figures,
+    health,
+    layers,
+    lifecycle,
+    live,
+    records,
+    runs,
+    series,
+    sign_in,
+    tokens,
+)
+
+API = (
+    runs.router,
+    lifecycle.router,
+    records.router,
+    series.router,
+    layers.router,
+    figures.router,
+    alerts.router,
+    live.router,
+    tokens.router,
+    channels.router,
+)
+"""Below /api/v1."""
+
+OPERATION = (health.router, sign_in.router)
+"""At the root."""

@@ -1,0 +1,58 @@
+"""Is the server alive, is it ready, and what do its counters say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from gradspectra_core import __version__
+from gradspectra_store import StoreError, derived, run_views
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import PlainTextResponse, Response
+
+from gradspectra_backend import schemas
+from gradspectra_backend.answers import answer
+from gradspectra_backend.auth import READ
+from gradspectra_backend.context import Context, Shared
+
+router = APIRouter(prefix="/api/v1", tags=["operation"])
+
+
+@router.get("/health", response_model=schemas.Health)
+def health() -> Response:
+    """The process answers; nothing else is looked at."""
+    return answer({"status": "ok", "version": __version__})
+
+
+@router.get("/ready", response_model=schemas.Health)
+def ready(context: Shared) -> Response:
+    """Whether the server can do its work now: database, dispatcher, and Redis where it is used; 503 if not."""
+    parts = {"database": _database(context), "dispatcher": _dispatcher(context)}
+    fine = all(part["status"] == "ok" for part in parts.values())
+    return answer({"status": "ok" if fine else "not ready", "version": __version__, **parts}, 200 if fine else 503)
+
+
+def _database(context: Context) -> dict[str, Any]:
+    try:
+        with context.store.read() as conn:
+            behind = len(derived.dirty_runs(conn))
+    except StoreError as error:
+        return {"status": "failed", "detail": str(error)}
+    return {"status": "ok", "dialect": context.store.dialect, "runs_behind": behind}
+
+
+def _dispatcher(context: Context) -> dict[str, Any]:
+    problem = context.dispatcher_problem()
+    kind = "inline" if context.settings.embedded else "celery"
+    return {"status": "ok", "kind": kind} if problem is None else {"status": "failed", "kind": kind, "detail": problem}
+
+
+@router.get("/metrics", response_class=PlainTextResponse, dependencies=[READ])
+def metrics(context: Shared) -> Response:
+    """Counters of this process and the state of the runs, for Prometheus."""
+    with context.store.read() as conn:
+        projects = run_views.list_projects(conn)
+        behind = len(derived.dirty_runs(conn))
+    runs, running = (sum(project[name] for project in projects) for name in ("runs", "running"))
+    text = context.meters.text(listeners=len(context.hub), runs=runs, running=running, behind=behind)
+    return Response(text, media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,77 @@
+"""Layers of a run: which there are, their statistics and metrics, their spectra, and what is suggested for them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Path, Query
+from gradspectra_store import read, suggestions
+from starlette.responses import Response
+
+from gradspectra_backend import schemas
+from gradspectra_backend.answers import answer, layers_object, plain, spectrum_object
+from gradspectra_backend.auth import READ
+from gradspectra_backend.context import Shared
+from gradspectra_backend.routes.fields import Attempt, Columns, RunId, Start, Stop, names_of
+from gradspectra_backend.routes.runs import run_object
+
+router = APIRouter(prefix="/api/v1", tags=["numbers"])
+
+LayerName = Annotated[str, Query(max_length=512, description="Full name of the layer.")]
+Of = Annotated[Literal["gradient", "weight", "update"], Query(description="Of which matrix.")]
+
+
+@router.get("/runs/{run}/layers", response_model=schemas.Page[schemas.Layer], dependencies=[READ])
+def list_layers(context: Shared, run: RunId) -> Response:
+    """Layers with role, depth, shape, since which step they are there, and whether they have spectra."""
+    with context.store.read() as conn:
+        run_object(conn, run)
+        items = read.layer_list(conn, run)
+    return answer({"items": items, "next": None})
+
+
+@router.get("/runs/{run}/layers/{statistic}", response_model=schemas.LayerAnswer, dependencies=[READ])
+def read_layers(
+    context: Shared,
+    run: RunId,
+    statistic: Annotated[str, Path(max_length=512, description="A statistic or a metric, such as grad_norm.")],
+    start: Start = None,
+    stop: Stop = None,
+    columns: Columns = 1000,
+    layers: Annotated[
+        str | None, Query(max_length=200_000, description="Names separated by commas; all if left out.")
+    ] = None,
+    attempt: Attempt = None,
+) -> Response:
+    """One statistic or metric of all layers: per layer and bucket mean, minimum, maximum, and count of non-finite."""
+    with context.store.read() as conn:
+        run_object(conn, run)
+        values = read.read_layers(conn, run, statistic, start, stop, columns, names_of(layers) or None, attempt)
+    return answer(layers_object(values))
+
+
+@router.get("/runs/{run}/spectra", response_model=schemas.Page[schemas.Spectrum], dependencies=[READ])
+def read_spectra(
+    context: Shared,
+    run: RunId,
+    layer: LayerName,
+    start: Start = None,
+    stop: Stop = None,
+    columns: Columns = 100,
+    of: Of = "gradient",
+    attempt: Attempt = None,
+) -> Response:
+    """Spectra of one layer, at most `columns` of them, evenly spread over the steps."""
+    with context.store.read() as conn:
+        run_object(conn, run)
+        spectra = read.read_spectra(conn, run, layer, start, stop, columns, of, attempt)
+    return answer({"items": [spectrum_object(spectrum) for spectrum in spectra], "next": None})
+
+
+@router.get("/runs/{run}/suggestions", response_model=schemas.Page[schemas.Suggestion], dependencies=[READ])
+def list_suggestions(context: Shared, run: RunId) -> Response:
+    """What could be changed, with value, interval, evidence and confidence; nothing is ever applied."""
+    with context.store.read() as conn:
+        run_object(conn, run)
+        items = suggestions.list_suggestions(conn, run)
+    return answer({"items": plain(items), "next": None})

@@ -1,0 +1,111 @@
+"""The call that every step comes in by: one batch of records, stored in one transaction."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request
+from gradspectra_core.jsonform import batch_from_json
+from gradspectra_core.records import Batch
+from gradspectra_core.wire import CONTENT_TYPE, Limits, WireError, decode_batch
+from gradspectra_store.errors import SequenceGap, StoreError
+from gradspectra_store.ingest import Ingested, ingest
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from gradspectra_backend import schemas
+from gradspectra_backend.answers import answer, plain
+from gradspectra_backend.auth import INGEST
+from gradspectra_backend.bodies import decoded
+from gradspectra_backend.context import Context, Shared
+from gradspectra_backend.problems import Problem
+from gradspectra_backend.routes.fields import RunId
+from gradspectra_backend.routes.lifecycle import fresh_alerts
+
+router = APIRouter(prefix="/api/v1", tags=["a training job"])
+
+LIMITS = Limits()
+
+BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            CONTENT_TYPE: {"schema": {"type": "string", "format": "binary"}},
+            "application/json": {"schema": {"$ref": "#/components/schemas/Batch"}},
+        },
+    }
+}
+
+
+@router.post("/runs/{run}/records", response_model=schemas.Stored, dependencies=[INGEST], openapi_extra=BODY)
+async def post_records(context: Shared, run: RunId, request: Request) -> Response:
+    """Store one batch of records, in the binary form or as JSON, plain or gzipped.
+
+    The same (session, sequence) again answers "repeated" and changes nothing; a missing number is 409 with the one
+    expected. The answer carries the run's alerts that this session was not told of yet.
+    """
+    body = await request.body()
+    content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    encoding = request.headers.get("content-encoding", "")
+    return await run_in_threadpool(_store, context, run, body, content_type, encoding)
+
+
+def _store(context: Context, run: str, body: bytes, content_type: str, encoding: str) -> Response:
+    started = time.perf_counter()
+    meters = context.meters
+    try:
+        body = decoded(body, encoding, context.settings.max_body)
+        batch = parse(body, content_type)
+        with context.store.write() as conn:
+            done = ingest(conn, run, batch, context.clock())
+    except (StoreError, WireError, Problem) as error:
+        meters.batches.labels("gap" if isinstance(error, SequenceGap) else "refused").inc()
+        raise
+    meters.seconds.observe(time.perf_counter() - started)
+    meters.batches.labels(done.status).inc()
+    meters.bytes.inc(len(body))
+    if done.status == "stored":
+        meters.steps.inc(len(batch.steps))
+        _tell(context, run, done)
+    alerts = fresh_alerts(context, run, batch.session, look=False)
+    return answer(
+        {
+            "status": done.status,
+            "next_sequence": batch.sequence + 1,
+            "last_step": done.last_step,
+            "alerts": plain(alerts),
+            "stop_at_step": None,
+        }
+    )
+
+
+def _tell(context: Context, run: str, done: Ingested) -> None:
+    """After the commit: ask for derivation, tell the live streams. Either may be lost without harm."""
+    context.dispatcher.request(run)
+    context.announce({"type": "run", "run": run, "batch": done.batch, "step": done.last_step, "state": "running"})
+
+
+def parse(body: bytes, content_type: str) -> Batch:
+    """The batch in a body; raises WireError, or Problem where the content type or the JSON is wrong."""
+    if content_type == CONTENT_TYPE:
+        return decode_batch(body, limits=LIMITS)
+    if content_type == "application/json":
+        return batch_from_json(_json(body), LIMITS)
+    raise Problem(
+        "unsupported-media-type",
+        f"Content-Type must be {CONTENT_TYPE} or application/json, got {content_type[:80]!r}",
+        field="Content-Type",
+    )
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Problem(
+            "malformed-body",
+            f"the body is not JSON: {error}",
+            remedy='Send NaN and ±inf as "NaN", "Infinity", "-Infinity".',
+        ) from None

@@ -1,0 +1,82 @@
+"""`gradspectra serve`: check everything first, take the port, then run uvicorn in one process or several."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from typing import Any
+
+import uvicorn
+from gradspectra_core import __version__
+from uvicorn.supervisors import Multiprocess
+
+from gradspectra_backend.app import create_app
+from gradspectra_backend.settings import PREFIX, Settings
+from gradspectra_backend.start import bind, check_data_folder, open_once
+
+STOP_SECONDS = 5
+KEEP_ALIVE_SECONDS = 75
+"""Longer than the agent's heartbeat, so that its connection stays open."""
+
+
+class _Server(uvicorn.Server):
+    """Says where it listens once it does."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started and sockets:
+            say_where(sockets[0])
+
+
+def say_where(listener: socket.socket) -> None:
+    """Print the address to open, with the port that was taken."""
+    host, port = listener.getsockname()[:2]
+    shown = {"0.0.0.0": "localhost", "::": "localhost"}.get(host, f"[{host}]" if ":" in host else host)
+    print(f"gradspectra {__version__} listens on http://{shown}:{port}/ (Ctrl-C stops it)", flush=True)
+
+
+def serve(settings: Settings) -> int:
+    """Run the server until it is told to stop; returns the exit status. Raises CannotStart before anything runs."""
+    check_data_folder(settings)
+    listener = bind(settings.host, settings.port)
+    try:
+        open_once(settings)
+        if settings.processes == 1:
+            return _one(settings, listener)
+        return _several(settings, listener)
+    finally:
+        listener.close()
+
+
+def _one(settings: Settings, listener: socket.socket) -> int:
+    server = _Server(uvicorn.Config(create_app(settings), **_options(settings)))
+    try:
+        server.run(sockets=[listener])
+    except KeyboardInterrupt:
+        return 0
+    return 0 if server.started else 3
+
+
+def _several(settings: Settings, listener: socket.socket) -> int:
+    """The processes read the settings from the environment again, so what the command line said goes in there."""
+    for name in settings.model_fields_set:
+        value = getattr(settings, name)
+        if value is not None:
+            os.environ[PREFIX + name.upper()] = ",".join(value) if isinstance(value, tuple) else str(value)
+    config = uvicorn.Config("gradspectra_backend.asgi:app", workers=settings.processes, **_options(settings))
+    say_where(listener)
+    sys.stdout.flush()
+    Multiprocess(config, sockets=[listener]).run()
+    return 0
+
+
+def _options(settings: Settings) -> dict[str, Any]:
+    return {
+        "log_level": settings.log_level,
+        "access_log": False,
+        "server_header": False,
+        "ws": "none",
+        "timeout_graceful_shutdown": STOP_SECONDS,
+        "timeout_keep_alive": KEEP_ALIVE_SECONDS,
+    }

@@ -1,0 +1,177 @@
+"""How many steps a second one server process acknowledges after their commit, deriving meanwhile; prints JSON.
+
+python benchmarks/ingest.py [--layers 200] [--statistics 14] [--steps 16] [--batches 500] [--encode]
+
+A real `gradspectra serve` (one process, SQLite, inline dispatcher) is a process of its own; the client beside it, on
+the same cores, posts one batch after the other over one connection, as the agent does. Bodies are encoded before the
+clock starts unless --encode is given. cpu_ms_per_batch tells what the machine spent, whatever else ran on it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gradspectra_core.layers import Layer, LayerTable
+from gradspectra_core.records import Batch, Columns, LayerBlock
+from gradspectra_core.wire import CONTENT_TYPE, encode_batch
+
+SERVE = "import argparse, sys; from gradspectra_backend.commands import register; p = argparse.ArgumentParser(); "
+SERVE += "register(p.add_subparsers()); o = p.parse_args(); sys.exit(o.run(o))"
+SCALARS = ("loss", "grad_norm", "learning_rate", "step_seconds", "data_seconds", "agent_seconds")
+MEASURED = ("grad_sq", "grad_max", "weight_sq", "part_sq", "update_sq")
+PACKAGES = ("numpy", "fastapi", "uvicorn", "sqlalchemy", "orjson")
+
+
+class Job:
+    """A training job that sends as fast as it is answered."""
+
+    def __init__(self, options: argparse.Namespace, address: tuple[str, int]) -> None:
+        self.options = options
+        self.connection = http.client.HTTPConnection(*address, timeout=60)
+        self.table = LayerTable.of(Layer(f"layers.{at}.weight", "up", at, (512, 512)) for at in range(options.layers))
+        count = options.statistics - 1
+        self.statistics = (*MEASURED, *(f"statistic_{at}" for at in range(count - len(MEASURED))))[:count]
+        random = np.random.default_rng(0)
+        shape = (len(self.statistics), options.steps, options.layers)
+        self.values = [random.lognormal(size=shape, sigma=0.1).astype(np.float32) for _ in range(8)]
+        self.run = self.call("POST", "/runs", {"project": "benchmark", "name": "ingest"})
+
+    def call(self, method: str, path: str, members: Any = None) -> Any:
+        body = None if members is None else json.dumps(members).encode()
+        return self.exchange(method, path, body, "application/json")
+
+    def exchange(self, method: str, path: str, body: bytes | None, content_type: str) -> Any:
+        self.connection.request(method, f"/api/v1{path}", body, {"Content-Type": content_type})
+        answer = self.connection.getresponse()
+        content = answer.read()
+        if answer.status >= 300:
+            raise SystemExit(f"{method} {path} answered {answer.status}: {content[:500]!r}")
+        return json.loads(content)
+
+    def batch(self, sequence: int) -> Batch:
+        size = self.options.steps
+        steps = np.arange(size * (sequence - 1) + 1, size * sequence + 1)
+        values = self.values[sequence % len(self.values)]
+        counts = np.zeros((1, size, self.options.layers), np.int64)
+        block = LayerBlock(
+            self.table.digest,
+            steps,
+            self.statistics,
+            values,
+            np.ones(values.shape, bool),
+            ("grad_nonfinite",),
+            counts,
+            counts == 0,
+        )
+        scalars = 2.0 + 0.1 * np.random.default_rng(sequence).random((len(SCALARS), size))
+        return Batch(
+            session=self.run["session"],
+            sequence=sequence,
+            complete_through=int(steps[-1]),
+            steps=steps,
+            times=1.7e9 + steps,
+            scalars=Columns(SCALARS, scalars, np.ones(scalars.shape, bool)),
+            counts=Columns(("tokens",), np.full((1, size), 512), np.ones((1, size), bool)),
+            layer_table=self.table if sequence == 1 else None,
+            layers=block,
+        )
+
+    def send(self, body: bytes) -> float:
+        begin = time.perf_counter()
+        self.exchange("POST", f"/runs/{self.run['id']}/records", body, CONTENT_TYPE)
+        return time.perf_counter() - begin
+
+    def derived_step(self) -> int:
+        return int(self.call("GET", f"/runs/{self.run['id']}")["derived_step"])
+
+
+def cpu_seconds(process: int) -> float:
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def measure(options: argparse.Namespace, address: tuple[str, int], server: int) -> dict[str, Any]:
+    job = Job(options, address)
+    warm = max(1, options.batches // 20)
+    for sequence in range(1, warm + 1):
+        job.send(encode_batch(job.batch(sequence)))
+    numbers = range(warm + 1, warm + 1 + options.batches)
+    ready = None if options.encode else [encode_batch(job.batch(sequence)) for sequence in numbers]
+    spent = cpu_seconds(server), time.process_time()
+    begin = time.perf_counter()
+    seconds = [job.send(ready[at] if ready else encode_batch(job.batch(number))) for at, number in enumerate(numbers)]
+    took = time.perf_counter() - begin
+    spent = cpu_seconds(server) - spent[0], time.process_time() - spent[1]
+    behind = options.steps * numbers[-1] - job.derived_step()
+    begin = time.perf_counter()
+    while job.derived_step() < options.steps * numbers[-1]:
+        time.sleep(0.02)
+    steps = options.batches * options.steps
+    p50, p95, p99 = np.percentile(np.array(seconds) * 1e3, (50, 95, 99))
+    return {
+        "steps_per_second": round(steps / took),
+        "values_per_second": round(steps * options.layers * options.statistics / took),
+        "post_ms": {
+            "p50": round(p50, 2),
+            "p95": round(p95, 2),
+            "p99": round(p99, 2),
+            "max": round(max(seconds) * 1e3, 1),
+        },
+        "cpu_ms_per_batch": {
+            "server": round(spent[0] * 1e3 / options.batches, 2),
+            "client": round(spent[1] * 1e3 / options.batches, 2),
+        },
+        "underived_steps_at_end": behind,
+        "derived_after_seconds": round(time.perf_counter() - begin, 2),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=200)
+    parser.add_argument("--statistics", type=int, default=14, help="per layer, one of them a count")
+    parser.add_argument("--steps", type=int, default=16, help="in a batch")
+    parser.add_argument("--batches", type=int, default=500)
+    parser.add_argument("--encode", action="store_true", help="encode each batch within the time, as the agent does")
+    parser.add_argument("--synchronous", choices=("NORMAL", "FULL"), default="NORMAL")
+    options = parser.parse_args()
+    load = round(os.getloadavg()[0], 2)
+    with tempfile.TemporaryDirectory() as folder:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("GRADSPECTRA_")}
+        environment = clean | {"GRADSPECTRA_SQLITE_SYNCHRONOUS": options.synchronous}
+        command = [sys.executable, "-c", SERVE, "serve", "--port", "0", "--data", folder]
+        server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        try:
+            assert server.stdout is not None
+            found = re.search(r"http://([\d.]+):(\d+)", server.stdout.readline())
+            if found is None:
+                raise SystemExit("the server did not start; its message stands above")
+            result = measure(options, (found[1], int(found[2])), server.pid)
+        finally:
+            server.terminate()
+            server.wait(10)
+    result["options"] = vars(options)
+    result["machine"] = {
+        "cpus": len(os.sched_getaffinity(0)),
+        "machine": platform.machine(),
+        "load_before": load,
+    }
+    result["versions"] = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

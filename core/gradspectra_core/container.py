@@ -1,0 +1,140 @@
+"""The container of the binary form: a JSON header and raw little-endian blocks, in the safetensors layout."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradspectra_core.limits import DEFAULT_LIMITS, Limits, WireError, shown
+
+FORMAT = "gradspectra/1"
+DTYPES: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"),
+    "F64": np.dtype("<f8"),
+    "I64": np.dtype("<i8"),
+    "U8": np.dtype("u1"),
+}
+MAX_BLOCKS = 256
+MAX_DIMENSIONS = 8
+MAX_EXTENT = 1 << 40
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
+_LENGTH = struct.Struct("<Q")
+
+
+def pack(meta: dict[str, Any], blocks: Mapping[str, NDArray[Any]]) -> bytes:
+    """Pack arrays and a JSON object into one body.
+
+    blocks: float32, float64, int64 or uint8 arrays of any shape. The wide ones are placed first, so that each
+    starts at a multiple of its item size. Raises WireError for another dtype, ValueError for NaN inside `meta`.
+    Source of the layout: the safetensors format.
+    """
+    arrays = sorted(((name, _little_endian(name, block)) for name, block in blocks.items()), key=_by_item_size)
+    text = json.dumps(meta, separators=(",", ":"), allow_nan=False)
+    header: dict[str, Any] = {"__metadata__": {"format": FORMAT, "gradspectra": text}}
+    end = 0
+    for name, array in arrays:
+        begin, end = end, end + array.nbytes
+        header[name] = {"dtype": _CODES[array.dtype], "shape": array.shape, "data_offsets": (begin, end)}
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+    return b"".join((_LENGTH.pack(len(head)), head, *(array.data for _, array in arrays)))
+
+
+def unpack(
+    buf: bytes | bytearray | memoryview, *, limits: Limits = DEFAULT_LIMITS
+) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Read what `pack` (or any writer of the layout) wrote: the JSON object and the blocks by name.
+
+    The blocks are views of `buf`, read-only where it is. Raises WireError for anything that is not such a body.
+    """
+    view = memoryview(buf)
+    if len(view) < _LENGTH.size:
+        raise WireError("body", f"must be at least {_LENGTH.size} bytes long, got {len(view)}")
+    (length,) = _LENGTH.unpack_from(view)
+    start = _LENGTH.size + length
+    if length > limits.max_header:
+        raise WireError("header", f"must be at most {limits.max_header} bytes long, its length field says {length}")
+    if start > len(view):
+        raise WireError("header", f"is cut off: {length} bytes announced, {len(view) - _LENGTH.size} there")
+    header = json_object(bytes(view[_LENGTH.size : start]), "header")
+    metadata = header.pop("__metadata__", None)
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        raise WireError("header.__metadata__", f'must be an object with "format": "{FORMAT}"')
+    text = metadata.get("gradspectra")
+    if not isinstance(text, str):
+        raise WireError("header.__metadata__.gradspectra", "must be a string that holds JSON")
+    return json_object(text, "header.__metadata__.gradspectra"), _read_blocks(header, view[start:])
+
+
+def json_object(text: bytes | str, field: str) -> dict[str, Any]:
+    """Parse strict JSON (UTF-8, no NaN literals) that must be an object. Raises WireError naming `field`."""
+    try:
+        found = json.loads(text if isinstance(text, str) else text.decode(), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise WireError(field, f"is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise WireError(field, f"must be a JSON object, got {type(found).__name__}")
+    return found
+
+
+def _refuse_constant(literal: str) -> NoReturn:
+    raise ValueError(f"{literal} is not a JSON number")
+
+
+def _by_item_size(entry: tuple[str, NDArray[Any]]) -> int:
+    return -entry[1].dtype.itemsize
+
+
+def _little_endian(name: str, block: NDArray[Any]) -> NDArray[Any]:
+    dtype = block.dtype.newbyteorder("<")
+    if dtype not in _CODES:
+        raise WireError(name, f"dtype must be float32, float64, int64 or uint8, got {block.dtype}")
+    return np.ascontiguousarray(block, dtype) if block.ndim else np.asarray(block, dtype)
+
+
+def _read_blocks(header: dict[str, Any], data: memoryview) -> dict[str, NDArray[Any]]:
+    if len(header) > MAX_BLOCKS:
+        raise WireError("header", f"must name at most {MAX_BLOCKS} blocks, got {len(header)}")
+    entries = sorted((_entry(name, value) for name, value in header.items()), key=lambda entry: entry[3:])
+    blocks: dict[str, NDArray[Any]] = {}
+    position = 0
+    for name, dtype, shape, begin, end in entries:
+        if begin != position:
+            raise WireError(name, f"must begin where the block before it ends ({position}), begins at {begin}")
+        if end > len(data):
+            raise WireError(name, f"is cut off: ends at {end}, the body has {len(data)} bytes of data")
+        blocks[name] = np.frombuffer(data[begin:end], dtype).reshape(shape)
+        position = end
+    if position != len(data):
+        raise WireError("body", f"has {len(data) - position} bytes that belong to no block")
+    return blocks
+
+
+def _entry(name: str, value: object) -> tuple[str, np.dtype[Any], list[int], int, int]:
+    if not isinstance(value, dict):
+        raise WireError(name, "must be an object with dtype, shape and data_offsets")
+    code, shape, offsets = value.get("dtype"), value.get("shape"), value.get("data_offsets")
+    if not isinstance(code, str) or code not in DTYPES:
+        raise WireError(f"{name}.dtype", f"must be one of {', '.join(DTYPES)}, got {shown(code)}")
+    if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or not all(map(_is_extent, shape)):
+        raise WireError(f"{name}.shape", f"must be a list of at most {MAX_DIMENSIONS} whole numbers ≥ 0")
+    if math.prod(max(extent, 1) for extent in shape) > MAX_EXTENT:
+        raise WireError(f"{name}.shape", "is too large")
+    if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_extent, offsets)):
+        raise WireError(f"{name}.data_offsets", "must be two whole numbers ≥ 0")
+    begin, end = offsets
+    dtype = DTYPES[code]
+    size = math.prod(shape) * dtype.itemsize
+    if end - begin != size:
+        raise WireError(f"{name}.data_offsets", f"must span the {size} bytes of the shape, span {end - begin}")
+    return name, dtype, shape, begin, end
+
+
+def _is_extent(value: object) -> bool:
+    return type(value) is int and value >= 0

@@ -1,0 +1,45 @@
+"""update_norm_spike: the norm of the optimizer's update lies far above its band; seen before loss and gradient jump."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from gradspectra_core.alerts import Finding
+from gradspectra_core.detectors.band import Judgement
+from gradspectra_core.detectors.observation import Observation
+from gradspectra_core.detectors.spike import Spike
+
+
+class UpdateNormSpike:
+    """Robust z of ln of the update norm over the last 50 recorded points: z > `z` and norm > `ratio` × median.
+
+    Opens at once beyond `confirm_z`, else at the second such point among three.
+    """
+
+    name = "update_norm_spike"
+    DEFAULTS: Mapping[str, float] = {"z": 6.0, "ratio": 2.0, "confirm_z": 12.0}
+
+    def __init__(self, thresholds: Mapping[str, float]) -> None:
+        self._z, self._ratio = thresholds["z"], thresholds["ratio"]
+        confirm_z = thresholds["confirm_z"]
+        self._spike = Spike(self.name, "update norm", self._z, self._ratio, self._severity, confirm_z)
+
+    def _severity(self, judged: Judgement) -> str | None:
+        return "warning" if judged.z > self._z and judged.ratio > self._ratio else None
+
+    def observe(self, observation: Observation) -> list[Finding]:
+        """Judge one step; a skipped step has an update of zero, which says nothing."""
+        norm = observation.update_norm
+        if norm is None or not math.isfinite(norm) or norm <= 0.0:
+            return []
+        return self._spike.observe(observation.step, norm)
+
+    def state(self) -> dict[str, Any]:
+        """Return all that `restore` needs, as JSON."""
+        return self._spike.state()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up what `state` returned."""
+        self._spike.restore(state)

@@ -1,0 +1,1 @@
+"""Plotly figures built in Python, and the page that draws them."""

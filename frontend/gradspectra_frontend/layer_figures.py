@@ -1,0 +1,217 @@
+"""Figures of one number per layer and step: heatmaps of layer × step, and curves of single layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from gradspectra_core.views import Buckets, LayerSeries
+
+from gradspectra_frontend.heatmap import gridded, log_ticks, packed, row_order, short_names
+from gradspectra_frontend.marks import MARK_AXIS, Array, Curve, curve_traces, plain, shade_alerts
+from gradspectra_frontend.theme import Figure, Theme, axis, base_layout, colour_scale, value_ticks
+
+SPECTRAL = ("effective_rank", "stable_rank", "participation_ratio")
+"""Metrics that only matrices have: rows without any are left out."""
+
+MAX_CURVES = 12
+ROW_HEIGHT = 15
+ZERO, NOT_FINITE = 1.0, 2.0
+MARKED_CELLS = 400
+"""Up to this many cells that are not finite are marked with a cross too, so that one is seen at any zoom."""
+
+TITLES = {
+    "grad_norm": "Gradient norm",
+    "weight_norm": "Weight norm",
+    "update_norm": "Update norm",
+    "update_ratio": "Update-to-weight ratio",
+    "effective_rank": "Effective rank of the gradient",
+    "stable_rank": "Stable rank of the gradient",
+    "participation_ratio": "Participation ratio of the gradient",
+    "noise_scale": "Gradient noise scale",
+    "grad_max": "Largest gradient entry",
+    "grad_nonfinite": "Gradient entries that are not finite",
+}
+
+
+def layers(
+    data: LayerSeries, alerts: Sequence[Mapping[str, Any]], theme: Theme, *, order: str = "depth", name: str = "layers"
+) -> Figure:
+    """Heatmap layer × step of one statistic or metric, colour in log scale. Reads one layer statistic.
+
+    order: "depth" (embedding first, head last), "role" or "name". A bucket of several steps shows its largest
+    value, so a spike of one step stays visible; a measurement holds until the next of its row. Grey: missing.
+    Black: zero or negative. Magenta with a cross: NaN or inf in that bucket. Alerts are marked at the top.
+    """
+    title = TITLES.get(data.statistic, plain(data.statistic.replace("_", " ")))
+    rows = [row for row in row_order(data, order) if data.statistic not in SPECTRAL or data.present[row].any()]
+    grid = gridded(np.asarray(data.x), data.max[rows], data.nonfinite[rows], np.asarray(data.present[rows], bool))
+    x, value, here = grid.x, grid.value, grid.present
+    bad = here & ((grid.nonfinite > 0) | ~np.isfinite(value))
+    good = here & np.isfinite(value) & (value > 0)
+    log = np.full(value.shape, np.nan, np.float32)
+    np.log10(value, out=log, where=good)
+    names = [plain(data.layers[i]) for i in rows]
+    figure: Figure = {"data": [], "layout": _heatmap_layout(data, theme, title, name, names, rows)}
+    if rows and len(x):
+        code = np.where(bad, NOT_FINITE, np.where(here & ~good, ZERO, np.nan)).astype(np.float32)
+        figure["data"] = [
+            _values_trace(x, names, log, value.astype(np.float32), theme),
+            *_code_traces(x, names, code, theme),
+        ]
+        _mark_cells(figure, x, names, code, theme)
+    shade_alerts(figure, alerts, theme, data.x)
+    figure["layout"]["shapes"] = []  # shading would change the colours of the cells
+    return figure
+
+
+def effective_rank(
+    data: LayerSeries, alerts: Sequence[Mapping[str, Any]], theme: Theme, *, order: str = "depth"
+) -> Figure:
+    """Heatmap of the gradients' effective rank, layer × step. Reads the layer metric effective_rank."""
+    return layers(data, alerts, theme, order=order, name="effective_rank")
+
+
+def layer_curves(
+    data: LayerSeries, alerts: Sequence[Mapping[str, Any]], theme: Theme, *, layer: str | Sequence[str] | None = None
+) -> Figure:
+    """Curves of one statistic for single layers, with the band from minimum to maximum. Reads one layer statistic.
+
+    layer: a name or several; None takes the first MAX_CURVES. Names that the data lacks are left out.
+    """
+    wanted = [layer] if isinstance(layer, str) else list(layer or data.layers)
+    rows = [data.layers.index(name) for name in wanted if name in data.layers][:MAX_CURVES]
+    title = TITLES.get(data.statistic, plain(data.statistic.replace("_", " ")))
+    layout = base_layout(theme, title, f"layer_curves {data.statistic}")
+    finite = data.mean[rows][np.isfinite(data.mean[rows])]
+    log = bool(finite.size) and bool((finite > 0).mean() > 0.5)
+    layout["xaxis"] = axis(theme, data.axis, showgrid=False, hoverformat=",d", tickformat=",~d", nticks=8)
+    layout["yaxis"] = axis(theme, title.lower(), type="log" if log else "linear", nticks=6, **value_ticks(log, finite))
+    layout["yaxis2"] = dict(MARK_AXIS)
+    layout["meta"] = {
+        "figure": "layer_curves",
+        "title": title,
+        "last_step": int(data.x[-1]) if len(data.x) else 0,
+        "layers": [data.layers[i] for i in rows],
+    }
+    figure: Figure = {"data": [], "layout": layout}
+    for number, i in enumerate(rows):
+        row = Buckets(data.mean[i], data.min[i], data.max[i], data.mean[i], data.nonfinite[i], data.present[i])
+        curve = Curve.of(plain(data.layers[i]), data.x, row)
+        figure["data"] += curve_traces(curve, theme.lines[number % len(theme.lines)], theme, log=log, hover=".4~g")
+    shade_alerts(figure, alerts, theme, data.x)
+    layout["showlegend"] = True
+    return figure
+
+
+def _heatmap_layout(
+    data: LayerSeries, theme: Theme, title: str, name: str, names: list[str], rows: list[int]
+) -> dict[str, Any]:
+    height = int(np.clip(ROW_HEIGHT * len(names) + 110, 260, 1100))
+    layout = base_layout(theme, title, f"{name} {data.statistic}", height=height, hovermode="closest")
+    layout["plot_bgcolor"] = theme.missing
+    layout["xaxis"] = axis(theme, data.axis, showgrid=False, tickformat=",~d", nticks=8)
+    each = max(1, int(np.ceil(len(names) * 12 / max(height - 110, 1))))
+    layout["yaxis"] = axis(
+        theme,
+        "",
+        type="category",
+        range=[len(names) - 0.5, -0.5],
+        showgrid=False,
+        ticks="",
+        tickvals=list(range(0, len(names), each)),
+        ticktext=short_names(names)[::each],
+        tickfont={"size": 10.5, "color": theme.muted, "family": "ui-monospace, monospace"},
+    )
+    layout["meta"] = {
+        "figure": name,
+        "title": title,
+        "statistic": data.statistic,
+        "last_step": int(data.x[-1]) if len(data.x) else 0,
+        "layers": [data.layers[i] for i in rows],
+        "roles": [data.roles[i] for i in rows],
+    }
+    return layout
+
+
+def _values_trace(x: Array, names: list[str], log: Array, value: Array, theme: Theme) -> dict[str, Any]:
+    finite = log[np.isfinite(log)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (-1.0, 0.0)
+    if high - low < 0.05:
+        low, high = low - 0.025, high + 0.025
+    ticks, texts = log_ticks(low, high)
+    return {
+        "type": "heatmap",
+        "name": "value",
+        "x": x,
+        "y": names,
+        "z": packed(log),
+        "customdata": packed(value),
+        "zmin": low,
+        "zmax": high,
+        "colorscale": colour_scale(),
+        "hoverongaps": False,
+        "hovertemplate": "%{y}<br>step %{x:,d}<br><b>%{customdata:.5~g}</b><extra></extra>",
+        "colorbar": {
+            "tickvals": ticks,
+            "ticktext": texts,
+            "thickness": 12,
+            "outlinewidth": 0,
+            "tickfont": {"size": 11, "color": theme.muted},
+            "xpad": 6,
+        },
+    }
+
+
+def _code_traces(x: Array, names: list[str], code: Array, theme: Theme) -> list[dict[str, Any]]:
+    """Layers over the values: cells that are zero or negative, and cells that are not finite."""
+    kinds = ((ZERO, "zero or negative", theme.zero), (NOT_FINITE, "NaN or inf", theme.nonfinite))
+    return [
+        {
+            "type": "heatmap",
+            "name": label,
+            "x": x,
+            "y": names,
+            "z": packed(np.where(code == kind, code, np.nan)),
+            "colorscale": [[0, colour], [1, colour]],
+            "showscale": False,
+            "hoverongaps": False,
+            "hovertemplate": f"%{{y}}<br>step %{{x:,d}}<br><b>{label}</b><extra></extra>",
+        }
+        for kind, label, colour in kinds
+        if np.any(code == kind)
+    ]
+
+
+def _mark_cells(figure: Figure, x: Array, names: list[str], code: Array, theme: Theme) -> None:
+    """Legend entries for what the cells' special colours mean, and a cross on each cell that is not finite."""
+    row, column = np.nonzero(code == NOT_FINITE)
+    if len(row):
+        few = slice(0, MARKED_CELLS)
+        figure["data"].append(
+            {
+                "type": "scatter",
+                "name": "NaN or inf",
+                "x": x[column[few]],
+                "y": [names[i] for i in row[few]],
+                "mode": "markers",
+                "marker": {
+                    "symbol": "x",
+                    "size": 7,
+                    "color": theme.nonfinite,
+                    "line": {"width": 1, "color": theme.paper},
+                },
+                "hoverinfo": "skip",
+            }
+        )
+    for there, label, colour in (
+        (bool(np.any(code == ZERO)), "zero or negative", theme.zero),
+        (True, "missing", theme.missing),
+    ):
+        if there:
+            marker = {"symbol": "square", "size": 10, "color": colour, "line": {"width": 1, "color": theme.axis}}
+            figure["data"].append(
+                {"type": "scatter", "name": label, "x": [None], "y": [names[0]], "mode": "markers", "marker": marker}
+            )
+    figure["layout"]["showlegend"] = True

@@ -1,0 +1,51 @@
+// The address of a view, both ways. Pure functions: what a link shows is all in it.
+
+export const TABS = ["overview", "layers", "spectra", "learning-rate", "alerts", "details"];
+export const TAB_NAMES = {
+  overview: "Overview",
+  layers: "Layers",
+  spectra: "Spectra",
+  "learning-rate": "Learning rate",
+  alerts: "Alerts",
+  details: "Details",
+};
+
+/** @typedef {{page: string, run: string | null, tab: string, view: Record<string, string>}} Address */
+
+/** @param {string} path @param {string} query @returns {Address} */
+export function parse(path, query) {
+  const view = Object.fromEntries(new URLSearchParams(query));
+  const [first = "", second, third] = path.split("/").filter(Boolean).map(decodeURIComponent);
+  if (first === "runs" && second) {
+    return { page: "run", run: second, tab: TABS.includes(third) ? third : "overview", view };
+  }
+  if (first === "" || first === "runs") return { page: "runs", run: null, tab: "", view };
+  if (["alerts", "settings", "login"].includes(first)) return { page: first, run: null, tab: "", view };
+  return { page: "unknown", run: null, tab: "", view };
+}
+
+/** Path of a run's tab. @param {string} run @param {string} [tab] @param {Record<string, unknown>} [view] */
+export function runPath(run, tab = "overview", view = {}) {
+  return `/runs/${encodeURIComponent(run)}/${tab}${query(view)}`;
+}
+
+/** Query text of the values that are set, in a fixed order. @param {Record<string, unknown>} view */
+export function query(view) {
+  const pairs = Object.entries(view).filter(([, value]) => value !== null && value !== undefined && value !== "");
+  pairs.sort(([a], [b]) => (a < b ? -1 : 1));
+  const text = new URLSearchParams(pairs.map(([key, value]) => [key, String(value)])).toString();
+  return text ? `?${text}` : "";
+}
+
+/** What stays when another tab of the same run is opened: the zoom and the layer. @param {Record<string, string>} view */
+export function kept(view) {
+  const { start, stop, layer } = view;
+  return { start, stop, layer };
+}
+
+/** The zoom in the address, null for the whole run. @param {Record<string, string>} view @returns {[number, number] | null} */
+export function rangeOf(view) {
+  const start = Number(view.start);
+  const stop = Number(view.stop);
+  return view.start !== undefined && view.stop !== undefined && stop > start ? [start, stop] : null;
+}

@@ -1,0 +1,61 @@
+// Calls of the REST interface. Every failure becomes a Failure that says in words what went wrong and what to do.
+
+const ROOT = "/api/v1";
+
+/** What went wrong: title, detail and remedy of the problem document, or of the network. */
+export class Failure extends Error {
+  /** @param {{status?: number, title?: string, detail?: string, remedy?: string, type?: string}} problem */
+  constructor(problem) {
+    super(problem.detail || problem.title || "something went wrong");
+    this.status = problem.status ?? 0;
+    this.title = problem.title ?? "Something went wrong";
+    this.detail = problem.detail ?? "";
+    this.remedy = problem.remedy ?? "";
+    this.type = problem.type ?? "";
+  }
+}
+
+/** Address of a call. @param {string} path @param {Record<string, unknown>} [params] */
+export function address(path, params = {}) {
+  const pairs = Object.entries(params).filter(([, value]) => value !== null && value !== undefined && value !== "");
+  const text = new URLSearchParams(pairs.map(([key, value]) => [key, String(value)])).toString();
+  return ROOT + path + (text ? `?${text}` : "");
+}
+
+/** @param {string} path @param {Record<string, unknown>} [params] @param {AbortSignal} [signal] @returns {Promise<any>} */
+export const get = (path, params, signal) => call("GET", address(path, params), undefined, signal);
+
+/** @param {"POST" | "PATCH" | "DELETE" | "PUT"} method @param {string} path @param {unknown} [body] @returns {Promise<any>} */
+export const send = (method, path, body) => call(method, address(path), body);
+
+/** @param {string} method @param {string} url @param {unknown} [body] @param {AbortSignal} [signal] */
+async function call(method, url, body, signal) {
+  const headers = { Accept: "application/json", ...(body === undefined ? {} : { "Content-Type": "application/json" }) };
+  let response;
+  try {
+    response = await fetch(url, { method, headers, body: body === undefined ? undefined : JSON.stringify(body), signal });
+  } catch (error) {
+    if (signal?.aborted) throw error;
+    throw new Failure({
+      title: "The server does not answer",
+      detail: "Nothing was received from this address.",
+      remedy: "Is `gradspectra serve` still running? The page tries again by itself.",
+    });
+  }
+  if (response.status === 401 && location.pathname !== "/login") {
+    location.assign(`/login?next=${encodeURIComponent(location.pathname + location.search)}`);
+  }
+  const text = await response.text();
+  const answer = parsed(text);
+  if (!response.ok) throw new Failure({ title: response.statusText, ...(answer ?? {}), status: response.status });
+  return answer;
+}
+
+/** @param {string} text */
+function parsed(text) {
+  try {
+    return text ? JSON.parse(text) : null;
+  } catch {
+    return null;
+  }
+}

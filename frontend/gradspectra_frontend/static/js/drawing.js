@@ -1,0 +1,170 @@
+// One figure on the page: asks for it, draws it, keeps it up to date. No framework in here.
+
+import { Failure, get } from "./api.js";
+import { fitted, isEmpty, rangeFrom, zoomed } from "./figure_view.js";
+import { live } from "./live.js";
+import { CONFIG, plotly } from "./plotly.js";
+import { gathered } from "./throttle.js";
+
+const REDRAW_MS = 250;
+const LONGEST_REDRAW_MS = 450;
+const COARSE = matchMedia("(pointer: coarse)");
+
+/**
+ * @typedef {{path: string, params: Record<string, any>, range: [number, number] | null | undefined, run: string | null,
+ *   change: (figure: any) => any, onRange?: (range: [number, number] | null) => void, onPoint?: (point: any) => void,
+ *   onFigure?: (figure: any) => void, onStatus: (status: {state: string, failure?: Failure}) => void}} Wish
+ */
+
+/** Draws into `place` (the plot) and says on `frame` what is drawn (data-last-step, data-drawn). */
+export class Drawing {
+  /** @param {HTMLElement} frame @param {HTMLElement} place @param {Wish} wish */
+  constructor(frame, place, wish) {
+    this.frame = frame;
+    this.place = place;
+    this.wish = wish;
+    this.figure = null;
+    this.cost = 0;
+    this.visible = false;
+    this.stale = true;
+    this.pressed = false;
+    this.bound = false;
+    this.drawn = 0;
+    /** @type {PointerEvent | null} */
+    this.pointer = null;
+    this.abort = new AbortController();
+    this.updates = gathered(() => this.update(), { pause: () => Math.min(Math.max(REDRAW_MS, 2 * this.cost), LONGEST_REDRAW_MS) });
+    this.offRun = wish.run === null ? () => {} : live.onRun(wish.run, () => this.demand());
+    this.watcher = new IntersectionObserver(([entry]) => this.seen(entry.isIntersecting), { rootMargin: "60px" });
+    this.watcher.observe(frame);
+    this.sizes = new ResizeObserver(() => this.resized());
+    this.sizes.observe(place);
+    this.follow();
+  }
+
+  /** Follow the pointer: nothing is redrawn under a drag, and a hover label comes back after a redraw. */
+  follow() {
+    const signal = this.abort.signal;
+    this.place.addEventListener("pointerdown", () => (this.pressed = true), { signal });
+    addEventListener("pointerup", () => this.released(), { signal });
+    addEventListener("pointercancel", () => this.released(), { signal });
+    this.place.addEventListener("pointermove", (event) => (this.pointer = event), { signal });
+    this.place.addEventListener("pointerleave", () => (this.pointer = null), { signal });
+  }
+
+  released() {
+    if (!this.pressed) return;
+    this.pressed = false;
+    if (this.stale) this.updates.demand();
+  }
+
+  /** @param {boolean} visible */
+  seen(visible) {
+    this.visible = visible;
+    if (visible && this.stale) this.updates.demand();
+  }
+
+  /** Something may be new. */
+  demand() {
+    this.stale = true;
+    if (this.visible) this.updates.demand();
+  }
+
+  /** Draw from now on what this wish says. @param {Wish} wish */
+  wants(wish) {
+    const old = this.wish;
+    this.wish = wish;
+    const same = old.path === wish.path && JSON.stringify(old.params) === JSON.stringify(wish.params);
+    if (!same) this.demand();
+    else if (this.figure) void this.draw();
+  }
+
+  async update() {
+    if (!this.visible || this.pressed) return;
+    this.stale = false;
+    const { path, params } = this.wish;
+    try {
+      this.figure = await get(path, params, this.abort.signal);
+      await this.draw();
+    } catch (error) {
+      if (this.abort.signal.aborted) return;
+      const failure = error instanceof Failure ? error : new Failure({ title: "This figure cannot be drawn", detail: String(error) });
+      this.wish.onStatus({ state: "failed", failure });
+      if (failure.status === 0) setTimeout(() => this.demand(), 3000);
+    }
+  }
+
+  async draw() {
+    const Plotly = await plotly();
+    if (this.abort.signal.aborted || !this.figure || this.pressed) return;
+    const changed = this.wish.change(this.figure);
+    const { data, layout } = fitted(zoomed(changed, this.wish.range), this.place.clientWidth, COARSE.matches);
+    this.place.style.height = layout.height ? `${layout.height}px` : "";
+    const begun = performance.now();
+    await Plotly.react(this.place, data, layout, CONFIG);
+    this.cost = performance.now() - begun;
+    if (this.abort.signal.aborted) return;
+    if (!this.bound) this.bind();
+    this.frame.dataset.lastStep = String(layout.meta.last_step ?? 0);
+    this.frame.dataset.drawn = String((this.drawn += 1));
+    this.wish.onStatus({ state: isEmpty(changed) ? "empty" : "drawn" });
+    this.wish.onFigure?.(changed);
+    this.hoverAgain();
+  }
+
+  bind() {
+    this.bound = true;
+    const plot = /** @type {any} */ (this.place);
+    plot.on("plotly_relayout", (/** @type {any} */ event) => {
+      const range = rangeFrom(event);
+      if (range !== undefined) this.wish.onRange?.(range);
+    });
+    plot.on("plotly_doubleclick", () => void this.reset());
+    plot.on("plotly_click", (/** @type {any} */ event) => this.wish.onPoint?.(event.points[0]));
+  }
+
+  hoverAgain() {
+    if (!this.pointer) return;
+    const { clientX, clientY } = this.pointer;
+    const target = document.elementFromPoint(clientX, clientY);
+    if (target && this.place.contains(target)) {
+      target.dispatchEvent(new MouseEvent("mousemove", { clientX, clientY, bubbles: true }));
+    }
+  }
+
+  resized() {
+    if (this.figure && this.bound && this.place.clientWidth > 0) void this.draw();
+  }
+
+  /** @param {"png" | "svg"} format @param {string} filename */
+  async save(format, filename) {
+    const Plotly = await plotly();
+    const size = { width: Math.max(this.place.clientWidth, 900), height: Math.max(this.place.clientHeight, 400) };
+    await Plotly.downloadImage(this.place, { format, filename, ...size, scale: format === "png" ? 2 : 1 });
+  }
+
+  /** @param {string} mode */
+  async drag(mode) {
+    const Plotly = await plotly();
+    await Plotly.relayout(this.place, { dragmode: mode });
+  }
+
+  /** Show all again: both axes. */
+  async reset() {
+    const Plotly = await plotly();
+    const rows = this.figure && this.wish.change(this.figure).layout.yaxis.range;
+    const values = rows ? { "yaxis.range": [...rows] } : { "yaxis.autorange": true };
+    const across = this.figure?.layout.xaxis.range;
+    await Plotly.relayout(this.place, { ...values, ...(across ? { "xaxis.range": [...across] } : { "xaxis.autorange": true }) });
+    this.wish.onRange?.(null);
+  }
+
+  stop() {
+    this.abort.abort();
+    this.updates.stop();
+    this.offRun();
+    this.watcher.disconnect();
+    this.sizes.disconnect();
+    if (this.bound) void plotly().then((Plotly) => Plotly.purge(this.place));
+  }
+}

@@ -1,0 +1,128 @@
+// What the page changes in a figure before it is drawn: rows filtered, zoom set, fit to the width. Pure functions.
+
+/** @typedef {{data: any[], layout: any}} Figure */
+
+const NARROW = 620;
+
+/** Rows of a matrix, whether it is nested lists or Plotly's packed form. @param {any} z @returns {ArrayLike<number>[]} */
+export function rowsOf(z) {
+  if (Array.isArray(z)) return z;
+  const [rows, columns] = z.shape.split(",").map(Number);
+  const bytes = Uint8Array.from(atob(z.bdata), (letter) => letter.charCodeAt(0));
+  const values = new Float32Array(bytes.buffer);
+  return Array.from({ length: rows }, (_, i) => values.subarray(i * columns, (i + 1) * columns));
+}
+
+/** Keep the heatmap rows whose layer name or role holds the text (case does not matter); all where it is empty.
+ * @param {Figure} figure @param {string} text @returns {Figure} */
+export function filterRows(figure, text) {
+  const wanted = text.trim().toLowerCase();
+  const { layers, roles = [] } = figure.layout.meta;
+  if (!wanted || !layers) return figure;
+  const keep = layers
+    .map((/** @type {string} */ _, /** @type {number} */ i) => i)
+    .filter((/** @type {number} */ i) => layers[i].toLowerCase().includes(wanted) || roles[i] === wanted);
+  const names = new Set(keep.map((/** @type {number} */ i) => figure.data[0]?.y[i]));
+  const data = figure.data.map((trace) => {
+    if (trace.type !== "heatmap") {
+      const inside = trace.yaxis === "y2" ? trace.y.map(() => true) : trace.y.map((/** @type {string} */ y) => names.has(y));
+      if (inside.every(Boolean)) return trace;
+      if (trace.x[0] === null) return { ...trace, y: [figure.data[0].y[keep[0]]] };
+      const pick = (/** @type {any[]} */ list) => list.filter((_, i) => inside[i]);
+      return { ...trace, x: pick(trace.x), y: pick(trace.y) };
+    }
+    const pick = (/** @type {any} */ list) => keep.map((/** @type {number} */ i) => rowsOf(list)[i]);
+    const more = trace.customdata ? { customdata: pick(trace.customdata) } : {};
+    return { ...trace, y: keep.map((/** @type {number} */ i) => trace.y[i]), z: pick(trace.z), ...more };
+  });
+  const axis = figure.layout.yaxis;
+  const every = Math.max(1, Math.ceil(axis.tickvals.length ? layers.length / axis.tickvals.length : 1));
+  const shown = every === 1 ? { tickvals: keep.map((/** @type {any} */ _, /** @type {number} */ i) => i), ticktext: keep.map((/** @type {number} */ i) => axis.ticktext[i]) } : plainTicks(keep, figure);
+  const range = [keep.length - 0.5, -0.5];
+  const height = figure.layout.height ? Math.min(figure.layout.height, Math.max(220, 18 * keep.length + 110)) : undefined;
+  const meta = { ...figure.layout.meta, layers: keep.map((/** @type {number} */ i) => layers[i]) };
+  return { data: keep.length ? data : [], layout: { ...figure.layout, height, meta, yaxis: { ...axis, ...shown, range } } };
+}
+
+/** @param {number[]} keep @param {Figure} figure */
+function plainTicks(keep, figure) {
+  const every = Math.max(1, Math.ceil(keep.length / 60));
+  const chosen = keep.map((_, i) => i).filter((i) => i % every === 0);
+  return { tickvals: chosen, ticktext: chosen.map((i) => figure.layout.meta.layers[keep[i]].replace(/\.weight$/, "")) };
+}
+
+/** Set the steps shown: the zoom of the address, all for null, what the figure says for undefined.
+ * @param {Figure} figure @param {[number, number] | null | undefined} range @returns {Figure} */
+export function zoomed(figure, range) {
+  if (range === undefined) return figure;
+  const xaxis = { ...figure.layout.xaxis };
+  if (range) Object.assign(xaxis, { range: [...range], autorange: false });
+  else {
+    delete xaxis.range;
+    xaxis.autorange = true;
+  }
+  return { data: figure.data, layout: { ...figure.layout, xaxis } };
+}
+
+/** Fit a figure into the page: the panel says its title; a narrow one gets short row names and the colours below.
+ * @param {Figure} figure @param {number} width in CSS pixels @param {boolean} coarse whether fingers point @returns {Figure} */
+export function fitted(figure, width, coarse) {
+  const { title, ...layout } = figure.layout;
+  const narrow = width < NARROW;
+  const legend = layout.showlegend ? 26 : 12;
+  layout.margin = { l: narrow ? 44 : 60, r: narrow ? 10 : 18, t: legend, b: narrow ? 38 : 42 };
+  layout.autosize = true;
+  if (coarse) layout.dragmode = false;
+  let data = figure.data;
+  if (narrow) {
+    if (layout.yaxis?.ticktext) {
+      layout.xaxis = { ...layout.xaxis, nticks: 5 };
+      layout.yaxis = { ...layout.yaxis, ticktext: layout.yaxis.ticktext.map((/** @type {string} */ name) => tail(name, 17)) };
+    } else layout.yaxis = { ...layout.yaxis, title: undefined };
+    data = data.map((trace) => (trace.colorbar ? { ...trace, colorbar: below(trace.colorbar) } : trace));
+    if (layout.legend) layout.legend = { ...layout.legend, font: { ...layout.legend.font, size: 10 }, x: 0, xanchor: "left", itemwidth: 30, entrywidth: 0 };
+  }
+  return { data, layout };
+}
+
+/** @param {any} bar */
+const below = (bar) => ({ ...bar, orientation: "h", y: -0.06, yanchor: "top", x: 0.5, xanchor: "center", len: 1, xpad: 0, ypad: 26 });
+
+/** The end of a long name, which tells more than its beginning. @param {string} name @param {number} length */
+export function tail(name, length) {
+  return name.length <= length ? name : `…${name.slice(name.length - length + 1)}`;
+}
+
+/** Whether anything is drawn that has a position. @param {Figure} figure */
+export function isEmpty(figure) {
+  return !figure.data.some((trace) => (trace.x?.length ?? trace.x?.bdata?.length ?? 0) > 0 && trace.x[0] !== null);
+}
+
+/** The zoom that a relayout event of Plotly means: a range, null for all, undefined for neither.
+ * @param {Record<string, any>} event @returns {[number, number] | null | undefined} */
+export function rangeFrom(event) {
+  if (event["xaxis.autorange"]) return null;
+  const low = event["xaxis.range[0]"] ?? event["xaxis.range"]?.[0];
+  const high = event["xaxis.range[1]"] ?? event["xaxis.range"]?.[1];
+  if (low === undefined || high === undefined) return undefined;
+  return [Math.max(0, Math.floor(Number(low))), Math.ceil(Number(high))];
+}
+
+/** The call that gives the numbers of a figure. @param {string} run @param {string} name @param {Record<string, any>} params
+ * @returns {[string, Record<string, any>]} */
+export function dataCall(run, name, params) {
+  const path = `/runs/${encodeURIComponent(run)}`;
+  const { start, stop, columns, layer, of, statistic } = params;
+  const series = {
+    loss: "loss,eval_loss",
+    grad_norm: "grad_norm,clip_threshold",
+    learning_rate: "learning_rate",
+    noise_scale: "noise_scale,noise_scale_low,noise_scale_high,examples",
+    step_time: "step_seconds,data_seconds,agent_seconds",
+  };
+  if (name in series) return [`${path}/series`, { names: series[/** @type {keyof typeof series} */ (name)], start, stop, columns }];
+  if (name === "spectrum" || name === "ranks") return [`${path}/spectra`, { layer, of, start, stop }];
+  if (name === "suggestions") return [`${path}/suggestions`, {}];
+  const metric = name === "effective_rank" ? name : statistic || "grad_norm";
+  return [`${path}/layers/${metric}`, { start, stop, columns, layers: layer }];
+}

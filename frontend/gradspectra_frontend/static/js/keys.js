@@ -1,0 +1,56 @@
+// The keyboard: one table of keys, and the help that shows it.
+
+import { html, useEffect, useLayoutEffect, useRef } from "./html.js";
+
+export const KEYS = [
+  ["/", "search or filter"],
+  ["j k", "next and previous run"],
+  ["Enter", "open the chosen run"],
+  ["1 – 6", "tabs of a run"],
+  ["[ ]", "previous and next alert"],
+  ["p", "pause or go on drawing"],
+  ["t", "light or dark"],
+  ["?", "this help"],
+  ["Esc", "close, leave a field"],
+];
+
+/** Whether a key press belongs to a field. @param {EventTarget | null} target */
+const typing = (target) => target instanceof HTMLElement && Boolean(target.closest("input, textarea, select, [contenteditable]"));
+
+/** React to keys while the component is shown. @param {Record<string, (event: KeyboardEvent) => void>} actions */
+export function useKeys(actions) {
+  const latest = useRef(actions);
+  latest.current = actions;
+  useEffect(() => {
+    const press = (/** @type {KeyboardEvent} */ event) => {
+      if (event.key === "Escape" && typing(event.target)) return void (/** @type {HTMLElement} */ (event.target).blur());
+      if (event.ctrlKey || event.metaKey || event.altKey || typing(event.target)) return undefined;
+      const action = latest.current[event.key];
+      if (!action) return undefined;
+      event.preventDefault();
+      return action(event);
+    };
+    addEventListener("keydown", press);
+    return () => removeEventListener("keydown", press);
+  }, []);
+}
+
+/** Put the cursor into the page's search field. */
+export function focusSearch() {
+  const field = document.querySelector("[data-search]");
+  if (field instanceof HTMLInputElement) {
+    field.focus();
+    field.select();
+  }
+}
+
+/** @param {{onClose: () => void}} props */
+export function Help({ onClose }) {
+  const dialog = useRef(/** @type {any} */ (null));
+  useLayoutEffect(() => dialog.current?.showModal(), []);
+  return html`<dialog ref=${dialog} class="help" onClose=${onClose} onClick=${(/** @type {any} */ e) => e.target === dialog.current && dialog.current.close()}>
+    <h2>Keyboard</h2>
+    <dl>${KEYS.map(([key, what]) => html`<div><dt>${key.split(" ").map((one) => (one === "–" ? " – " : html`<kbd>${one}</kbd> `))}</dt><dd>${what}</dd></div>`)}</dl>
+    <form method="dialog"><button>Close</button></form>
+  </dialog>`;
+}

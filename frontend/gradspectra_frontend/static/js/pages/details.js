@@ -1,0 +1,80 @@
+// Details of a run: what it was started with, on what, its attempts and gaps; tags and notes; deleting it.
+
+import { useGet } from "../data.js";
+import { date, flattened, percent, whole, words } from "../format.js";
+import { html, useState } from "../html.js";
+import { Loaded, Sure, useSend } from "../parts.js";
+import { navigate } from "../router.js";
+
+/** @param {{run: any, onChanged: () => void}} props */
+export function Details({ run, onChanged }) {
+  const path = `/runs/${encodeURIComponent(run.id)}`;
+  const attempts = useGet(`${path}/attempts`, {}, { run: run.id, pause: 15000 });
+  const gaps = useGet(`${path}/gaps`, {}, { run: run.id, pause: 15000 });
+  const facts = [
+    ["id", run.id], ["project", run.project], ["state", run.state], ["created", date(run.created_at)], ["last heard", date(run.updated_at)],
+    ["steps", `${whole(run.last_step)}${run.total_steps ? ` of ${whole(run.total_steps)}` : ""}`], ["derived up to step", whole(run.derived_step)], ["agent overhead", percent(run.overhead)],
+  ];
+  return html`
+    <div class="columns">
+      <${Edit} run=${run} path=${path} onChanged=${onChanged} />
+      <section class="panel"><h3 class="pad-head">Run</h3><${Pairs} pairs=${facts} /></section>
+      <section class="panel"><h3 class="pad-head">Configuration</h3><${Pairs} pairs=${flattened(run.config)} none="The run was started without a configuration." /></section>
+      <section class="panel"><h3 class="pad-head">Environment</h3><${Pairs} pairs=${flattened(run.environment)} none="Nothing was recorded." /></section>
+      <section class="panel"><h3 class="pad-head">Attempts</h3><${Loaded} answer=${attempts}>${(/** @type {any} */ data) => html`<${Table} rows=${data.items} none="One attempt." />`}</${Loaded}></section>
+      <section class="panel"><h3 class="pad-head">Gaps</h3><${Loaded} answer=${gaps}>${(/** @type {any} */ data) => html`<${Table} rows=${data.items} none="No step was lost." />`}</${Loaded}></section>
+      <${Delete} run=${run} path=${path} />
+    </div>`;
+}
+
+/** @param {{pairs: string[][], none?: string}} props */
+function Pairs({ pairs, none = "" }) {
+  if (!pairs.length) return html`<p class="note">${none}</p>`;
+  return html`<div class="scroll"><table class="data pairs"><tbody>${pairs.map(([name, value]) => html`<tr><th scope="row">${name}</th><td class="mono">${value}</td></tr>`)}</tbody></table></div>`;
+}
+
+/** @param {{rows: any[], none: string}} props */
+function Table({ rows, none }) {
+  if (!rows.length) return html`<p class="note">${none}</p>`;
+  const names = Object.keys(rows[0]).filter((name) => typeof rows[0][name] !== "object" || rows[0][name] === null);
+  const shown = (/** @type {string} */ name, /** @type {any} */ value) => (value === null ? "–" : name.endsWith("_at") ? date(value) : typeof value === "number" ? whole(value) : String(value));
+  return html`<div class="scroll"><table class="data"><thead><tr>${names.map((name) => html`<th>${words(name)}</th>`)}</tr></thead>
+    <tbody>${rows.map((row) => html`<tr>${names.map((name) => html`<td class="num">${shown(name, row[name])}</td>`)}</tr>`)}</tbody></table></div>`;
+}
+
+/** Name, tags and notes. What is being typed stays while the run goes on. @param {{run: any, path: string, onChanged: () => void}} props */
+function Edit({ run, path, onChanged }) {
+  const [send, problem] = useSend();
+  const [said, say] = useState("");
+  const [draft, setDraft] = useState(() => ({ name: run.name, tags: run.tags.join(", "), notes: run.notes }));
+  const type = (/** @type {any} */ event) => {
+    setDraft({ ...draft, [event.target.name]: event.target.value });
+    say("");
+  };
+  const save = async (/** @type {Event} */ event) => {
+    event.preventDefault();
+    const tags = draft.tags.split(",").map((/** @type {string} */ tag) => tag.trim()).filter(Boolean);
+    const done = await send("PATCH", path, { ...draft, tags });
+    say(done ? "Saved." : "");
+    if (done) onChanged();
+  };
+  return html`
+    <form class="panel pad edit" onSubmit=${save}>
+      <h3>Name, tags and notes</h3>
+      <label>Name <input name="name" required maxlength="200" value=${draft.name} onInput=${type} /></label>
+      <label>Tags, separated by commas <input name="tags" value=${draft.tags} onInput=${type} /></label>
+      <label>Notes <textarea name="notes" rows="5" value=${draft.notes} onInput=${type}></textarea></label>
+      ${problem}<div class="actions"><button class="primary">Save</button><span role="status" class="muted">${said}</span></div>
+    </form>`;
+}
+
+/** @param {{run: any, path: string}} props */
+function Delete({ run, path }) {
+  const [send, problem] = useSend();
+  const remove = async () => (await send("DELETE", path)) && navigate("/");
+  return html`
+    <section class="panel pad"><h3>Delete</h3>
+      <p>Deletes the run with everything it recorded and all that was derived from it. This cannot be undone.</p>
+      ${run.state === "running" && html`<p class="muted">The run is still going: what it sends afterwards is refused.</p>`}
+      ${problem}<${Sure} label="Delete this run …" sure=${`Delete “${run.name}” for good?`} onSure=${remove} /></section>`;
+}

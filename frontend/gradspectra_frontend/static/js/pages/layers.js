@@ -1,0 +1,63 @@
+// Layers of a run: one statistic as a heatmap layer × step; a row opens that layer's own curves.
+
+import { rangeOf } from "../address.js";
+import { useGet } from "../data.js";
+import { Figure } from "../figure.js";
+import { filterRows } from "../figure_view.js";
+import { html, useCallback } from "../html.js";
+import { setView } from "../router.js";
+import { Range } from "./overview.js";
+
+export const STATISTICS = {
+  "Measured on the gradient": { grad_norm: "gradient norm", grad_max: "largest entry", grad_nonfinite: "entries that are not finite" },
+  "Weights and updates": { weight_norm: "weight norm", update_norm: "update norm", update_ratio: "update ÷ weight" },
+  Derived: { noise_scale: "noise scale", effective_rank: "effective rank", stable_rank: "stable rank", participation_ratio: "participation ratio" },
+};
+
+/** @param {{run: any, view: Record<string, string>}} props */
+export function Layers({ run, view }) {
+  const { statistic = "grad_norm", order = "depth", filter = "", layer = "" } = view;
+  const range = rangeOf(view);
+  const zoom = (/** @type {[number, number] | null} */ next) => setView({ start: next?.[0], stop: next?.[1] });
+  const narrowed = useCallback((/** @type {any} */ figure) => filterRows(figure, filter), [filter]);
+  const pick = (/** @type {any} */ point) => typeof point.y === "string" && setView({ layer: point.y });
+  const names = useLayerNames(run.id);
+  return html`
+    <div class="controls">
+      <label>statistic <select data-control="statistic" value=${statistic} onChange=${(/** @type {any} */ e) => setView({ statistic: e.target.value })}>
+        ${Object.entries(STATISTICS).map(([group, some]) => html`<optgroup label=${group}>${Object.entries(some).map(([value, text]) => html`<option value=${value}>${text}</option>`)}</optgroup>`)}</select></label>
+      <label>order <select data-control="order" value=${order} onChange=${(/** @type {any} */ e) => setView({ order: e.target.value })}>
+        <option value="depth">by depth</option><option value="role">by role</option><option value="name">by name</option></select></label>
+      <input type="search" data-search placeholder="Filter by name or role  /" aria-label="Filter layers by name or role" value=${filter} onInput=${(/** @type {any} */ e) => setView({ filter: e.target.value })} />
+      <${Range} range=${range} onRange=${zoom} last=${run.last_step} />
+    </div>
+    <div class="figures">
+      <${Figure} run=${run.id} name="layers" wide params=${{ statistic, order }} range=${range} onRange=${zoom} onPoint=${pick} change=${narrowed} note="click a row for its curve" />
+      <section class="panel pad wide layer-choice">
+        <label>Curves of layer <${LayerChoice} names=${names} value=${layer} onChange=${(/** @type {string} */ name) => setView({ layer: name })} /></label>
+      </section>
+      ${layer && html`
+        <${Figure} run=${run.id} name="layer_curves" params=${{ statistic, layer: escaped(layer) }} range=${range} onRange=${zoom} />
+        <${Figure} run=${run.id} name="layer_curves" params=${{ statistic: statistic === "update_ratio" ? "grad_norm" : "update_ratio", layer: escaped(layer) }} range=${range} onRange=${zoom} />`}
+    </div>`;
+}
+
+/** A comma separates layers in the interface; one inside a name is escaped. @param {string} name */
+export const escaped = (name) => name.replaceAll(",", "\\,");
+
+/** Layers of a run in their order: name, role and whether they have spectra. @param {string} run @returns {any[]} */
+export function useLayerNames(run) {
+  const answer = useGet(`/runs/${encodeURIComponent(run)}/layers`, {}, { run, pause: 15000 });
+  return answer.data?.items ?? [];
+}
+
+/** @param {{names: any[], value: string, onChange: (name: string) => void, empty?: string}} props */
+export function LayerChoice({ names, value, onChange, empty = "choose …" }) {
+  const known = names.some((one) => one.name === value);
+  return html`
+    <select data-control="layer" class="layer-select" value=${value} onChange=${(/** @type {any} */ e) => onChange(e.target.value)}>
+      ${!value && html`<option value="">${empty}</option>`}
+      ${value && !known && html`<option value=${value}>${value}</option>`}
+      ${names.map((one) => html`<option value=${one.name} key=${one.name}>${one.name}${one.role && one.role !== "other" ? `  (${one.role})` : ""}</option>`)}
+    </select>`;
+}

@@ -1,0 +1,85 @@
+// Overview of a run: the numbers of now, and the five curves that share one zoom.
+
+import { rangeOf, runPath } from "../address.js";
+import { useGet } from "../data.js";
+import { Figure } from "../figure.js";
+import { asNumber, every, number, percent, stepTime, whole } from "../format.js";
+import { html, useEffect, useState } from "../html.js";
+import { Tile } from "../parts.js";
+import { navigate, setView } from "../router.js";
+
+const NAMES = ["loss", "grad_norm", "learning_rate", "noise_scale", "step_seconds", "tokens", "examples", "cadence_layers", "cadence_spectra"];
+
+/** @param {{run: any, view: Record<string, string>}} props */
+export function Overview({ run, view }) {
+  const range = rangeOf(view);
+  const zoom = (/** @type {[number, number] | null} */ next) => setView({ start: next?.[0], stop: next?.[1] });
+  const point = (/** @type {any} */ at) => {
+    if (at.data.meta === "alerts" && at.customdata) navigate(runPath(run.id, "alerts", { alert: at.customdata }));
+  };
+  const scale = view.scale;
+  const smooth = view.smooth === "off" ? 0 : undefined;
+  const shared = { run: run.id, range, onRange: zoom, onPoint: point };
+  return html`
+    <${Now} run=${run} />
+    <div class="controls">
+      <${Range} range=${range} onRange=${zoom} last=${run.last_step} />
+      <label class="check"><input type="checkbox" checked=${view.smooth !== "off"} onChange=${(/** @type {any} */ e) => setView({ smooth: e.target.checked ? null : "off" })} /> smoothing over the loss</label>
+      <label>scale <select value=${scale ?? "auto"} onChange=${(/** @type {any} */ e) => setView({ scale: e.target.value === "auto" ? null : e.target.value })}>
+        <option value="auto">automatic</option><option value="log">logarithmic</option><option value="linear">linear</option></select></label>
+      <span class="muted small spread-left">Drag to zoom all curves, double click for the whole run.</span>
+    </div>
+    <div class="figures">
+      <${Figure} name="loss" wide tall title="Loss" params=${{ smooth, scale }} ...${shared} />
+      <${Figure} name="grad_norm" params=${{ scale }} ...${shared} />
+      <${Figure} name="noise_scale" params=${{ scale }} ...${shared} />
+      <${Figure} name="learning_rate" params=${{ scale }} ...${shared} />
+      <${Figure} name="step_time" params=${{ scale }} ...${shared} />
+    </div>`;
+}
+
+/** The last values, as large figures. @param {{run: any}} props */
+function Now({ run }) {
+  const start = Math.max(0, (run.last_step ?? 0) - 40);
+  const recent = useGet(run.last_step ? `/runs/${encodeURIComponent(run.id)}/series` : null, { names: NAMES.join(","), start, columns: 50 }, { run: run.id, pause: 500, keep: true });
+  const last = lastOf(recent.data);
+  const perSecond = last("tokens") !== null ? last("tokens") : last("examples");
+  const seconds = asNumber(last("step_seconds"));
+  const speed = perSecond !== null && seconds ? whole(Number(perSecond) / seconds) : "–";
+  return html`
+    <div class="tiles" aria-label="Last values">
+      <${Tile} name="loss" value=${number(last("loss"))} />
+      <${Tile} name="gradient norm" value=${number(last("grad_norm"))} hint="before clipping" />
+      <${Tile} name="learning rate" value=${number(last("learning_rate"), 3)} />
+      <${Tile} name="noise scale" value=${number(last("noise_scale"), 3)} hint="batch size at which noise and signal of the gradient are alike" />
+      <${Tile} name="step time" value=${stepTime(last("step_seconds"))} />
+      <${Tile} name=${last("tokens") !== null ? "tokens per second" : "examples per second"} value=${speed} />
+      <${Tile} name="layers measured" value=${every(last("cadence_layers"))} hint="kept by the budget" />
+      <${Tile} name="agent overhead" value=${percent(run.overhead)} hint="share of step time the agent has spent" />
+    </div>`;
+}
+
+/** Last present value of a series by name. @param {any} data @returns {(name: string) => unknown} */
+function lastOf(data) {
+  return (name) => (data?.series[name]?.last ?? []).findLast((/** @type {unknown} */ value) => value !== null) ?? null;
+}
+
+/** The zoom as two numbers, for those who do not drag. @param {{range: [number, number] | null, onRange: (range: [number, number] | null) => void, last: number | null}} props */
+export function Range({ range, onRange, last }) {
+  const shown = () => ({ start: String(range?.[0] ?? 0), stop: String(range?.[1] ?? "") });
+  const [draft, setDraft] = useState(shown);
+  useEffect(() => setDraft(shown()), [String(range)]);
+  const type = (/** @type {any} */ event) => setDraft({ ...draft, [event.target.name]: event.target.value });
+  const set = (/** @type {Event} */ event) => {
+    event.preventDefault();
+    const [start, stop] = [Number(draft.start), Number(draft.stop)];
+    if (stop > start) onRange([start, stop]);
+  };
+  return html`
+    <form class="range" onSubmit=${set}>
+      <label>steps <input name="start" type="number" min="0" inputmode="numeric" value=${draft.start} onInput=${type} aria-label="first step shown" /></label>
+      <label>to <input name="stop" type="number" min="1" inputmode="numeric" value=${draft.stop} onInput=${type} placeholder=${whole(last)} aria-label="last step shown" /></label>
+      <button type="submit" class="quiet">Show</button>
+      ${range && html`<button type="button" data-action="whole-run" onClick=${() => onRange(null)}>Whole run</button>`}
+    </form>`;
+}

@@ -1,0 +1,74 @@
+// One run: is it alive and healthy, in one sentence; then its tabs.
+
+import { kept, runPath, TAB_NAMES, TABS } from "../address.js";
+import { useGet, useNow } from "../data.js";
+import { ago, duration, timeLeft } from "../format.js";
+import { html, useEffect } from "../html.js";
+import { useKeys } from "../keys.js";
+import { Loaded, Problem, Progress, RunState } from "../parts.js";
+import { navigate } from "../router.js";
+import { verdict } from "../verdict.js";
+import { RunAlerts } from "./alerts.js";
+import { Details } from "./details.js";
+import { Layers } from "./layers.js";
+import { Overview } from "./overview.js";
+import { Rates } from "./rates.js";
+import { Spectra } from "./spectra.js";
+
+const VIEWS = { overview: Overview, layers: Layers, spectra: Spectra, "learning-rate": Rates, alerts: RunAlerts, details: Details };
+const MARKS = { ok: "●", warning: "▲", critical: "◆" };
+
+/** @param {{address: import("../address.js").Address}} props */
+export function Run({ address }) {
+  const run = /** @type {string} */ (address.run);
+  const path = `/runs/${encodeURIComponent(run)}`;
+  const answer = useGet(path, {}, { run, pause: 400 });
+  const alerts = useGet(`${path}/alerts`, { limit: 500 }, { run, pause: 1000 });
+  const runs = useGet("/runs", { limit: 100 });
+  const go = (/** @type {string} */ tab) => navigate(runPath(run, tab, kept(address.view)));
+  const move = (/** @type {number} */ by) => () => {
+    const ids = (runs.data?.items ?? []).map((/** @type {any} */ one) => one.id);
+    const next = ids[ids.indexOf(run) + by];
+    if (next) navigate(runPath(next, address.tab));
+  };
+  const step = (/** @type {number} */ by) => () => {
+    const ids = (alerts.data?.items ?? []).map((/** @type {any} */ one) => one.id);
+    if (!ids.length) return;
+    const named = ids.indexOf(address.view.alert);
+    const at = named < 0 && address.tab === "alerts" ? 0 : named;
+    const next = at < 0 ? ids[by > 0 ? 0 : ids.length - 1] : ids[Math.min(ids.length - 1, Math.max(0, at + by))];
+    navigate(runPath(run, "alerts", { ...kept(address.view), alert: next }));
+  };
+  const tabKeys = Object.fromEntries(TABS.map((tab, i) => [String(i + 1), () => go(tab)]));
+  useKeys({ ...tabKeys, j: move(1), k: move(-1), "]": step(1), "[": step(-1) });
+  useEffect(() => void (document.title = `${answer.data?.name ?? "Run"} · gradspectra`), [answer.data?.name]);
+  useEffect(() => void document.querySelector(".tabs [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" }), [address.tab, answer.data === null]);
+  const Tab = VIEWS[/** @type {keyof typeof VIEWS} */ (address.tab)];
+  return html`<div class="page">
+    <${Loaded} answer=${answer}>${(/** @type {any} */ data) => html`
+      <${Header} run=${data} alerts=${alerts.data?.items ?? []} />
+      ${answer.failure && html`<${Problem} failure=${answer.failure} />`}
+      <nav class="tabs" aria-label="Views of this run">${TABS.map((tab, i) => html`
+        <a href=${runPath(run, tab, kept(address.view))} aria-current=${tab === address.tab ? "page" : undefined} title=${`key ${i + 1}`} data-tab=${tab}>
+          ${TAB_NAMES[/** @type {keyof typeof TAB_NAMES} */ (tab)]}${tab === "alerts" && data.open_alerts > 0 && html` <span class="count">${data.open_alerts}</span>`}</a>`)}</nav>
+      <${Tab} run=${data} view=${address.view} alerts=${alerts} onChanged=${answer.again} />`}</${Loaded}></div>`;
+}
+
+/** @param {{run: any, alerts: any[]}} props */
+function Header({ run, alerts }) {
+  const now = useNow(1);
+  const said = verdict(run, alerts, now);
+  const left = run.state === "running" ? timeLeft(run) : null;
+  return html`
+    <div class="run-head">
+      <p class="crumbs small"><a href="/">Runs</a> / <a href=${`/?project=${encodeURIComponent(run.project)}`}>${run.project}</a></p>
+      <div class="run-title">
+        <h1>${run.name}</h1><${RunState} state=${run.state} />
+        ${run.attempt > 1 && html`<span class="muted small">attempt ${run.attempt}</span>`}
+        <span class="spread"></span>
+        <span class="run-progress"><${Progress} done=${run.last_step} total=${run.total_steps} />
+          <span class="muted small">${left ? `${duration(left)} left · ` : ""}${run.state === "running" ? "" : "last heard "}${ago(run.updated_at, now)}</span></span>
+      </div>
+      <p class=${`verdict ${said.health}`} data-verdict=${said.health}><span class="mark" aria-hidden="true">${MARKS[/** @type {keyof typeof MARKS} */ (said.health)]}</span> ${said.text}</p>
+    </div>`;
+}

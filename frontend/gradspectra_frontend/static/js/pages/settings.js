@@ -1,0 +1,71 @@
+// Settings: tokens (shown once when made), and the channels that alerts are delivered to.
+
+import { useGet } from "../data.js";
+import { date } from "../format.js";
+import { html, useEffect, useState } from "../html.js";
+import { Copied, Loaded, Sure, useSend } from "../parts.js";
+
+export function Settings() {
+  useEffect(() => void (document.title = "Settings · gradspectra"), []);
+  return html`<div class="page"><div class="page-head"><h1>Settings</h1></div><div class="columns"><${Tokens} /><${Channels} /></div></div>`;
+}
+
+function Tokens() {
+  const answer = useGet("/tokens");
+  const me = useGet("/me");
+  const [send, problem] = useSend();
+  const [made, setMade] = useState(/** @type {any} */ (null));
+  const make = async (/** @type {any} */ event) => {
+    event.preventDefault();
+    const form = new FormData(event.currentTarget);
+    const token = await send("POST", "/tokens", { name: form.get("name"), scopes: form.getAll("scope") });
+    if (token) {
+      setMade(token);
+      event.target.reset?.();
+      answer.again();
+    }
+  };
+  const revoke = (/** @type {string} */ id) => async () => (await send("DELETE", `/tokens/${encodeURIComponent(id)}`)) && answer.again();
+  return html`
+    <section class="panel pad edit"><h2>Tokens</h2>
+      ${me.data && !me.data.tokens_required && html`<p class="muted">This server listens on its own machine only and asks nobody for a token.</p>`}
+      <form onSubmit=${make}><label>What it is for <input name="name" required maxlength="200" placeholder="training cluster" /></label>
+        <fieldset><legend>It may</legend>${[["ingest", "send records", true], ["read", "read everything", true], ["admin", "change, delete, make tokens", false]].map(([scope, what, on]) => html`
+          <label class="check"><input type="checkbox" name="scope" value=${scope} defaultChecked=${on} /> ${what}</label>`)}</fieldset>
+        <button class="primary">Make a token</button></form>
+      ${made && html`<div class="problem good" role="status"><strong>Copy it now, it is shown only once:</strong><div class="code"><${Copied} text=${made.token} /><pre>${made.token}</pre></div></div>`}
+      ${problem}
+      <${Loaded} answer=${answer}>${(/** @type {any} */ data) => data.items.length ? html`<div class="scroll"><table class="data"><thead><tr><th>For</th><th>May</th><th>Made</th><th></th></tr></thead>
+        <tbody>${data.items.map((/** @type {any} */ one) => html`<tr class=${one.revoked_at ? "unsure" : ""}><td>${one.name}</td><td>${[...one.scopes].join(", ")}</td><td>${date(one.created_at)}</td>
+          <td>${one.revoked_at ? "revoked" : html`<${Sure} label="Revoke" sure="Revoke it?" onSure=${revoke(one.id)} />`}</td></tr>`)}</tbody></table></div>` : html`<p class="note">No token yet.</p>`}</${Loaded}>
+    </section>`;
+}
+
+function Channels() {
+  const answer = useGet("/channels");
+  const [send, problem] = useSend();
+  const [said, say] = useState("");
+  const add = async (/** @type {any} */ event) => {
+    event.preventDefault();
+    const form = new FormData(event.currentTarget);
+    const body = { kind: "webhook", name: form.get("name"), url: form.get("url"), min_severity: form.get("min_severity"), ...(form.get("secret") ? { secret: form.get("secret") } : {}) };
+    if (await send("POST", "/channels", body)) answer.again();
+  };
+  const test = (/** @type {string} */ id) => async () => {
+    const done = await send("POST", `/channels/${encodeURIComponent(id)}/test`);
+    say(done ? "A test alert is on its way." : "");
+  };
+  const remove = (/** @type {string} */ id) => async () => (await send("DELETE", `/channels/${encodeURIComponent(id)}`)) && answer.again();
+  return html`
+    <section class="panel pad edit"><h2>Delivery of alerts</h2>
+      <p class="muted">A webhook gets each alert as JSON when it opens or gets worse, signed with the secret (header X-Gradspectra-Signature).</p>
+      <form onSubmit=${add}><label>Name <input name="name" required maxlength="200" /></label><label>Address <input name="url" type="url" required placeholder="https://…" /></label>
+        <label>Secret for the signature <input name="secret" type="password" autocomplete="off" /></label>
+        <label>From severity <select name="min_severity"><option value="info">info</option><option value="warning" selected>warning</option><option value="critical">critical</option></select></label>
+        <button class="primary">Add the webhook</button></form>
+      ${problem}<p role="status">${said}</p>
+      <${Loaded} answer=${answer}>${(/** @type {any} */ data) => data.items.length ? html`<div class="scroll"><table class="data"><thead><tr><th>Name</th><th>Address</th><th></th></tr></thead>
+        <tbody>${data.items.map((/** @type {any} */ one) => html`<tr><td>${one.name ?? one.kind}</td><td class="mono">${one.url}</td><td class="actions">
+          <button type="button" onClick=${test(one.id)}>Send a test</button><${Sure} label="Remove" sure="Remove it?" onSure=${remove(one.id)} /></td></tr>`)}</tbody></table></div>` : html`<p class="note">Alerts are shown here only, and delivered to nobody.</p>`}</${Loaded}>
+    </section>`;
+}

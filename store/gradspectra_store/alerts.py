@@ -1,0 +1,195 @@
+"""Alerts: made and followed from the detectors' findings, listed, acknowledged, closed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from gradspectra_core.alerts import SEVERITIES, Finding
+from gradspectra_core.catalogue import RuleText, identity
+
+from gradspectra_store.checks import MAX_NOTES, clean_text, unstorable
+from gradspectra_store.deliveries import enqueue
+from gradspectra_store.errors import BadRequest, UnknownAlert
+from gradspectra_store.paging import page
+from gradspectra_store.runs import lock_run
+from gradspectra_store.schema import alerts, runs
+
+STATES = ("open", "acknowledged", "closed")
+_RANK = {severity: rank for rank, severity in enumerate(SEVERITIES)}
+_HEALTH = {"info": "ok", "warning": "warning", "critical": "critical"}
+
+
+def apply_findings(
+    conn: sa.Connection,
+    run: str,
+    attempt: int,
+    findings: Sequence[tuple[Finding, float]],
+    catalogue: Mapping[str, RuleText],
+) -> list[dict[str, Any]]:
+    """Bring the alerts of a run up to date with what its detectors found; returns those that changed.
+
+    findings: in order of steps, each with the time of its step by the job's clock. An alert that opens or becomes
+    more severe is put up for delivery in the same transaction. The same findings again change nothing more.
+    """
+    if not findings:
+        return []
+    lock_run(conn, run)  # always before its alerts, as everywhere: nobody waits in a circle
+    changed: dict[str, None] = {}
+    for finding, at in findings:
+        alert = identity(run, attempt, finding)
+        old = conn.execute(sa.select(alerts).where(alerts.c.id == alert)).one_or_none()
+        if old is not None:
+            _follow(conn, old, finding)
+        elif finding.change != "close":
+            _open(conn, run, attempt, alert, finding, at, catalogue[finding.rule])
+        else:
+            continue
+        if old is None or _RANK[finding.severity] > _RANK[old.severity]:
+            enqueue(conn, alert, finding.severity, at)
+        changed[alert] = None
+    return _after_change(conn, run, list(changed))
+
+
+def supersede_alerts(conn: sa.Connection, run: str, attempt: int, from_step: int) -> list[dict[str, Any]]:
+    """Close what older attempts than `attempt` have open from `from_step` on; returns the alerts it closed.
+
+    What happened there is hidden by the attempt, and no detector follows it any more.
+    """
+    lock_run(conn, run)
+    past = alerts.c.run == run, alerts.c.attempt < attempt, alerts.c.opened_step >= from_step
+    closed = conn.execute(
+        sa.update(alerts)
+        .where(*past, alerts.c.closed_step.is_(None))
+        .values(state="closed", superseded=True, closed_step=alerts.c.last_step)
+        .returning(alerts.c.id)
+    )
+    return _after_change(conn, run, sorted(closed.scalars()))
+
+
+def list_alerts(
+    conn: sa.Connection,
+    run: str | None = None,
+    state: str | None = None,
+    since: float | None = None,
+    limit: int = 100,
+    cursor: str | None = None,
+) -> tuple[list[dict[str, Any]], str | None]:
+    """Return a page of alerts, the newest first, and the cursor of the next page.
+
+    since: only alerts opened at or after it, in seconds since 1970. Raises BadRequest.
+    """
+    if state is not None and state not in STATES:
+        raise BadRequest("state", f"must be one of {', '.join(STATES)}, got {state!r}")
+    query = sa.select(alerts)
+    if run is not None:
+        query = query.where(alerts.c.run == run)
+    if state is not None:
+        query = query.where(alerts.c.state == state)
+    if since is not None:
+        query = query.where(alerts.c.opened_at >= since)
+    keys = (alerts.c.opened_at, alerts.c.id)
+    rows, following = page(conn, query, keys, descending=True, cursor=cursor, limit=limit)
+    return [shown(row) for row in rows], following
+
+
+def get_alert(conn: sa.Connection, alert: str) -> dict[str, Any]:
+    """Return one alert; raises UnknownAlert."""
+    row = None
+    if unstorable(alert) is None:
+        row = conn.execute(sa.select(alerts).where(alerts.c.id == alert)).one_or_none()
+    if row is None:
+        raise UnknownAlert(alert)
+    return shown(row)
+
+
+def patch_alert(
+    conn: sa.Connection, alert: str, state: str | None = None, note: str | None = None, now: float = 0.0
+) -> dict[str, Any]:
+    """Acknowledge or close an alert, or write a note to it; returns it as it then is.
+
+    state: a later one of open, acknowledged, closed; the same again is no error. now: seconds since 1970. Raises
+    UnknownAlert and BadRequest.
+    """
+    lock_run(conn, get_alert(conn, alert)["run"])
+    old = get_alert(conn, alert)
+    values: dict[str, Any] = {}
+    if note is not None:
+        values["note"] = clean_text("note", note, limit=MAX_NOTES, least=0)
+    if state is not None and state != old["state"]:
+        if state not in STATES or STATES.index(state) < STATES.index(old["state"]):
+            raise BadRequest("state", f"an alert that is {old['state']} cannot become {state!r}")
+        values["state"] = state
+        if old["acknowledged_at"] is None:
+            values["acknowledged_at"] = now
+    if not values:
+        return old
+    conn.execute(sa.update(alerts).where(alerts.c.id == alert).values(values))
+    return _after_change(conn, old["run"], [alert])[0]
+
+
+def shown(row: sa.Row[Any]) -> dict[str, Any]:
+    """Return an alert's row as the object that is served."""
+    return dict(row._mapping)
+
+
+def _open(conn: sa.Connection, run: str, attempt: int, alert: str, finding: Finding, at: float, text: RuleText) -> None:
+    ongoing = alerts.c.run == run, alerts.c.attempt == attempt, alerts.c.closed_step.is_(None)
+    order = alerts.c.opened_step, alerts.c.opened_at, alerts.c.id
+    first = conn.execute(sa.select(alerts.c.incident).where(*ongoing).order_by(*order).limit(1)).scalar_one_or_none()
+    conn.execute(
+        sa.insert(alerts).values(
+            id=alert,
+            run=run,
+            attempt=attempt,
+            incident=first or alert,
+            rule=finding.rule,
+            severity=finding.severity,
+            state="open",
+            layers=list(finding.layers),
+            first_layer=finding.layers[0] if finding.layers else None,
+            opened_step=finding.opened_step,
+            last_step=finding.step,
+            opened_at=at,
+            value=finding.value,
+            threshold=finding.threshold,
+            message=finding.message,
+            meaning=text.meaning,
+            remedy=text.remedy,
+            evidence=finding.evidence,
+            note="",
+            superseded=False,
+        )
+    )
+
+
+def _follow(conn: sa.Connection, old: sa.Row[Any], finding: Finding) -> None:
+    """Take in an update or a close. What a person closed stays closed; severity never falls."""
+    values: dict[str, Any] = {"last_step": max(old.last_step, finding.step)}
+    if finding.change == "close":
+        values |= {"state": "closed", "closed_step": finding.step}
+    else:
+        values |= {"value": finding.value, "threshold": finding.threshold}
+        if _RANK[finding.severity] > _RANK[old.severity]:
+            values["severity"] = finding.severity
+        if finding.layers:
+            values |= {"layers": list(finding.layers), "first_layer": finding.layers[0]}
+        if finding.message:
+            values["message"] = finding.message
+        if finding.evidence:
+            values["evidence"] = finding.evidence
+    conn.execute(sa.update(alerts).where(alerts.c.id == old.id).values(values))
+
+
+def _after_change(conn: sa.Connection, run: str, changed: list[str]) -> list[dict[str, Any]]:
+    """Bring the run's health in line with its alerts; returns the changed ones as they now are."""
+    if not changed:
+        return []
+    alive = sa.select(alerts.c.severity, alerts.c.state).where(alerts.c.run == run, alerts.c.state != "closed")
+    left = conn.execute(alive).all()
+    worst = max((row.severity for row in left), key=_RANK.__getitem__, default="info")
+    count = sum(row.state == "open" for row in left)
+    conn.execute(sa.update(runs).where(runs.c.id == run).values(health=_HEALTH[worst], open_alerts=count))
+    rows = {row.id: shown(row) for row in conn.execute(sa.select(alerts).where(alerts.c.id.in_(changed)))}
+    return [rows[alert] for alert in changed]

@@ -1,0 +1,98 @@
+"""The store itself: opens a database, and gives out connections in one transaction each."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from gradspectra_store.engines import mapped_errors, new_engine
+from gradspectra_store.errors import StoreUnavailable
+from gradspectra_store.migrating import migrate as migrate_database
+from gradspectra_store.segment_cache import SegmentCache
+
+WRITE_WAIT = 30.0
+WAL_BOUND = 64 * 2**20
+
+
+class Store:
+    """One open database, for all threads of a process.
+
+    On SQLite a lock in the process orders its writers: waiting on it is quicker than SQLite's own retries.
+    """
+
+    def __init__(self, url: str, engine: sa.Engine) -> None:
+        self.url = url
+        self.dialect = engine.dialect.name
+        self._engine = engine
+        options: dict[str, Any] = {"read_only": True, "segment_cache": SegmentCache()}
+        if self.dialect == "postgresql":  # one snapshot for all statements, as SQLite's reading transactions have
+            options |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        self._reader = engine.execution_options(**options)
+        self._one_writer = threading.Lock() if self.dialect == "sqlite" else None
+
+    @classmethod
+    def open(cls, url: str, *, synchronous: str = "NORMAL", migrate: bool = True) -> Store:
+        """Open the database at `url`, made and migrated where needed.
+
+        synchronous: of SQLite. NORMAL: a crash of the process loses nothing that was committed, a power cut may
+        lose the last commits; FULL: not even that. Raises BadRequest for a URL that cannot be one, StoreTooNew,
+        StoreUnavailable (which names the place) and StoreFull.
+        """
+        engine = new_engine(url, synchronous=synchronous)
+        if migrate:
+            migrate_database(url)
+        return cls(url, engine)
+
+    @contextmanager
+    def write(self) -> Iterator[sa.Connection]:
+        """One transaction that may write: committed at the end of the block, undone by any exception.
+
+        On SQLite it holds the write lock from its beginning; never nest two in one thread.
+        """
+        with mapped_errors(self.url), self._alone(), self._engine.begin() as conn:
+            yield conn
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """One transaction that only reads, all of it as it was at its first statement; never waits for writers."""
+        with mapped_errors(self.url), self._reader.connect() as conn:
+            yield conn
+
+    def checkpoint(self) -> None:
+        """Move the write-ahead log of SQLite into the file, off the path of commits; nothing on PostgreSQL.
+
+        Writers go on meanwhile. Only where the log has grown past 64 MiB they are held up for its last part, so
+        that it starts again from its beginning.
+        """
+        if self.dialect != "sqlite":
+            return
+        self._checkpoint("PASSIVE")
+        wal = Path(f"{self._engine.url.database}-wal")
+        if wal.exists() and wal.stat().st_size > WAL_BOUND:
+            with self._alone():
+                self._checkpoint("TRUNCATE")
+
+    def close(self) -> None:
+        """Give all connections back; the store is not used after."""
+        self._engine.dispose()
+
+    def _checkpoint(self, mode: str) -> None:
+        with mapped_errors(self.url), self._engine.connect() as conn:
+            conn.execution_options(isolation_level="AUTOCOMMIT").exec_driver_sql(f"PRAGMA wal_checkpoint({mode})")
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        if self._one_writer is None:
+            yield
+            return
+        if not self._one_writer.acquire(timeout=WRITE_WAIT):
+            raise StoreUnavailable(f"another writer held the database for more than {WRITE_WAIT:g} s")
+        try:
+            yield
+        finally:
+            self._one_writer.release()

@@ -1,0 +1,108 @@
+"""The outbox of alerts: rows written with the alert, sent later, tried again, kept as a log."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import sqlalchemy as sa
+from gradspectra_core.alerts import SEVERITIES
+from sqlalchemy.dialects import postgresql, sqlite
+
+from gradspectra_store.channels import add_channel, delete_channel, list_channels
+from gradspectra_store.paging import PAGE, page
+from gradspectra_store.schema import alerts, channels, deliveries
+
+__all__ = [
+    "add_channel",
+    "delete_channel",
+    "due_deliveries",
+    "enqueue",
+    "list_channels",
+    "list_deliveries",
+    "record_delivery",
+]
+
+TRIES = 6
+FIRST_WAIT = 10.0
+CLAIM_SECONDS = 60.0
+"""So long a delivery belongs to whoever took it; taken by a process that died, it is due again after."""
+_MAX_ERROR = 500
+
+
+def enqueue(conn: sa.Connection, alert: str, severity: str, now: float) -> None:
+    """Put an alert up for delivery to every channel that wants its severity, once per severity."""
+    wanted = SEVERITIES[: SEVERITIES.index(severity) + 1]
+    ids = conn.execute(sa.select(channels.c.id).where(channels.c.min_severity.in_(wanted))).scalars().all()
+    rows = [
+        {
+            "alert": alert,
+            "channel": channel,
+            "severity": severity,
+            "state": "due",
+            "tries": 0,
+            "next_at": 0.0,
+            "error": "",
+            "created_at": now,
+        }
+        for channel in ids
+    ]
+    if rows:
+        insert = postgresql.insert if conn.dialect.name == "postgresql" else sqlite.insert
+        conn.execute(insert(deliveries).on_conflict_do_nothing(), rows)
+
+
+def due_deliveries(conn: sa.Connection, now: float, limit: int = 20) -> list[dict[str, Any]]:
+    """Take deliveries that are due, for 60 s: to be sent after this transaction, then recorded.
+
+    Each has id, key (the same for every try: receivers tell repetitions by it), severity, tries, alert (the object
+    served) and channel (id, kind, url, secret).
+    """
+    due = deliveries.c.state == "due", deliveries.c.next_at <= now
+    query = sa.select(deliveries).where(*due).order_by(deliveries.c.next_at, deliveries.c.id).limit(limit)
+    rows = conn.execute(query.with_for_update(skip_locked=True)).all()
+    taken = [row.id for row in rows]
+    conn.execute(sa.update(deliveries).where(deliveries.c.id.in_(taken)).values(next_at=now + CLAIM_SECONDS))
+    return [_full(conn, row) for row in rows]
+
+
+def record_delivery(conn: sa.Connection, delivery: int, ok: bool, status: int | None, error: str, now: float) -> None:
+    """Note how a try went; a failed one is due again after 10 s · 4^n, with jitter, and given up after six.
+
+    status: of the HTTP answer, None where there was none. A delivery that is gone is no error.
+    """
+    tries = conn.execute(sa.select(deliveries.c.tries).where(deliveries.c.id == delivery)).scalar_one_or_none()
+    if tries is None:
+        return
+    values: dict[str, Any] = {"tries": tries + 1, "status": status, "error": error.replace("\x00", "")[:_MAX_ERROR]}
+    if ok:
+        values |= {"state": "sent", "sent_at": now}
+    elif tries + 1 >= TRIES:
+        values["state"] = "failed"
+    else:
+        values["next_at"] = now + FIRST_WAIT * 4**tries * random.uniform(1.0, 1.25)
+    conn.execute(sa.update(deliveries).where(deliveries.c.id == delivery).values(values))
+
+
+def list_deliveries(
+    conn: sa.Connection, *, alert: str | None = None, limit: int = PAGE, cursor: str | None = None
+) -> tuple[list[dict[str, Any]], str | None]:
+    """Return a page of the log, newest first, and the cursor of the next page. alert: only of that one."""
+    query = sa.select(deliveries)
+    if alert is not None:
+        query = query.where(deliveries.c.alert == alert)
+    rows, following = page(conn, query, (deliveries.c.id,), descending=True, cursor=cursor, limit=limit)
+    return [dict(row._mapping) for row in rows], following
+
+
+def _full(conn: sa.Connection, row: sa.Row[Any]) -> dict[str, Any]:
+    alert = conn.execute(sa.select(alerts).where(alerts.c.id == row.alert)).one()
+    channel = conn.execute(sa.select(channels).where(channels.c.id == row.channel)).one()
+    return {
+        "id": row.id,
+        "key": f"{row.alert}-{row.channel}-{row.severity}",
+        "severity": row.severity,
+        "tries": row.tries,
+        "alert": dict(alert._mapping),
+        "channel": {name: getattr(channel, name) for name in ("id", "kind", "url", "secret")},
+    }

@@ -1,0 +1,191 @@
+"""What the worker stands on: who derives a run, what is still to derive, and the derived rows with their watermark."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from gradspectra_core.records import Batch, Columns, Int64, LayerBlock
+
+from gradspectra_store.layer_tables import read_table
+from gradspectra_store.names import add_names
+from gradspectra_store.runs import SILENT_SECONDS
+from gradspectra_store.schema import attempts, cursors, derive_states, derived_segments, runs, segments, sessions
+from gradspectra_store.segments import pack_columns, pack_layers, unpack_layers, unpack_scalars, unpack_spectra
+
+
+@dataclass(slots=True)
+class Cursor:
+    """How far a run is derived. batch: all batches up to this one; state: what the detectors remember, plain JSON."""
+
+    batch: int
+    attempt: int
+    derived_step: int
+    state: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBatch:
+    """One batch as it was taken in. batch: with its layer table always filled in where it has layers or spectra."""
+
+    batch_number: int
+    attempt: int
+    session: str
+    rank: int
+    batch: Batch
+
+
+def dirty_runs(conn: sa.Connection) -> list[str]:
+    """Return the runs that have batches past their cursor, those waiting longest first."""
+    query = sa.select(runs.c.id).join(cursors, cursors.c.run == runs.c.id).where(runs.c.last_batch > cursors.c.batch)
+    return list(conn.execute(query.order_by(runs.c.updated_at, runs.c.id)).scalars())
+
+
+def claim(conn: sa.Connection, run: str) -> Cursor | None:
+    """Take the run for this transaction; None where another worker has it (and will look again) or it is gone."""
+    query = sa.select(cursors).where(cursors.c.run == run).with_for_update(skip_locked=True)
+    row = conn.execute(query).one_or_none()
+    return None if row is None else Cursor(row.batch, row.attempt, row.derived_step, row.state)
+
+
+def advance(conn: sa.Connection, run: str, cursor: Cursor) -> None:
+    """Write the watermark, in the transaction that claimed it and saved what it speaks of."""
+    values = {
+        "batch": cursor.batch,
+        "attempt": cursor.attempt,
+        "derived_step": cursor.derived_step,
+        "state": cursor.state,
+    }
+    conn.execute(sa.update(cursors).where(cursors.c.run == run).values(values))
+
+
+def pending(conn: sa.Connection, run: str, after_batch: int, limit: int, now: float | None = None) -> list[StoredBatch]:
+    """Return up to `limit` batches after one, in order, up to the first whose steps may not be derived yet.
+
+    A batch may be derived when every live session of its attempt has completed its steps. Live are sessions that
+    have sent a batch, have not ended and were heard within 60 s.
+    """
+    numbers = _ready(conn, run, after_batch, limit, time.time() if now is None else now)
+    if not numbers:
+        return []
+    wanted = segments.c.batch.between(numbers[0], numbers[-1])
+    found: dict[int, dict[str, sa.Row[Any]]] = {number: {} for number in numbers}
+    for row in conn.execute(sa.select(segments).where(segments.c.run == run, wanted)):
+        found[row.batch][row.kind] = row
+    return [_stored(conn, run, rows) for rows in found.values()]
+
+
+def behind(conn: sa.Connection, run: str, now: float | None = None) -> bool:
+    """Say whether the run has a batch past its cursor that may be derived now."""
+    query = sa.select(cursors.c.batch).where(cursors.c.run == run)
+    done = conn.execute(query).scalar_one_or_none()
+    return done is not None and bool(_ready(conn, run, done, 1, time.time() if now is None else now))
+
+
+def save_derived(
+    conn: sa.Connection,
+    run: str,
+    attempt: int,
+    batch_number: int,
+    columns: tuple[Int64, Columns] | None,
+    layer_metrics: Sequence[LayerBlock] = (),
+) -> None:
+    """Save what was derived from one batch, in place of what was saved for it before.
+
+    columns: steps (S,) and run-level series over them; layer_metrics: blocks of layer metrics, each over its own
+    steps and layer table.
+    """
+    of_batch = derived_segments.c.run == run, derived_segments.c.batch == batch_number
+    conn.execute(sa.delete(derived_segments).where(*of_batch))
+    rows: list[dict[str, Any]] = []
+    if columns is not None and len(columns[0]):
+        rows.append({"kind": "scalars", "payload": pack_columns(*columns), **_span(columns[0]), "digest": None})
+        add_names(conn, run, "run", columns[1].names, derived=True)
+    for block in layer_metrics:
+        if len(block.steps):
+            rows.append({"kind": "layers", "payload": pack_layers(block), **_span(block.steps), "digest": block.digest})
+            add_names(conn, run, "layer", block.statistics + block.count_statistics, derived=True)
+    if rows:
+        common = {"run": run, "batch": batch_number, "attempt": attempt}
+        numbered = [common | row | {"part": part} for part, row in enumerate(rows)]
+        conn.execute(sa.insert(derived_segments), numbered)
+
+
+def checkpoint_state(conn: sa.Connection, run: str, attempt: int, step: int, state: dict[str, Any]) -> None:
+    """Keep the detectors' state after `step` of an attempt, for attempts that start later; replaces one there."""
+    key = {"run": run, "attempt": attempt, "step": step}
+    conn.execute(sa.delete(derive_states).where(*(derive_states.c[name] == value for name, value in key.items())))
+    conn.execute(sa.insert(derive_states).values(**key, state=state))
+
+
+def state_before(conn: sa.Connection, run: str, step: int, attempt: int | None = None) -> dict[str, Any] | None:
+    """Return the newest state kept of a step below `step` on the trajectory that an attempt continues.
+
+    attempt: the one that starts at `step`, None for the newest. States of older attempts count only up to where
+    the attempts between hid them.
+    """
+    own = sa.select(attempts.c.number, attempts.c.first_step).where(attempts.c.run == run)
+    rows = conn.execute(own.order_by(attempts.c.number.desc())).all()
+    best: sa.Row[Any] | None = None
+    stop = step
+    newest = attempt if attempt is not None else (rows[0].number if rows else 0)
+    for number, first in rows:
+        if number > newest:
+            continue
+        if number < newest:
+            of_attempt = derive_states.c.run == run, derive_states.c.attempt == number, derive_states.c.step < stop
+            query = sa.select(derive_states).where(*of_attempt).order_by(derive_states.c.step.desc()).limit(1)
+            row = conn.execute(query).one_or_none()
+            if row is not None and (best is None or row.step > best.step):
+                best = row
+        stop = min(stop, first)
+    return None if best is None else best.state
+
+
+def _span(steps: Int64) -> dict[str, int]:
+    return {"first_step": int(steps.min()), "last_step": int(steps.max())}
+
+
+def _ready(conn: sa.Connection, run: str, after: int, limit: int, now: float) -> list[int]:
+    columns = segments.c.batch, segments.c.attempt, segments.c.last_step
+    of_run = segments.c.run == run, segments.c.kind == "scalars", segments.c.batch > after
+    rows = conn.execute(sa.select(*columns).where(*of_run).order_by(segments.c.batch).limit(limit)).all()
+    if not rows:
+        return []
+    live = (
+        sa.select(sessions.c.attempt, sa.func.min(sessions.c.complete_through).label("through"))
+        .where(sessions.c.run == run, sessions.c.last_sequence > 0, sessions.c.ended_at.is_(None))
+        .where(sessions.c.last_seen > now - SILENT_SECONDS)
+        .group_by(sessions.c.attempt)
+    )
+    bounds = {row.attempt: row.through for row in conn.execute(live)}
+    ready: list[int] = []
+    for batch, attempt, last_step in rows:
+        if last_step > bounds.get(attempt, last_step):
+            break
+        ready.append(batch)
+    return ready
+
+
+def _stored(conn: sa.Connection, run: str, rows: dict[str, sa.Row[Any]]) -> StoredBatch:
+    row = rows["scalars"]
+    steps, times, scalars, counts = unpack_scalars(row.payload)
+    layers = unpack_layers(rows["layers"].payload) if "layers" in rows else None
+    spectra = unpack_spectra(rows["spectra"].payload) if "spectra" in rows else None
+    block = layers or spectra
+    batch = Batch(
+        session=row.session,
+        sequence=row.sequence,
+        complete_through=row.last_step,
+        steps=steps,
+        times=times,
+        scalars=scalars,
+        counts=counts,
+        layer_table=None if block is None else read_table(conn, run, block.digest),
+        layers=layers,
+        spectra=spectra,
+    )
+    return StoredBatch(row.batch, row.attempt, row.session, row.rank, batch)

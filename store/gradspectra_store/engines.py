@@ -1,0 +1,103 @@
+"""Engines for both databases: pragmas, explicit BEGIN, and database errors turned into the store's own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from gradspectra_store.errors import BadRequest, StoreFull, StoreUnavailable
+
+SYNCHRONOUS = ("NORMAL", "FULL")
+PAGE_BYTES = 16_384  # of new files: a batch of layer numbers is one long value, written in a third of the time of 4 KiB
+WAL_BOUND_PAGES = 8_192  # 128 MiB: past it a commit checkpoints by itself, should nobody call Store.checkpoint
+_PRAGMAS = (
+    f"page_size={PAGE_BYTES}",
+    "journal_mode=WAL",
+    "busy_timeout=30000",
+    "temp_store=MEMORY",
+    "cache_size=-16384",
+    "mmap_size=268435456",
+    f"wal_autocheckpoint={WAL_BOUND_PAGES}",
+    "journal_size_limit=67108864",
+)
+_FULL_STATES = ("53100", "53200")  # disk_full, out_of_memory
+_CALLERS_FAULT = (sa.exc.IntegrityError, sa.exc.ProgrammingError, sa.exc.DataError, sa.exc.NotSupportedError)
+_FULL = re.compile(r"disk is full|no space left|disk quota", re.IGNORECASE)
+
+
+def new_engine(url: str, *, synchronous: str = "NORMAL", foreign_keys: bool = True) -> sa.Engine:
+    """Make an engine whose write transactions are exclusive on SQLite from their BEGIN on.
+
+    url: `sqlite:////absolute/path.db` or `postgresql+psycopg://…`; the folder of an SQLite file is made. A
+    connection with the execution option `read_only` begins without taking the write lock.
+    """
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError as error:
+        raise BadRequest("url", "not a database URL; expected sqlite:////path/to/file.db or postgresql://…") from error
+    if parsed.get_backend_name() == "sqlite":
+        return _sqlite(parsed, synchronous, foreign_keys)
+    if parsed.get_backend_name() == "postgresql":
+        return _postgresql(parsed)
+    raise BadRequest("url", f"{parsed.get_backend_name()!r} is not supported; use sqlite or postgresql")
+
+
+def _sqlite(url: sa.URL, synchronous: str, foreign_keys: bool) -> sa.Engine:
+    if not url.database or url.database.startswith((":", "file:")):
+        raise BadRequest("url", "must name a file (not memory, not a URI): sqlite:////path/to/file.db")
+    if synchronous not in SYNCHRONOUS:
+        raise BadRequest("synchronous", f"must be NORMAL or FULL, got {synchronous!r}")
+    try:
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreUnavailable(f"cannot make the folder of {url.database}: {error.strerror}") from error
+    engine = sa.create_engine(url, pool_size=8, max_overflow=56, pool_timeout=30)
+    pragmas = (*_PRAGMAS, f"synchronous={synchronous}", f"foreign_keys={'ON' if foreign_keys else 'OFF'}")
+
+    @sa.event.listens_for(engine, "connect")
+    def _connect(dbapi: Any, _record: Any) -> None:
+        dbapi.isolation_level = None  # the driver must not begin transactions: "begin" below does
+        set_up_sqlite(dbapi, pragmas)
+
+    @sa.event.listens_for(engine, "begin")
+    def _begin(conn: sa.Connection) -> None:
+        options = conn.get_execution_options()
+        if options.get("isolation_level") != "AUTOCOMMIT":
+            conn.exec_driver_sql("BEGIN" if options.get("read_only") else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+def set_up_sqlite(dbapi: Any, pragmas: Sequence[str]) -> None:
+    """Apply pragmas to a new connection; raises StoreUnavailable where the file cannot have a write-ahead log."""
+    for pragma in pragmas:
+        (answer,) = dbapi.execute(f"PRAGMA {pragma}").fetchone() or (None,)
+        if pragma == "journal_mode=WAL" and answer != "wal":
+            raise StoreUnavailable("SQLite cannot keep a write-ahead log there; use a local disk, not a network one")
+
+
+def _postgresql(url: sa.URL) -> sa.Engine:
+    return sa.create_engine(
+        url.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_size=8, max_overflow=56, pool_timeout=30
+    )
+
+
+@contextmanager
+def mapped_errors(url: str) -> Iterator[None]:
+    """Turn errors of the database that no caller is to blame for into StoreFull and StoreUnavailable."""
+    try:
+        yield
+    except (sa.exc.DatabaseError, sa.exc.TimeoutError) as error:
+        if isinstance(error, _CALLERS_FAULT):
+            raise
+        origin = getattr(error, "orig", None) or error
+        text = str(origin).strip()
+        if _FULL.search(text) or getattr(origin, "sqlstate", None) in _FULL_STATES:
+            raise StoreFull(f"the disk of the database is full ({text})") from error
+        place = sa.make_url(url).render_as_string(hide_password=True)
+        raise StoreUnavailable(f"the database {place} is not available: {text}") from error

@@ -1,0 +1,224 @@
+"""Take in one batch: checked against its session, numbered within its run, stored whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+from gradspectra_core.records import Batch, SpectrumBlock
+
+from gradspectra_store import sparkline
+from gradspectra_store.errors import BadBatch, SequenceGap, UnknownRun, UnknownSession
+from gradspectra_store.layer_tables import KnownTable, known_table, note_spectra, store_table
+from gradspectra_store.names import add_names
+from gradspectra_store.schema import gaps, layer_tables, runs, segments, sessions
+from gradspectra_store.segments import pack_layers, pack_scalars, pack_spectra
+
+MAX_STEP = 2**53
+_State = Any  # a row of `_state_query`: SQLAlchemy's row types count their columns
+_state_query = (
+    sa.select(
+        *(sessions.c[name] for name in ("attempt", "rank", "last_sequence", "last_step", "complete_through")),
+        *(sessions.c[name] for name in ("names_digest", "ended_at")),
+        runs.c.attempt.label("run_attempt"),
+        runs.c.last_step.label("run_last_step"),
+        *(runs.c[name] for name in ("state", "last_batch", "sparkline")),
+        layer_tables.c.size.label("table_size"),
+        layer_tables.c.spectra.label("table_spectra"),
+    )
+    .select_from(
+        runs.join(sessions, sessions.c.run == runs.c.id).outerjoin(
+            layer_tables,
+            sa.and_(layer_tables.c.run == runs.c.id, layer_tables.c.digest == sa.bindparam("of_digest")),
+        )
+    )
+    .where(runs.c.id == sa.bindparam("of_run"), sessions.c.id == sa.bindparam("of_session"))
+    .with_for_update(key_share=True, of=(runs, sessions))
+)
+_advance_run = (
+    sa.update(runs)
+    .where(runs.c.id == sa.bindparam("of_run"))
+    .values(last_batch=runs.c.last_batch + 1)
+    .values({name: sa.bindparam(name) for name in ("last_step", "updated_at", "state", "sparkline")})
+    .returning(runs.c.last_batch)
+)
+_advance_session = (
+    sa.update(sessions)
+    .where(sessions.c.id == sa.bindparam("of_session"))
+    .values(
+        {
+            name: sa.bindparam(name)
+            for name in ("last_sequence", "last_step", "complete_through", "names_digest", "last_seen")
+        }
+    )
+)
+_insert_segments = sa.insert(segments)
+
+
+@dataclass(frozen=True, slots=True)
+class Ingested:
+    """What became of a batch. status: "stored" or "repeated"; batch: its number in the run (of a repeated one the
+    run's newest); last_step: the run's.
+    """
+
+    status: str
+    batch: int
+    last_step: int
+
+
+def ingest(conn: sa.Connection, run: str, batch: Batch, now: float) -> Ingested:
+    """Store one batch in the caller's write transaction.
+
+    A batch whose (session, sequence) was stored before changes nothing. Raises SequenceGap with the number
+    expected, UnknownRun, UnknownSession, and BadBatch naming the field that does not fit what the run has; after
+    any of these the transaction must be rolled back, as `Store.write` does. now: seconds since 1970, the server's.
+    """
+    digest = _digest_of(batch)
+    key = {"of_run": run, "of_session": batch.session, "of_digest": digest or ""}
+    state = conn.execute(_state_query, key).one_or_none()
+    if state is None:
+        raise _unknown(conn, run, batch.session)
+    if batch.sequence <= state.last_sequence:
+        return Ingested("repeated", state.last_batch, state.run_last_step)
+    if batch.sequence != state.last_sequence + 1:
+        raise SequenceGap(state.last_sequence + 1, batch.sequence)
+    _check_steps(batch, state)
+    if digest is not None:
+        _check_layers(conn, run, batch, digest, state)
+    last_step, number = _move_run(conn, run, batch, state, now)
+    _move_session(conn, run, batch, state, now)
+    conn.execute(_insert_segments, _rows(run, batch, state, number))
+    _store_gaps(conn, run, batch, state.attempt)
+    return Ingested("stored", number, last_step)
+
+
+def _unknown(conn: sa.Connection, run: str, session: str) -> UnknownRun | UnknownSession:
+    known = conn.execute(sa.select(runs.c.id).where(runs.c.id == run)).one_or_none()
+    return UnknownRun(run) if known is None else UnknownSession(run, session)
+
+
+def _check_steps(batch: Batch, state: _State) -> None:
+    if len(batch.steps) and batch.steps[0] <= state.last_step:
+        raise BadBatch(
+            "steps", f"must lie above step {state.last_step}, the last of this session, got {batch.steps[0]}"
+        )
+    spectra = batch.spectra.step if batch.spectra is not None else batch.steps
+    for field, steps in (("steps", batch.steps), ("spectra.step", spectra)):
+        if len(steps) and steps.max() > MAX_STEP:
+            raise BadBatch(field, f"must be at most {MAX_STEP}, got {steps.max()}")
+
+
+def _digest_of(batch: Batch) -> str | None:
+    """Digest of the layer table that the batch speaks of; its own table need not be used yet."""
+    if batch.layers is not None:
+        return batch.layers.digest
+    if batch.spectra is not None:
+        return batch.spectra.digest
+    return None if batch.layer_table is None else batch.layer_table.digest
+
+
+def _check_layers(conn: sa.Connection, run: str, batch: Batch, digest: str, state: _State) -> None:
+    """See that layers and spectra fit the table, which is stored where it is new."""
+    table = None if state.table_size is None else KnownTable(state.table_size, state.table_spectra)
+    own = batch.layer_table
+    if own is not None and (table is None or own.digest != digest) and known_table(conn, run, own.digest) is None:
+        store_table(conn, run, own, _span(batch.steps, state)["first_step"])
+        table = known_table(conn, run, digest)
+    kind = "spectra" if batch.layers is None else "layers"
+    if table is None:
+        raise BadBatch(f"{kind}.digest", f"names no layer table of this run, send it in layer_table; got {digest!r}")
+    if batch.layers is not None and batch.layers.values.shape[2] != table.size:
+        found = batch.layers.values.shape[2]
+        raise BadBatch("layers.values", f"must be of the {table.size} layers of the table, got {found}")
+    if batch.spectra is not None and len(batch.spectra.layer):
+        if batch.spectra.digest != digest:
+            raise BadBatch(
+                "spectra.digest", "must be that of the layers of the batch; send other spectra by themselves"
+            )
+        highest = batch.spectra.layer.max()
+        if highest >= table.size:
+            raise BadBatch("spectra.layer", f"must be below {table.size}, the number of layers, got {highest}")
+        note_spectra(conn, run, digest, table, _members(batch.spectra))
+
+
+def _members(spectra: SpectrumBlock) -> bytes:
+    members = np.zeros(int(spectra.layer.max()) + 1, np.bool_)
+    members[spectra.layer] = True
+    return np.packbits(members, bitorder="little").tobytes()
+
+
+def _rows(run: str, batch: Batch, state: _State, number: int) -> list[dict[str, Any]]:
+    common = {
+        "run": run,
+        "batch": number,
+        "attempt": state.attempt,
+        "rank": state.rank,
+        "session": batch.session,
+        "sequence": batch.sequence,
+    }
+    scalars: dict[str, Any] = {"digest": None, "members": None, "payload": pack_scalars(batch)}
+    rows = [{"kind": "scalars", **_span(batch.steps, state), **scalars}]
+    if batch.layers is not None and len(batch.layers.steps):
+        layers = {"digest": batch.layers.digest, "members": None, "payload": pack_layers(batch.layers)}
+        rows.append({"kind": "layers", **_span(batch.layers.steps, state), **layers})
+    if batch.spectra is not None and len(batch.spectra.step):
+        members = _members(batch.spectra)
+        spectra = {"digest": batch.spectra.digest, "members": members, "payload": pack_spectra(batch.spectra)}
+        rows.append({"kind": "spectra", **_span(batch.spectra.step, state), **spectra})
+    return [common | row for row in rows]
+
+
+def _span(steps: np.ndarray[Any, np.dtype[np.int64]], state: _State) -> dict[str, int]:
+    if not len(steps):  # a batch of gaps alone lies where its session was
+        return {"first_step": state.last_step, "last_step": state.last_step}
+    return {"first_step": int(steps.min()), "last_step": int(steps.max())}
+
+
+def _store_gaps(conn: sa.Connection, run: str, batch: Batch, attempt: int) -> None:
+    if batch.gaps:
+        common = {"run": run, "attempt": attempt, "session": batch.session}
+        rows = [{"first": gap.first, "last": gap.last, "what": gap.what, "reason": gap.reason} for gap in batch.gaps]
+        conn.execute(sa.insert(gaps), [common | row for row in rows])
+
+
+def _store_names(conn: sa.Connection, run: str, batch: Batch, known: str) -> str:
+    """Note which series and statistics the run has; a session that sends what it sent before costs nothing."""
+    scalar_names = batch.scalars.names + batch.counts.names
+    layer_names = () if batch.layers is None else batch.layers.statistics + batch.layers.count_statistics
+    if not scalar_names and not layer_names:
+        return known
+    digest = hashlib.md5(repr((scalar_names, layer_names)).encode(), usedforsecurity=False).hexdigest()
+    if digest != known:
+        add_names(conn, run, "run", scalar_names, derived=False)
+        add_names(conn, run, "layer", layer_names, derived=False)
+    return digest
+
+
+def _move_run(conn: sa.Connection, run: str, batch: Batch, state: _State, now: float) -> tuple[int, int]:
+    """Move the run on to this batch; returns its last step and the number of the batch."""
+    values = {"last_step": state.run_last_step, "state": state.state, "sparkline": state.sparkline, "updated_at": now}
+    if state.attempt == state.run_attempt:  # else a spool of an older attempt, sent late
+        if len(batch.steps):
+            values["last_step"] = max(state.run_last_step, int(batch.steps[-1]))
+        if state.state == "lost" and state.ended_at is None:
+            values["state"] = "running"
+        if state.rank == 0 and "loss" in batch.scalars.names:
+            at = batch.scalars.names.index("loss")
+            columns = batch.scalars.values[at], batch.scalars.present[at]
+            values["sparkline"] = sparkline.extended(state.sparkline, batch.steps, *columns)
+    number: int = conn.execute(_advance_run, {"of_run": run} | values).scalar_one()
+    return values["last_step"], number
+
+
+def _move_session(conn: sa.Connection, run: str, batch: Batch, state: _State, now: float) -> None:
+    values = {
+        "last_sequence": batch.sequence,
+        "last_step": int(batch.steps[-1]) if len(batch.steps) else state.last_step,
+        "complete_through": max(batch.complete_through, state.complete_through),
+        "names_digest": _store_names(conn, run, batch, state.names_digest),
+        "last_seen": now,
+    }
+    conn.execute(_advance_session, {"of_session": batch.session} | values)

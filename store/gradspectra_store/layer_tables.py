@@ -1,0 +1,111 @@
+"""The versions of a run's layer table: which layers the rows of its segments are about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+from gradspectra_core.layers import Layer, LayerTable
+from gradspectra_core.records import Bool
+
+from gradspectra_store.schema import layer_tables
+
+
+@dataclass(frozen=True, slots=True)
+class KnownTable:
+    """A table that a run has. size: number of layers; spectra: one bit per layer that has ever had a spectrum."""
+
+    size: int
+    spectra: bytes
+
+
+def known_table(conn: sa.Connection, run: str, digest: str) -> KnownTable | None:
+    """Return what is known of a table, None where the run does not have it."""
+    columns = layer_tables.c.size, layer_tables.c.spectra
+    of_table = layer_tables.c.run == run, layer_tables.c.digest == digest
+    row = conn.execute(sa.select(*columns).where(*of_table)).one_or_none()
+    return None if row is None else KnownTable(row.size, row.spectra)
+
+
+def store_table(conn: sa.Connection, run: str, table: LayerTable, since_step: int) -> None:
+    """Keep a layer table of a run that does not have it."""
+    count = sa.select(sa.func.count()).select_from(layer_tables).where(layer_tables.c.run == run)
+    conn.execute(
+        sa.insert(layer_tables).values(
+            run=run,
+            digest=table.digest,
+            position=conn.execute(count).scalar_one(),
+            since_step=since_step,
+            size=len(table),
+            spectra=bytes((len(table) + 7) // 8),
+            content=table.to_json(),
+        )
+    )
+
+
+def note_spectra(conn: sa.Connection, run: str, digest: str, known: KnownTable, members: bytes) -> None:
+    """Remember that the layers in `members` (one bit each) have had a spectrum; costs nothing where all had."""
+    have = int.from_bytes(known.spectra, "little")
+    more = have | int.from_bytes(members, "little")
+    if more != have:
+        of_table = layer_tables.c.run == run, layer_tables.c.digest == digest
+        spectra = more.to_bytes(len(known.spectra), "little")
+        conn.execute(sa.update(layer_tables).where(*of_table).values(spectra=spectra))
+
+
+@dataclass(frozen=True, slots=True)
+class RunTable:
+    """A table of a run: since which step it holds, and which of its layers have ever had a spectrum, (L,)."""
+
+    table: LayerTable
+    since_step: int
+    spectra: Bool
+
+
+def run_tables(conn: sa.Connection, run: str) -> dict[str, RunTable]:
+    """Return the run's tables by digest, in order of arrival."""
+    columns = layer_tables.c.digest, layer_tables.c.since_step, layer_tables.c.spectra
+    rows = conn.execute(sa.select(*columns).where(layer_tables.c.run == run).order_by(layer_tables.c.position)).all()
+    found = {}
+    for digest, since, bits in rows:
+        table = read_table(conn, run, digest)
+        spectra = np.unpackbits(np.frombuffer(bits, np.uint8), count=len(table), bitorder="little").view(np.bool_)
+        found[digest] = RunTable(table, since, spectra)
+    return found
+
+
+def layer_list(conn: sa.Connection, run: str) -> list[dict[str, Any]]:
+    """Return every layer the run has ever had, in order of arrival.
+
+    Each as name, role, depth, shape (those of the newest table that has it), since_step, and spectra: whether
+    there is a spectrum of it.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for table in run_tables(conn, run).values():
+        for layer, spectra in zip(table.table.layers, table.spectra.tolist(), strict=True):
+            old = found.get(layer.name, {"since_step": table.since_step, "spectra": False})
+            shown = {"name": layer.name, "role": layer.role, "depth": layer.depth, "shape": list(layer.shape)}
+            since = min(old["since_step"], table.since_step)
+            found[layer.name] = shown | {"since_step": since, "spectra": old["spectra"] or spectra}
+    return list(found.values())
+
+
+def read_table(conn: sa.Connection, run: str, digest: str) -> LayerTable:
+    """Return one table of a run that has it."""
+    table = _parsed.get(digest)
+    if table is None:
+        query = sa.select(layer_tables.c.content).where(layer_tables.c.run == run, layer_tables.c.digest == digest)
+        entries = conn.execute(query).scalar_one()
+        table = LayerTable(
+            tuple(Layer(entry["name"], entry["role"], entry["depth"], tuple(entry["shape"])) for entry in entries)
+        )
+        if len(_parsed) >= _PARSED:
+            _parsed.clear()
+        _parsed[digest] = table
+    return table
+
+
+_PARSED = 64
+_parsed: dict[str, LayerTable] = {}  # a digest tells the whole content of a table, whichever run it is of

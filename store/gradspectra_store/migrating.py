@@ -1,0 +1,87 @@
+"""Bring a database to the schema of this package: safe with several processes at once, backed up before on SQLite."""
+
+from __future__ import annotations
+
+import logging
+import os
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from gradspectra_store.engines import mapped_errors, new_engine
+from gradspectra_store.errors import StoreTooNew
+
+log = logging.getLogger(__name__)
+_LOCK = 0x67726164  # any fixed number: the key of the advisory lock on PostgreSQL
+
+
+def migrate(url: str) -> str:
+    """Apply the migrations that the database lacks, all in one transaction; returns the version it then has.
+
+    Processes that do this at once wait for one another; one migrates. An SQLite file that holds data is copied
+    beside itself first (`<file>.<version>.backup`). Raises StoreTooNew where the database is of a later version,
+    StoreUnavailable and StoreFull.
+    """
+    with mapped_errors(url), as_file(files("gradspectra_store") / "migrations") as folder:
+        config = Config()
+        config.set_main_option("script_location", str(folder).replace("%", "%%"))
+        script = ScriptDirectory.from_config(config)
+        engine = new_engine(url, foreign_keys=False)
+        try:
+            return _upgrade(engine, config, script)
+        finally:
+            engine.dispose()
+
+
+def _upgrade(engine: sa.Engine, config: Config, script: ScriptDirectory) -> str:
+    head = script.get_current_head()
+    assert head is not None
+    with engine.connect() as conn:
+        before = _version(conn, script)
+    if before == head:
+        return head
+    if before is not None and engine.dialect.name == "sqlite":
+        _back_up(engine, before)
+    with engine.begin() as conn:
+        if engine.dialect.name == "postgresql":
+            conn.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+        if _version(conn, script) != head:
+            config.attributes["connection"] = conn
+            command.upgrade(config, "head")
+            log.info("database migrated from %s to %s", before or "empty", head)
+    return head
+
+
+def _version(conn: sa.Connection, script: ScriptDirectory) -> str | None:
+    version = MigrationContext.configure(conn).get_current_revision()
+    known = {revision.revision for revision in script.walk_revisions()}
+    if version is not None and version not in known:
+        raise StoreTooNew(
+            f"the database has schema version {version}, which this version of gradspectra does not know; "
+            "install the newer gradspectra that wrote it, or restore the backup made before it"
+        )
+    return version
+
+
+def _back_up(engine: sa.Engine, version: str) -> None:
+    """Copy the file beside itself, unless another process has migrated it meanwhile."""
+    path = Path(str(engine.url.database))
+    final = path.with_name(f"{path.name}.{version}.backup")
+    part = path.with_name(f"{final.name}.{os.getpid()}")
+    part.unlink(missing_ok=True)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as conn:
+        conn.execute(sa.text("VACUUM INTO :part"), {"part": str(part)})
+    copy = sa.create_engine(f"sqlite:///{part}")
+    with copy.connect() as conn:
+        same = MigrationContext.configure(conn).get_current_revision() == version
+    copy.dispose()
+    if same:
+        os.replace(part, final)
+        log.info("database copied to %s before its migration", final)
+    else:
+        part.unlink()

@@ -1,0 +1,163 @@
+"""What lies in the payload of a segment, and reading single parts of it without touching the rest.
+
+A segment holds the blocks of one kind of one batch: `scalars` (steps, times, scalars and counts), `layers` or
+`spectra`. Blocks are stored as the arrays are; where every value is present its bitmap is left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gradspectra_core.limits import Limits
+from gradspectra_core.records import Batch, Bool, Columns, Float64, Int64, LayerBlock, SpectrumBlock
+from gradspectra_core.wire import pack, unpack
+from numpy.typing import NDArray
+
+_LIMITS = Limits(max_header=1 << 30)
+_INTEGERS = ("step", "layer", "rows", "columns", "length")
+Blocks = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class ScalarPart:
+    """All series of one segment.
+
+    steps: (S,); rows: the row of each name; values: (C, S); present: the same, None where every value is there.
+    """
+
+    steps: Int64
+    rows: dict[str, int]
+    values: Float64
+    present: Bool | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays, and of the names about."""
+        return _nbytes(self.steps, self.values, self.present) + 100 * len(self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPart:
+    """One statistic of one segment; a segment without it gives T = 0.
+
+    steps: (T,); values: (T, L) float32 or int64; present: the same, None where every value is there.
+    """
+
+    steps: Int64
+    values: NDArray[Any]
+    present: Bool | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        return _nbytes(self.steps, self.values, self.present)
+
+
+def pack_scalars(batch: Batch) -> bytes:
+    """Pack steps, times, scalars and counts of a batch."""
+    blocks: Blocks = {"steps": batch.steps, "times": batch.times}
+    _put(blocks, "scalars", batch.scalars.values, batch.scalars.present)
+    _put(blocks, "counts", batch.counts.values, batch.counts.present)
+    return pack({"scalars": batch.scalars.names, "counts": batch.counts.names}, blocks)
+
+
+def pack_columns(steps: Int64, columns: Columns) -> bytes:
+    """Pack a derived run series: the form of `pack_scalars` without times and counts."""
+    blocks: Blocks = {"steps": steps}
+    _put(blocks, "scalars", columns.values, columns.present)
+    return pack({"scalars": columns.names}, blocks)
+
+
+def pack_layers(block: LayerBlock) -> bytes:
+    """Pack the layer statistics of a batch."""
+    blocks: Blocks = {"steps": block.steps}
+    _put(blocks, "values", block.values, block.present)
+    _put(blocks, "counts", block.counts, block.counts_present)
+    names = {"statistics": block.statistics, "count_statistics": block.count_statistics}
+    return pack({"digest": block.digest, **names}, blocks)
+
+
+def pack_spectra(block: SpectrumBlock) -> bytes:
+    """Pack the spectra of a batch."""
+    blocks: Blocks = {name: getattr(block, name) for name in (*_INTEGERS, "aggregates", "index", "values")}
+    return pack({"digest": block.digest, "of": block.of, "method": block.method}, blocks)
+
+
+def unpack_scalars(payload: bytes) -> tuple[Int64, Float64, Columns, Columns]:
+    """Return steps, times, scalars and counts."""
+    meta, blocks = unpack(payload, limits=_LIMITS)
+    columns = [
+        Columns(tuple(meta[kind]), blocks[kind], _present(blocks, kind, blocks[kind].shape))
+        for kind in ("scalars", "counts")
+    ]
+    return blocks["steps"], blocks["times"], columns[0], columns[1]
+
+
+def unpack_layers(payload: bytes) -> LayerBlock:
+    """Return the layer statistics."""
+    meta, blocks = unpack(payload, limits=_LIMITS)
+    return LayerBlock(
+        digest=meta["digest"],
+        steps=blocks["steps"],
+        statistics=tuple(meta["statistics"]),
+        values=blocks["values"],
+        present=_present(blocks, "values", blocks["values"].shape),
+        count_statistics=tuple(meta["count_statistics"]),
+        counts=blocks["counts"],
+        counts_present=_present(blocks, "counts", blocks["counts"].shape),
+    )
+
+
+def unpack_spectra(payload: bytes) -> SpectrumBlock:
+    """Return the spectra."""
+    meta, blocks = unpack(payload, limits=_LIMITS)
+    arrays = {name: blocks[name] for name in (*_INTEGERS, "aggregates", "index", "values")}
+    return SpectrumBlock(digest=meta["digest"], of=tuple(meta["of"]), method=tuple(meta["method"]), **arrays)
+
+
+def scalar_part(payload: bytes) -> ScalarPart:
+    """Read all series of a segment of scalars, counts among them, as float64."""
+    meta, blocks = unpack(payload, limits=_LIMITS)
+    kinds = [kind for kind in ("scalars", "counts") if kind in blocks]
+    names = [name for kind in kinds for name in meta[kind]]
+    present = None
+    if any(f"{kind}.present" in blocks for kind in kinds):
+        present = np.concatenate([_present(blocks, kind, blocks[kind].shape) for kind in kinds])
+    values = np.concatenate([np.asarray(blocks[kind], np.float64) for kind in kinds])
+    return ScalarPart(blocks["steps"].copy(), {name: row for row, name in enumerate(names)}, values, present)
+
+
+def layer_part(payload: bytes, statistic: str) -> LayerPart:
+    """Copy one statistic out of a segment of layer statistics, so that the rest of the payload can go."""
+    meta, blocks = unpack(payload, limits=_LIMITS)
+    for kind, block in (("statistics", "values"), ("count_statistics", "counts")):
+        if statistic in meta[kind]:
+            at = meta[kind].index(statistic)
+            return LayerPart(blocks["steps"].copy(), blocks[block][at].copy(), _present_at(blocks, block, at))
+    return LayerPart(np.empty(0, np.int64), np.empty((0, blocks["values"].shape[2]), np.float32), None)
+
+
+def _nbytes(steps: Int64, values: NDArray[Any], present: Bool | None) -> int:
+    return steps.nbytes + values.nbytes + (0 if present is None else present.nbytes)
+
+
+def _put(blocks: Blocks, name: str, values: NDArray[Any], present: Bool) -> None:
+    blocks[name] = values
+    if not present.all():
+        blocks[f"{name}.present"] = np.packbits(present, bitorder="little")
+
+
+def _present(blocks: Blocks, name: str, shape: tuple[int, ...]) -> Bool:
+    bits = blocks.get(f"{name}.present")
+    if bits is None:
+        return np.ones(shape, np.bool_)
+    return np.unpackbits(bits, count=int(np.prod(shape)), bitorder="little").view(np.bool_).reshape(shape)
+
+
+def _present_at(blocks: Blocks, name: str, position: int) -> Bool | None:
+    if f"{name}.present" not in blocks:
+        return None
+    present = _present(blocks, name, blocks[name].shape)[position]
+    return None if present.all() else present.copy()

@@ -1,0 +1,205 @@
+import argparse
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agent.service import eventually, service
+from gradspectra import cli
+from gradspectra.client import Client
+from gradspectra.reading_commands import since
+from gradspectra.recorder import Recorder
+from gradspectra_core import __version__
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real service with one run of 40 steps, of which the last loss is infinite."""
+    folder = tmp_path_factory.mktemp("service")
+    with service(folder / "data") as url:
+        with Recorder(project="p", run="r", total_steps=50, server=url, spool=folder) as recorder:
+            for step in range(1, 41):
+                recorder.record(step, loss=math.inf if step == 40 else 1.0 / step, lr=0.25)
+        with Client(url) as client:
+            eventually(lambda: client.runs()[0], lambda run: run.info["derived_step"] == 40)
+        yield url
+
+
+@pytest.fixture(autouse=True)
+def _settings(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADSPECTRA_SERVER", url)
+    monkeypatch.delenv("GRADSPECTRA_TOKEN", raising=False)
+
+
+@pytest.fixture
+def run_id(url: str) -> str:
+    with Client(url) as client:
+        return client.runs()[0].id
+
+
+def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert cli.main(arguments) == 0
+    return capsys.readouterr().out
+
+
+def as_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
+    return json.loads(printed(capsys, *arguments, "--json"))
+
+
+def test_runs_are_listed_as_a_table_and_as_json(run_id: str, capsys: pytest.CaptureFixture[str]) -> None:
+    head, row = printed(capsys, "runs").splitlines()
+    assert head.split() == ["id", "project", "name", "state", "health", "step", "updated"]
+    assert row.split()[:6] == [run_id, "p", "r", "finished", "critical", "40/50"]
+    assert [run["id"] for run in as_json(capsys, "runs")["items"]] == [run_id]
+    assert printed(capsys, "runs", "--project", "none") == "nothing found\n"
+    assert as_json(capsys, "runs", "--health", "ok") == {"items": []}
+
+
+def test_alerts_are_listed_with_where_and_what(run_id: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = printed(capsys, "alerts")
+    assert "critical" in line
+    assert f"{run_id}  step 40  nonfinite" in line
+    assert as_json(capsys, "alerts", "--since", "1h", "--run", run_id)["items"][0]["opened_step"] == 40
+    assert printed(capsys, "alerts", "--state", "closed") == "no alerts\n"
+    assert as_json(capsys, "alerts", "--since", str(time.time() + 100)) == {"items": []}
+
+
+def test_show_prints_the_last_steps_or_those_around_one(run_id: str, capsys: pytest.CaptureFixture[str]) -> None:
+    text = printed(capsys, "show", run_id)
+    assert text.startswith(f"p/r ({run_id}): finished, critical, step 40 of 50\n")
+    assert text.splitlines()[2].split() == ["step", "loss", "learning_rate"]
+    assert "  40  inf" in text
+    around = printed(capsys, "show", run_id, "--around", "10", "--window", "1").splitlines()
+    assert [line.split() for line in around[3:]] == [
+        ["9", "0.111111", "0.25"],
+        [">", "10", "0.1", "0.25"],
+        ["11", "0.0909091", "0.25"],
+    ]
+    members = as_json(capsys, "show", run_id, "--around", "40", "--window", "2")
+    assert members["series"]["x"] == [38, 39, 40]
+    assert members["series"]["series"]["loss"] == [1 / 38, 1 / 39, "Infinity"]
+    assert [alert["rule"] for alert in members["alerts"]] == ["nonfinite"]
+    assert members["run"]["id"] == run_id
+
+
+def test_follow_prints_each_alert_once_until_interrupted(url: str) -> None:
+    command = [sys.executable, "-m", "gradspectra.cli", "alerts", "--follow", "--json", "--server", url]
+    follower = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert follower.stdout is not None
+    assert json.loads(follower.stdout.readline())["opened_step"] == 40
+    time.sleep(2.5)
+    follower.send_signal(signal.SIGINT)
+    rest, errors = follower.communicate(timeout=10)
+    assert (rest, errors, follower.returncode) == ("", "", 130)
+
+
+def test_a_server_that_is_away_or_refuses_is_one_line_and_status_1(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["runs", "--server", "http://127.0.0.1:9"]) == 1
+    assert capsys.readouterr().err.startswith("gradspectra runs: no answer from http://127.0.0.1:9: ")
+    assert cli.main(["show", "nosuchrun"]) == 1
+    assert "nosuchrun" in capsys.readouterr().err
+    assert cli.main(["runs", "--server", "nonsense"]) == 1
+    assert "server must be an address like" in capsys.readouterr().err
+
+
+def test_a_reader_that_goes_away_early_is_no_error(url: str) -> None:
+    command = f"{sys.executable} -m gradspectra.cli runs --json --server {url} | true"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stderr == ""
+
+
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert printed(capsys, "version") == f"gradspectra {__version__}\n"
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"gradspectra {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("90s", 910.0), ("2m", 880.0), ("0.25h", 100.0), ("1d", 0.0), ("1795000000", 1795000000.0), ("12.5", 12.5)],
+)
+def test_times_are_read_as_spans_and_seconds(text: str, expected: float) -> None:
+    assert since(text, now=1000.0) == expected
+
+
+def test_a_date_is_local_time_and_nonsense_is_named() -> None:
+    assert since("2026-11-21T12:00:00+00:00") == 1795262400.0
+    with pytest.raises(argparse.ArgumentTypeError, match="got 'yesterday'"):
+        since("yesterday")
+
+
+def test_without_the_server_extra_its_commands_say_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = EntryPoint("server", "no_such_package.commands:register", cli.ENTRY_POINTS)
+    monkeypatch.setattr(cli, "entry_points", lambda **_: [missing])
+    for name in ("serve", "demo", "worker", "migrate", "token", "doctor"):
+        assert cli.main([name, "--port", "1"]) == 2
+        expected = f"gradspectra {name}: this needs the server extra: pip install 'gradspectra[server]'\n"
+        assert capsys.readouterr().err == expected
+
+
+def test_other_packages_can_add_commands_and_a_broken_one_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Added:
+        name = "added"
+
+        def load(self) -> Any:
+            def register(subparsers: Any) -> None:
+                subparsers.add_parser("hello").set_defaults(run=lambda _: 7)
+
+            return register
+
+    broken = EntryPoint("broken", "no_such_package:register", cli.ENTRY_POINTS)
+    monkeypatch.setattr(cli, "entry_points", lambda **_: [Added(), broken])
+    assert cli.main(["hello"]) == 7
+    assert "commands of no_such_package:register are left out" in capsys.readouterr().err
+
+
+def test_reading_commands_do_not_import_the_server() -> None:
+    code = (
+        "import sys; from gradspectra import cli; code = cli.main(['runs', '--server', 'http://127.0.0.1:9']); "
+        "print(code, any(name.startswith(('fastapi', 'pydantic', 'gradspectra_backend')) for name in sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=os.environ, check=True
+    )
+    assert done.stdout == "1 False\n"
+
+
+def test_all_commands_are_there_with_the_server_extra() -> None:
+    parser = cli.build_parser()
+    (choices,) = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    assert {"runs", "alerts", "show", "sync", "version", *cli.SERVER_COMMANDS} <= set(choices)
+
+
+def test_an_unknown_option_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["runs", "--colour"])
+    assert stopped.value.code == 2
+    assert "unrecognized arguments: --colour" in capsys.readouterr().err
+
+
+def test_a_missing_command_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([])
+    assert stopped.value.code == 2
+    assert "COMMAND" in capsys.readouterr().err
+
+
+def test_the_installed_script_runs() -> None:
+    script = Path(sys.executable).with_name("gradspectra")
+    done = subprocess.run([str(script), "--help"], capture_output=True, text=True, timeout=60, check=True)
+    assert "sync" in done.stdout

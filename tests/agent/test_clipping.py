@@ -1,0 +1,162 @@
+"""The gradient before clipping, whoever clips it and however it was imported."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from agent.watched_training import (
+    assert_close,
+    attention,
+    column,
+    gradients,
+    largest,
+    loss_of,
+    squares,
+    total_norm,
+    value,
+    watched,
+)
+from gradspectra.clipping import missing
+from torch.nn.utils import clip_grad, clip_grad_norm_, clip_grad_value_
+
+by_name_norm, by_name_value = clip_grad_norm_, clip_grad_value_
+
+
+def step_clipped(clip, kept, **options):
+    """One step whose gradient clip(model, watch) changes; gives the gradient before and the record."""
+    model = attention()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watched(model, optimizer, **options) as watch:
+        (100 * loss_of(model, 6, 0)).backward()
+        before = gradients(model)
+        clip(model, watch)
+        optimizer.step()
+    return before, kept()[0]
+
+
+@pytest.mark.parametrize(
+    "clip",
+    [
+        lambda model, _: torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5),
+        lambda model, _: by_name_norm(list(model.parameters()), 0.5, foreach=True),
+        lambda model, _: by_name_norm(model.parameters(), 0.5, foreach=False),
+        lambda _, watch: watch.clip_grad_norm_(0.5),
+        lambda model, _: (by_name_norm(model.parameters(), 9.0), by_name_norm(model.parameters(), 0.5)),
+    ],
+    ids=["module", "foreach", "for-loop", "watch", "twice"],
+)
+def test_layers_and_norm_are_those_before_a_clipping_by_norm(clip, kept):
+    before, record = step_clipped(clip, kept)
+    assert_close(column(record, "grad_sq"), squares(before), 1e-5)
+    assert_close(column(record, "grad_max"), largest(before), 1e-5)
+    assert record.scalars["grad_norm"] == pytest.approx(total_norm(before), rel=1e-6)
+    assert record.scalars["clip_threshold"] == 0.5
+    assert record.scalars["clip_coefficient"] <= 0.5 / 9.0 * 1.001
+
+
+@pytest.mark.parametrize("foreach", [None, False])
+def test_layers_are_those_before_a_clipping_by_value(foreach, kept):
+    before, record = step_clipped(lambda model, _: by_name_value(model.parameters(), 0.1, foreach), kept)
+    assert_close(column(record, "grad_sq"), squares(before), 1e-5)
+    assert_close(column(record, "grad_max"), largest(before), 1e-6)
+    assert record.scalars["grad_norm"] == pytest.approx(total_norm(before), rel=1e-6)
+
+
+def test_a_norm_clipped_before_its_values_are_clipped_is_undone(kept):
+    def both(model, _):
+        clip_grad_norm_(model.parameters(), 2.0)
+        clip_grad_value_(model.parameters(), 0.05)
+
+    before, record = step_clipped(both, kept)
+    assert_close(column(record, "grad_sq"), squares(before), 1e-5)
+    assert record.scalars["grad_norm"] == pytest.approx(total_norm(before), rel=1e-6)
+
+
+def test_a_clip_that_only_the_user_knows_of_is_told_by_log(kept):
+    def foreign(model, watch):
+        norm = torch.sqrt(sum(p.grad.square().sum() for p in model.parameters() if p.grad is not None))
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(0.25 / norm)
+        watch.log(grad_norm=norm)
+
+    before, record = step_clipped(foreign, kept)
+    assert_close(column(record, "grad_sq"), squares(before), 1e-5)
+    assert record.scalars["grad_norm"] == pytest.approx(total_norm(before), rel=1e-6)
+
+
+def test_parameters_clipped_apart_give_the_whole_norm(kept):
+    def apart(model, _):
+        own = [model.qkv.weight, model.qkv.bias]
+        clip_grad_norm_(own, 0.5)
+        clip_grad_norm_([p for p in model.parameters() if all(p is not o for o in own)], 0.01)
+
+    before, record = step_clipped(apart, kept)
+    assert_close(column(record, "grad_sq"), squares(before), 1e-5)
+    assert record.scalars["grad_norm"] == pytest.approx(total_norm(before), rel=1e-6)
+
+
+def test_a_norm_of_another_order_is_undone_and_not_taken_for_the_euclidean(kept):
+    before, record = step_clipped(lambda m, _: clip_grad_norm_(m.parameters(), 0.01, norm_type=math.inf), kept)
+    assert_close(column(record, "grad_sq"), squares(before), 1e-5)
+    assert record.scalars["grad_norm"] == pytest.approx(total_norm(before), rel=1e-6)
+
+
+def test_a_norm_that_is_not_finite_does_not_hide_which_layer_broke(kept):
+    def spoil(model, _):
+        model.head.weight.grad[0, 0] = math.inf
+        clip_grad_norm_(model.parameters(), 1.0)
+
+    before, record = step_clipped(spoil, kept)
+    assert value(record, "grad_nonfinite", "head.weight") == 1
+    others = {n: c for n, c in column(record, "grad_nonfinite").items() if n != "head.weight"}
+    assert set(others.values()) == {0, None}
+    v_square = float(np.square(before["qkv.weight[v]"]).sum())
+    assert value(record, "grad_sq", "qkv.weight[v]") == pytest.approx(v_square, rel=1e-5)
+    assert record.scalars["grad_norm"] == math.inf
+
+
+def test_the_norm_is_known_at_steps_whose_layers_are_not_measured(kept):
+    before, record = step_clipped(lambda model, _: clip_grad_norm_(model.parameters(), 0.5), kept, every=5)
+    assert record.values is None
+    assert record.scalars["grad_norm"] == pytest.approx(total_norm(before), rel=1e-6)
+
+
+def test_layer_norms_that_do_not_give_the_total_norm_are_counted(kept):
+    model = attention()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watched(model, optimizer) as watch:
+        for factor in (1.0, 3.0):
+            loss_of(model, 6, 0).backward()
+            clip_grad_norm_(model.parameters(), 0.1)
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
+            optimizer.step()
+            optimizer.zero_grad()
+        watch.log(loss=1.0)
+    assert watch.status()["norms_that_disagreed"] == 1
+    assert len(kept()) == 2
+
+
+def test_torch_is_left_as_it_was_found(kept):
+    names = ("_get_total_norm", "_clip_grads_with_norm_", "_group_tensors_by_device_and_dtype")
+    originals = [getattr(clip_grad, name) for name in names]
+    scaler_step = torch.amp.GradScaler.step
+    model = attention()
+    first = watched(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    second = watched(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    assert all(getattr(clip_grad, name) is not original for name, original in zip(names, originals, strict=True))
+    first.close()
+    assert clip_grad._get_total_norm is not originals[0]
+    second.close()
+    assert [getattr(clip_grad, name) for name in names] == originals
+    assert torch.amp.GradScaler.step is scaler_step
+    assert kept() == []
+
+
+def test_this_torch_has_every_function_that_clipping_is_seen_by():
+    assert missing() is None

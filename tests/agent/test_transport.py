@@ -1,0 +1,378 @@
+import errno
+import io
+import itertools
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from agent.records import layer_record, scalar_record
+from agent.scripted_server import Handler, ScriptedServer
+from gradspectra import transport as transport_module
+from gradspectra.settings import access_token, server_address
+from gradspectra.transport import Transport
+
+
+@pytest.fixture
+def server() -> Iterator[ScriptedServer]:
+    server = ScriptedServer()
+    yield server
+    server.stop()
+
+
+def started(server: ScriptedServer | str, spool: Path, **arguments: Any) -> Transport:
+    address = server if isinstance(server, str) else server.url
+    transport = Transport(server=address, project="p", name="r", spool=spool, **arguments)
+    transport.start()
+    return transport
+
+
+class FullDisk(io.FileIO):
+    def write(self, _: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def refuse(status: int, **members: Any) -> Any:
+    return lambda handler: handler.answer(status, {"title": "Refused", "detail": "not this one", **members})
+
+
+def test_records_arrive_in_order_and_the_spool_is_empty_after_close(server: ScriptedServer, tmp_path: Path) -> None:
+    transport = started(server, tmp_path, config={"lr": 0.1}, tags=["x"], total_steps=9, environment={"gpu": "none"})
+    for step in range(1, 201):
+        transport.record(layer_record(step, spectra=step == 100))
+    transport.close()
+    assert server.steps() == list(range(1, 201))
+    assert [batch.sequence for batch in server.batches] == list(range(1, len(server.batches) + 1))
+    assert [batch.layer_table is not None for batch in server.batches].count(True) == 1
+    assert server.batches[-1].complete_through == 200
+    request = server.runs[transport.local_key]["request"]
+    assert (request["config"], request["tags"], request["total_steps"]) == ({"lr": 0.1}, ["x"], 9)
+    assert request["environment"]["gpu"] == "none"
+    assert server.finished == [{"session": "session1", "state": "finished"}]
+    assert list(tmp_path.iterdir()) == []
+    assert (transport.run_id, transport.attempt, transport.url) == ("run1", 1, f"{server.url}/runs/run1")
+
+
+def test_the_first_record_is_sent_at_once_and_later_ones_in_few_batches(server: ScriptedServer, tmp_path: Path) -> None:
+    transport = started(server, tmp_path)
+    transport.record(scalar_record(1))
+    server.wait_for(lambda: server.steps() == [1], 2.0)
+    for step in range(2, 82):
+        transport.record(scalar_record(step))
+        time.sleep(0.005)
+    server.wait_for(lambda: server.steps() == list(range(1, 82)), 2.0)
+    assert len(server.batches) <= 8
+    transport.close()
+
+
+def test_record_takes_less_than_20_microseconds(server: ScriptedServer, tmp_path: Path) -> None:
+    transport = started(server, tmp_path)
+    records = [layer_record(step) for step in range(1, 1001)]
+    costs = []
+    for record in records:
+        before = time.perf_counter()
+        transport.record(record)
+        costs.append(time.perf_counter() - before)
+    transport.close()
+    assert sorted(costs)[500] < 20e-6
+    assert server.steps() == list(range(1, 1001))
+
+
+def test_a_server_that_is_away_gives_one_warning_and_is_served_when_it_comes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    placeholder = ScriptedServer()
+    port = placeholder.port
+    placeholder.stop()
+    transport = started(f"http://127.0.0.1:{port}", tmp_path)
+    for step in range(1, 6):
+        transport.record(scalar_record(step))
+    time.sleep(1.5)
+    warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(warnings) == 1
+    assert f"no answer from http://127.0.0.1:{port}" in warnings[0]
+    assert str(tmp_path) in warnings[0]
+    assert transport.run_id is None
+    server = ScriptedServer(port)
+    server.wait_for(lambda: server.steps() == [1, 2, 3, 4, 5], 10.0)
+    transport.close()
+    server.stop()
+
+
+def test_closing_without_a_server_is_bounded_and_names_the_sync_command(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    transport = started("http://127.0.0.1:9", tmp_path)
+    for step in range(1, 4):
+        transport.record(scalar_record(step))
+    before = time.monotonic()
+    transport.close(timeout=1.0)
+    assert time.monotonic() - before < 1.6
+    (folder,) = tmp_path.iterdir()
+    assert f"3 steps are not sent yet; send with: gradspectra sync {folder}" in caplog.messages[-1]
+    assert json.loads((folder / "closed.json").read_text()) == {"state": "finished"}
+
+
+def test_a_server_that_never_answers_does_not_delay_closing(server: ScriptedServer, tmp_path: Path) -> None:
+    def sleep(_: Handler) -> bool:
+        time.sleep(3.0)
+        return False
+
+    server.scripts = [sleep]
+    transport = started(server, tmp_path)
+    transport.record(scalar_record(1))
+    server.wait_for(lambda: server.scripts == [])
+    transport.record(scalar_record(2))
+    time.sleep(0.3)
+    waiting = transport.status()["waiting_bytes"]
+    before = time.monotonic()
+    transport.close(timeout=0.5)
+    assert time.monotonic() - before < 1.2
+    assert waiting > 400, "the second record was spooled while the server kept the first waiting"
+
+
+def test_a_lost_answer_is_repeated_and_nothing_doubles(server: ScriptedServer, tmp_path: Path) -> None:
+    def store_and_drop(handler: Handler) -> bool:
+        handler.wfile = open(os.devnull, "wb")  # noqa: SIM115 (the connection breaks before the answer)
+        handler.records()
+        return handler.drop()
+
+    server.scripts = [store_and_drop]
+    transport = started(server, tmp_path)
+    for step in range(1, 4):
+        transport.record(scalar_record(step))
+    server.wait_for(lambda: server.steps() == [1, 2, 3], 5.0)
+    transport.close()
+    assert server.steps() == [1, 2, 3]
+    assert server.repeated == 1
+
+
+def test_retry_after_is_honoured(server: ScriptedServer, tmp_path: Path) -> None:
+    for status in (429, 503):
+        server.scripts.append(lambda handler, status=status: handler.answer(status, {"title": "busy"}, Retry_After="1"))
+    transport = started(server, tmp_path)
+    transport.record(scalar_record(1))
+    server.wait_for(lambda: server.steps() == [1], 6.0)
+    transport.close()
+    times = [at for method, path, at in server.requests if path.endswith("/records")]
+    assert len(times) == 3
+    assert all(1.0 <= later - earlier < 2.5 for earlier, later in itertools.pairwise(times))
+
+
+def test_a_sequence_gap_sends_the_sender_back_to_its_spool(server: ScriptedServer, tmp_path: Path) -> None:
+    transport = started(server, tmp_path)
+    for step in (1, 2, 3):
+        transport.record(scalar_record(step))
+        server.wait_for(lambda step=step: step in server.steps())
+    assert len(server.batches) == 3
+    del server.batches[1:]
+    transport.record(scalar_record(4))
+    server.wait_for(lambda: server.steps() == [1, 2, 3, 4])
+    transport.close()
+    assert [batch.sequence for batch in server.batches] == [1, 2, 3, 4]
+
+
+def test_what_the_server_lost_for_good_becomes_a_gap(server: ScriptedServer, tmp_path: Path) -> None:
+    transport = started(server, tmp_path)
+    for step in (1, 2, 3):
+        transport.record(scalar_record(step))
+        server.wait_for(lambda step=step: step in server.steps())
+    transport._sender.spool.journal.replace([])  # type: ignore[union-attr]
+    transport._sender.spool._count()  # type: ignore[union-attr]
+    del server.batches[1:]
+    transport.record(scalar_record(4))
+    server.wait_for(lambda: server.steps() == [1, 4])
+    transport.close()
+    assert server.gaps() == [(2, 3, "all")]
+    assert [batch.sequence for batch in server.batches] == [1, 2]
+
+
+def test_a_refused_batch_is_kept_aside_and_its_steps_become_a_gap(
+    server: ScriptedServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.scripts = [refuse(422, field="scalars")]
+    transport = started(server, tmp_path)
+    transport.record(layer_record(1))
+    server.wait_for(lambda: server.gaps() == [(1, 1, "all")])
+    transport.record(layer_record(2))
+    server.wait_for(lambda: server.steps() == [2])
+    transport.close()
+    assert server.batches[0].layer_table is not None, "the layer table of the refused batch goes with the gap"
+    assert server.batches[1].layer_table is None
+    (folder,) = tmp_path.iterdir()
+    assert json.loads((folder / "refused" / "1.json").read_text())["field"] == "scalars"
+    refusals = [message for message in caplog.messages if "were refused" in message]
+    assert refusals == ["gradspectra: steps 1 to 1 were refused: the server answered 422: not this one"]
+
+
+def test_a_table_that_is_the_fault_is_left_out_of_the_gap(server: ScriptedServer, tmp_path: Path) -> None:
+    server.scripts = [refuse(422), refuse(422)]
+    transport = started(server, tmp_path)
+    transport.record(layer_record(1))
+    server.wait_for(lambda: server.gaps() == [(1, 1, "all")])
+    transport.close()
+    assert server.batches[0].layer_table is None
+
+
+def test_a_wrong_token_is_said_and_nothing_is_lost(
+    server: ScriptedServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.expected_token = "right"
+    transport = started(server, tmp_path, token="wrong")
+    transport.record(scalar_record(1))
+    server.wait_for(lambda: any("a token is needed" in message for message in caplog.messages))
+    time.sleep(0.3)
+    assert len([path for _, path, _ in server.requests if path == "/api/v1/runs"]) == 1
+    transport.close(timeout=1.0)
+    assert "1 steps are not sent yet" in caplog.messages[-1]
+
+
+def test_alerts_and_stop_at_step_come_from_the_answers(server: ScriptedServer, tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    def on_alerts(alerts: list[dict[str, Any]]) -> None:
+        seen.extend(alerts)
+        raise RuntimeError("a callback that fails harms nothing")
+
+    server.alerts = [{"rule": "loss_spike", "opened_step": 1}]
+    server.stop_at_step = 77
+    transport = started(server, tmp_path, on_alerts=on_alerts)
+    transport.record(scalar_record(1))
+    server.wait_for(lambda: transport.stop_at_step == 77)
+    transport.record(scalar_record(2))
+    server.wait_for(lambda: server.steps() == [1, 2])
+    transport.close()
+    assert seen == [{"rule": "loss_spike", "opened_step": 1}]
+
+
+def test_heartbeats_carry_the_overhead(server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport_module, "HEARTBEAT", 0.2)
+    transport = started(server, tmp_path)
+    transport.set_overhead(0.004)
+    transport.record(scalar_record(5))
+    server.wait_for(lambda: len(server.heartbeats) >= 2)
+    transport.close()
+    assert server.heartbeats[0] == {"session": "session1", "overhead": 0.004, "step": 5}
+
+
+def test_a_full_disk_moves_the_spool_to_memory(server: ScriptedServer, tmp_path: Path) -> None:
+    server.scripts = [refuse(503), refuse(503)]
+    transport = started(server, tmp_path)
+    transport.record(scalar_record(1))
+    server.wait_for(lambda: len(server.scripts) < 2)
+    journal = transport._sender.spool.journal  # type: ignore[union-attr]
+    (file,) = tmp_path.glob("*/batches")
+    old, journal._file = journal._file, FullDisk(file, "r+b")
+    old.close()
+    transport.record(scalar_record(2))
+    server.wait_for(lambda: 2 in server.steps(), 8.0)
+    transport.close()
+    assert journal.in_memory
+    assert journal.failure is not None
+    assert "No space left" in journal.failure
+
+
+def test_a_spool_file_altered_by_others_is_given_up_and_recording_goes_on(
+    server: ScriptedServer, tmp_path: Path
+) -> None:
+    server.scripts = [refuse(503)]
+    transport = started(server, tmp_path)
+    transport.record(scalar_record(1))
+    server.wait_for(lambda: server.scripts == [])
+    (file,) = tmp_path.glob("*/batches")
+    file.write_bytes(b"x" * file.stat().st_size)
+    time.sleep(1.2)
+    transport.record(scalar_record(2))
+    server.wait_for(lambda: server.steps() == [2])
+    transport.close()
+
+
+def test_a_spool_folder_that_cannot_be_written_falls_back_to_the_temporary_folder(
+    server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "temporary"))
+    transport = started(server, tmp_path / "file" / "spool")
+    transport.record(scalar_record(1))
+    server.wait_for(lambda: server.steps() == [1])
+    transport.close()
+    assert "cannot be written (Not a directory)" in caplog.messages[0]
+
+
+def test_a_forked_child_neither_records_nor_closes(server: ScriptedServer, tmp_path: Path) -> None:
+    script = f"""
+import os, time
+from gradspectra.record import StepRecord
+from gradspectra.transport import Transport
+transport = Transport(server={server.url!r}, spool={str(tmp_path)!r})
+transport.start()
+transport.record(StepRecord(1, 1.0))
+time.sleep(0.3)
+child = os.fork()
+if child == 0:
+    transport.record(StepRecord(2, 2.0))
+    transport.close()
+    os._exit(0)
+os.waitpid(child, 0)
+transport.record(StepRecord(3, 3.0))
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=30)
+    assert server.steps() == [1, 3], "and leaving the program closed the transport"
+    assert server.finished == [{"session": "session1", "state": "finished"}]
+
+
+def test_a_program_that_dies_of_an_exception_ends_its_run_as_failed(server: ScriptedServer, tmp_path: Path) -> None:
+    script = f"""
+from gradspectra.record import StepRecord
+from gradspectra.transport import Transport
+transport = Transport(server={server.url!r}, spool={str(tmp_path)!r})
+transport.start()
+transport.record(StepRecord(1, 1.0))
+raise ValueError("boom")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
+    assert "ValueError: boom" in done.stderr
+    assert server.steps() == [1]
+    assert server.finished[0]["state"] == "failed"
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:7117", "ftp://x", "http://", "http://a b", "http://h:port"])
+def test_a_bad_server_address_is_named(address: str) -> None:
+    with pytest.raises(ValueError, match=r"server must be an address like http://127\.0\.0\.1:7117, got"):
+        server_address(address)
+
+
+def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADSPECTRA_SERVER", "https://example.org/base/")
+    monkeypatch.setenv("GRADSPECTRA_TOKEN", " gs_x\n")
+    assert server_address() == "https://example.org/base"
+    assert access_token() == "gs_x"
+    monkeypatch.setenv("GRADSPECTRA_TOKEN", "two words")
+    with pytest.raises(ValueError, match="GRADSPECTRA_TOKEN must be printable ASCII"):
+        access_token()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "x" * 10_000}, r"run must be printable text of 1 to 200 characters, got 'x+… \(10000 characters\)'"),
+        ({"project": ""}, "project must be printable text"),
+        ({"name": "a\nb"}, "run must be printable text"),
+        ({"total_steps": 0}, "total_steps must be at least 1 or None, got 0"),
+        ({"config": {"text": "x" * 300_000}}, "config must be at most 262144 bytes as JSON, got 300012"),
+        ({"notes": "x" * 70_000}, "notes must be text of at most 65536 characters, got 70000"),
+        ({"tags": ["x"] * 65}, "tags must be at most 64, got 65"),
+        ({"start_step": -1}, "start_step must be at least 0, got -1"),
+    ],
+)
+def test_bad_arguments_raise_at_construction(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Transport(**arguments)
+    with pytest.raises(TypeError, match="tags must be a list of strings"):
+        Transport(tags="abc")

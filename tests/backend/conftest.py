@@ -1,0 +1,72 @@
+"""The service as a caller meets it: through HTTP, on both databases."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+
+import pytest
+import sqlalchemy as sa
+from backend.callers import Caller
+from fastapi.testclient import TestClient
+from gradspectra_backend.app import create_app
+from gradspectra_backend.settings import Settings, load_settings
+from gradspectra_store.schema import metadata
+
+_PLACES = ("postgresql+psycopg://root@/test?host=/var/run/postgresql", "postgresql+psycopg://root@127.0.0.1:5432/test")
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith("GRADSPECTRA_") and not name.startswith("GRADSPECTRA_TEST_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """A fresh, empty database; dropped at the end."""
+    places = [os.environ["GRADSPECTRA_TEST_POSTGRES"]] if "GRADSPECTRA_TEST_POSTGRES" in os.environ else _PLACES
+    name = f"gradspectra_test_{secrets.token_hex(4)}"
+    for place in places:
+        server = sa.create_engine(place, isolation_level="AUTOCOMMIT", connect_args={"connect_timeout": 3})
+        try:
+            with server.connect() as conn:
+                conn.execute(sa.text(f"CREATE DATABASE {name}"))
+        except sa.exc.OperationalError:
+            server.dispose()
+            continue
+        yield sa.make_url(place).set(database=name).render_as_string(hide_password=False)
+        with server.connect() as conn:
+            conn.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
+        server.dispose()
+        return
+    pytest.skip("no PostgreSQL answers; set GRADSPECTRA_TEST_POSTGRES to the URL of one")
+
+
+@pytest.fixture
+def settings(tmp_path) -> Settings:
+    """An embedded server on SQLite, on a loopback address."""
+    return load_settings(data=tmp_path)
+
+
+@pytest.fixture
+def caller(settings: Settings) -> Iterator[Caller]:
+    """A training job and a reader in one, at an embedded server on SQLite."""
+    with TestClient(create_app(settings), base_url="http://127.0.0.1:7117", raise_server_exceptions=False) as client:
+        yield Caller(client)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def anywhere(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Caller]:
+    """The same at a server on each database."""
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgres_url")
+        settings = settings.model_copy(update={"database_url": url})
+    app = create_app(settings)
+    with TestClient(app, base_url="http://127.0.0.1:7117", raise_server_exceptions=False) as client:
+        if request.param == "postgresql":
+            with app.state.context.store.write() as conn:
+                conn.execute(sa.text(f"TRUNCATE {', '.join(table.name for table in metadata.sorted_tables)}"))
+        yield Caller(client)

@@ -1,0 +1,142 @@
+"""Health, readiness and counters; several processes over Redis."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+import redis
+from backend.callers import API, Caller, batch
+from backend.servers import serving
+from backend.test_live import Listening
+from gradspectra_backend.problems import KINDS
+from gradspectra_store.errors import StoreError, StoreFull, StoreUnavailable
+
+
+def counter(caller: Caller, name: str) -> float:
+    lines = caller.client.get(f"{API}/metrics").text.splitlines()
+    return next(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+
+
+def test_a_server_says_that_it_is_alive_and_ready(anywhere: Caller):
+    assert anywhere.get("/health")["status"] == "ok"
+    ready = anywhere.get("/ready")
+    assert (ready["status"], ready["dispatcher"]) == ("ok", {"status": "ok", "kind": "inline"})
+    assert ready["database"]["dialect"] in ("sqlite", "postgresql")
+
+
+def test_counters_count_what_was_stored_repeated_and_refused(caller: Caller):
+    run = caller.start()
+    caller.must_send(run["id"], batch(run["session"], 1, [1, 2, 3]))
+    caller.must_send(run["id"], batch(run["session"], 1, [1, 2, 3]))
+    caller.send(run["id"], batch(run["session"], 5, [9]))
+    caller.send("nowhere", batch(run["session"], 2, [9]))
+    for outcome in ("stored", "repeated", "gap", "refused"):
+        assert counter(caller, f'gradspectra_batches_total{{outcome="{outcome}"}}') == 1
+    assert counter(caller, "gradspectra_steps_total") == 3
+    assert counter(caller, "gradspectra_runs_running") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "name"),
+    [
+        (StoreUnavailable("gone"), 503, "unavailable"),
+        (StoreFull("full"), 507, "storage-full"),
+        (StoreError("?"), 500, "internal"),
+    ],
+)
+def test_a_database_in_trouble_is_a_problem_that_says_try_again(caller: Caller, monkeypatch, error, status, name):
+    run = caller.start()
+
+    def fail(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(type(caller.client.app.state.context.store), "write", fail)
+    answer = caller.send(run["id"], batch(run["session"], 1, [1]))
+    assert (answer.status_code, answer.json()["type"]) == (status, f"/problems/{name}")
+    assert ("retry-after" in answer.headers) is (status != 500)
+
+
+def test_a_bug_is_a_problem_without_its_insides(caller: Caller, monkeypatch):
+    def bug(_: object) -> None:
+        raise RuntimeError("secret path")
+
+    monkeypatch.setattr(type(caller.client.app.state.context.store), "read", bug)
+    answer = caller.client.get(f"{API}/runs")
+    assert (answer.status_code, answer.json()["type"]) == (500, "/problems/internal")
+    assert "secret" not in answer.text
+    assert answer.json()["remedy"] == KINDS["internal"].remedy
+
+
+@pytest.fixture
+def redis_url(tmp_path: Path) -> Iterator[str]:
+    """A Redis of this test's own, on a socket."""
+    binary = shutil.which("redis-server")
+    if binary is None:
+        pytest.skip("redis-server is not installed")
+    socket = tmp_path / "redis.sock"
+    command = [binary, "--port", "0", "--unixsocket", str(socket), "--save", "", "--appendonly", "no"]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=tmp_path)
+    url = f"unix://{socket}"
+    try:
+        with redis.Redis.from_url(url) as client:
+            deadline = time.monotonic() + 5
+            while True:
+                try:
+                    client.ping()
+                    break
+                except redis.ConnectionError:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.02)
+        yield url
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def test_two_processes_tell_each_other_over_redis(tmp_path, redis_url):
+    with (
+        serving(tmp_path, redis_url=redis_url, processes="2") as server,
+        httpx2.Client(base_url=server.url, trust_env=False, timeout=20) as client,
+    ):
+        caller = Caller(client)
+        listeners = [Listening(f"{server.url}{API}/live") for _ in range(8)]
+        for listener in listeners:
+            listener.start()
+        assert all(listener.opened.wait(10) for listener in listeners)
+        run = caller.start()
+        caller.must_send(run["id"], batch(run["session"], 1, [1]))
+        for listener in listeners:
+            listener.heard(3, run=run["id"], step=1)
+        ready = caller.get("/ready")
+        assert ready["dispatcher"] == {"status": "ok", "kind": "celery"}
+        server.process.terminate()
+        server.process.wait(5)
+        for listener in listeners:
+            listener.join(3)
+        assert all(listener.clean for listener in listeners)
+
+
+def test_a_lost_redis_is_said_stored_through_and_caught_up(tmp_path, redis_url):
+    with (
+        serving(tmp_path, redis_url=redis_url) as server,
+        httpx2.Client(base_url=server.url, trust_env=False, timeout=20) as client,
+    ):
+        caller = Caller(client)
+        listener = Listening(f"{server.url}{API}/live")
+        listener.start()
+        assert listener.opened.wait(5)
+        run = caller.start()
+        with redis.Redis.from_url(redis_url) as control:
+            control.client_kill_filter(_type="pubsub")
+        deadline = time.monotonic() + 5
+        while not any(event[0] == "resync" for event in listener.events):
+            assert time.monotonic() < deadline, listener.events
+            time.sleep(0.01)
+        caller.must_send(run["id"], batch(run["session"], 1, [1]))
+        listener.heard(3, run=run["id"], step=1)

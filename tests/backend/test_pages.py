@@ -1,0 +1,73 @@
+"""The page and its files, the interface's own manual, and the OpenAPI document."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from backend.callers import API, Caller
+from gradspectra_backend.problems import KINDS
+from gradspectra_frontend import assets
+
+
+@pytest.mark.parametrize("path", ["/", "/runs/abc", "/runs/abc/layers", "/alerts", "/settings", "/login"])
+def test_every_address_of_the_page_gives_the_page(caller: Caller, path):
+    answer = caller.client.get(path)
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert assets.plotly_url() in answer.text
+    assert caller.client.get(path, headers={"If-None-Match": answer.headers["etag"]}).status_code == 304
+
+
+def test_plotly_comes_packed_once_and_for_ever(caller: Caller):
+    packed = caller.client.get(assets.plotly_url(), headers={"Accept-Encoding": "gzip"})
+    assert packed.headers["content-encoding"] == "gzip"
+    assert packed.headers["cache-control"] == "public, max-age=31536000, immutable"
+    assert int(packed.headers["content-length"]) < 2_000_000
+    original = assets.plotly_script().read_bytes()
+    assert packed.content == original
+    plain = caller.client.get(assets.plotly_url(), headers={"Accept-Encoding": "identity"})
+    assert "content-encoding" not in plain.headers
+    assert plain.content == original
+    again = caller.client.get(assets.plotly_url(), headers={"If-None-Match": packed.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+
+
+def test_files_are_asked_about_again_by_their_etag(caller: Caller):
+    answer = caller.client.get("/static/js/early.js")
+    assert answer.status_code == 200
+    assert "javascript" in answer.headers["content-type"]
+    assert answer.headers["cache-control"] == "no-cache"
+    again = caller.client.get("/static/js/early.js", headers={"If-None-Match": answer.headers["etag"]})
+    assert again.status_code == 304
+
+
+@pytest.mark.parametrize(
+    "path", ["/static/../settings.py", "/static/%2e%2e/assets.py", "/static//etc/passwd", "/nothing"]
+)
+def test_nothing_outside_the_folder_is_served(caller: Caller, path):
+    answer = caller.client.get(path)
+    assert answer.status_code == 404
+    assert answer.json()["type"] == "/problems/not-found"
+
+
+def test_the_manual_lists_every_call_and_loads_nothing(caller: Caller):
+    text = caller.client.get("/docs").text
+    for path in caller.client.get("/openapi.json").json()["paths"]:
+        assert path in text
+    assert "<script" not in text
+    assert not re.search(r"(src|href)=.https?:", text)
+
+
+def test_every_kind_of_problem_has_its_page(caller: Caller):
+    overview = caller.client.get("/problems").text
+    for name, kind in KINDS.items():
+        assert name in overview
+        page = caller.client.get(f"/problems/{name}")
+        assert page.status_code == 200
+        assert kind.title in page.text
+    assert caller.client.get("/problems/nothing").status_code == 404
+
+
+def test_answers_of_the_interface_are_not_kept(caller: Caller):
+    assert caller.client.get(f"{API}/runs").headers["cache-control"] == "no-store"

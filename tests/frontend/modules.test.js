@@ -1,0 +1,223 @@
+// Tests of the page's pure modules; run by node, called from test_page_files.py.
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { kept, parse, query, rangeOf, runPath } from "./static/js/address.js";
+import { evidenceCurve, evidenceRows } from "./static/js/evidence.js";
+import { dataCall, filterRows, fitted, isEmpty, rangeFrom, rowsOf, tail, zoomed } from "./static/js/figure_view.js";
+import * as format from "./static/js/format.js";
+import { evidenceWords, groupsCode, multipliers, sharedEvidence } from "./static/js/groups.js";
+import { Live } from "./static/js/live.js";
+import { gathered } from "./static/js/throttle.js";
+import { standing, verdict } from "./static/js/verdict.js";
+
+test("numbers are short, and what is not a number says so", () => {
+  assert.equal(format.number(1.23456), "1.235");
+  assert.equal(format.number(0.0000012), "1.2e-6");
+  assert.equal(format.number(-2.5), "−2.5");
+  assert.equal(format.number(123456), "123456");
+  assert.equal(format.number(1e7), "1e7");
+  assert.equal(format.number(null), "–");
+  assert.equal(format.number("NaN"), "NaN");
+  assert.equal(format.number("-Infinity"), "−inf");
+  assert.equal(format.number("Infinity"), "+inf");
+  assert.equal(format.number(0), "0");
+});
+
+test("shares, times and cadences read as people write them", () => {
+  assert.equal(format.percent(0.0084), "0.84%");
+  assert.equal(format.percent(0.25), "25%");
+  assert.equal(format.percent(null), "–");
+  assert.equal(format.duration(75), "1 min 15 s");
+  assert.equal(format.duration(7300), "2 h 1 min");
+  assert.equal(format.duration(null), "–");
+  assert.equal(format.ago(100, 103), "now");
+  assert.equal(format.ago(100, 100 + 7200), "2 h ago");
+  assert.equal(format.ago(200, 100), "now");
+  assert.equal(format.ago("1970-01-01T00:00:00Z", 86400 * 3), "3 d ago");
+  assert.equal(format.stepTime(0.0532), "53.2 ms");
+  assert.equal(format.every(1), "every step");
+  assert.equal(format.every(2), "every 2nd");
+  assert.equal(format.every(12), "every 12th");
+  assert.equal(format.whole(1234567), "1,234,567");
+});
+
+test("time left follows the mean speed so far", () => {
+  assert.equal(format.timeLeft({ last_step: 100, total_steps: 400, created_at: 0, updated_at: 50 }), 150);
+  assert.equal(format.timeLeft({ last_step: 0, total_steps: 400, created_at: 0, updated_at: 50 }), null);
+  assert.equal(format.timeLeft({ last_step: 5, total_steps: null, created_at: 0, updated_at: 50 }), null);
+});
+
+test("nested settings become rows", () => {
+  assert.deepEqual(format.flattened({ a: 1, b: { c: "x", d: [1, 2] }, e: {} }), [["a", "1"], ["b.c", "x"], ["b.d", "[1,2]"], ["e", "{}"]]);
+  assert.deepEqual(format.flattened({}), []);
+});
+
+test("an address holds the view, both ways", () => {
+  const path = runPath("a/b", "layers", { layer: "h.0 [q]", step: 0, start: null, filter: "" });
+  assert.equal(path, "/runs/a%2Fb/layers?layer=h.0+%5Bq%5D&step=0");
+  const [where, text] = path.split("?");
+  assert.deepEqual(parse(where, text), { page: "run", run: "a/b", tab: "layers", view: { layer: "h.0 [q]", step: "0" } });
+  assert.equal(parse("/runs/x/nonsense", "").tab, "overview");
+  assert.equal(parse("/", "").page, "runs");
+  assert.equal(parse("/elsewhere", "").page, "unknown");
+  assert.deepEqual(rangeOf({ start: "5", stop: "9" }), [5, 9]);
+  assert.equal(rangeOf({ start: "9", stop: "5" }), null);
+  assert.equal(rangeOf({}), null);
+  assert.deepEqual(kept({ start: "1", stop: "2", layer: "l", alert: "x" }), { start: "1", stop: "2", layer: "l" });
+  assert.equal(query({}), "");
+});
+
+const packed = (rows) => ({ dtype: "f4", shape: `${rows.length},${rows[0].length}`, bdata: Buffer.from(new Float32Array(rows.flat()).buffer).toString("base64") });
+const heatmap = () => ({
+  data: [
+    { type: "heatmap", x: [1, 2], y: ["a.q", "b.k"], z: packed([[1, 2], [3, 4]]), customdata: packed([[10, 20], [30, 40]]), colorbar: {} },
+    { type: "scatter", x: [1, 2], y: ["a.q", "b.k"] },
+    { type: "scatter", x: [null], y: ["a.q"] },
+    { type: "scatter", x: [7], y: [1], yaxis: "y2" },
+  ],
+  layout: { height: 900, showlegend: true, title: { text: "T" }, xaxis: {}, legend: { font: {} }, yaxis: { range: [1.5, -0.5], tickvals: [0, 1], ticktext: ["a", "b"] }, meta: { layers: ["a.q", "b.k"], roles: ["q", "k"] } },
+});
+
+test("filtering keeps the rows of the layers that fit", () => {
+  const { data, layout } = filterRows(heatmap(), " B.K ");
+  assert.deepEqual([...data[0].z[0]], [3, 4]);
+  assert.deepEqual([...data[0].customdata[0]], [30, 40]);
+  assert.deepEqual(data[0].y, ["b.k"]);
+  assert.deepEqual([data[1].x, data[1].y], [[2], ["b.k"]]);
+  assert.deepEqual(data[2].y, ["b.k"]);
+  assert.deepEqual(data[3].x, [7]);
+  assert.deepEqual(layout.yaxis.range, [0.5, -0.5]);
+  assert.deepEqual(layout.yaxis.ticktext, ["b"]);
+  assert.deepEqual(layout.meta.layers, ["b.k"]);
+  assert.deepEqual(filterRows(heatmap(), "q").data[0].y, ["a.q"]);
+  assert.deepEqual(filterRows(heatmap(), "nothing").data, []);
+  assert.deepEqual(filterRows(heatmap(), ""), heatmap());
+  assert.deepEqual([...rowsOf(packed([[1, 2], [3, 4]]))[1]], [3, 4]);
+});
+
+test("the zoom of the address is the one that is drawn", () => {
+  assert.deepEqual(zoomed(heatmap(), [5, 9]).layout.xaxis, { range: [5, 9], autorange: false });
+  assert.deepEqual(zoomed({ data: [], layout: { xaxis: { range: [1, 2] } } }, null).layout.xaxis, { autorange: true });
+  assert.deepEqual(zoomed(heatmap(), undefined).layout.xaxis, {});
+  assert.deepEqual(rangeFrom({ "xaxis.range[0]": 3.7, "xaxis.range[1]": 9.2 }), [3, 10]);
+  assert.deepEqual(rangeFrom({ "xaxis.range": [-4, 9] }), [0, 9]);
+  assert.equal(rangeFrom({ "xaxis.autorange": true }), null);
+  assert.equal(rangeFrom({ "yaxis.range[0]": 1 }), undefined);
+});
+
+test("a narrow figure gets short names, and fingers scroll instead of zooming", () => {
+  const { layout, data } = fitted(heatmap(), 390, true);
+  assert.equal(layout.title, undefined);
+  assert.equal(layout.dragmode, false);
+  assert.equal(data[0].colorbar.orientation, "h");
+  assert.equal(fitted(heatmap(), 1200, false).data[0].colorbar.orientation, undefined);
+  assert.equal(tail("transformer.h.0.attn", 8), "….0.attn");
+  assert.equal(tail("short", 8), "short");
+  assert.equal(isEmpty({ data: [{ x: [null] }], layout: {} }), true);
+  assert.equal(isEmpty(heatmap()), false);
+});
+
+test("each figure names the call for its numbers", () => {
+  assert.deepEqual(dataCall("r", "loss", { start: 1, stop: 2, columns: 10 }), ["/runs/r/series", { names: "loss,eval_loss", start: 1, stop: 2, columns: 10 }]);
+  assert.equal(dataCall("r", "layers", { statistic: "update_ratio" })[0], "/runs/r/layers/update_ratio");
+  assert.equal(dataCall("r", "effective_rank", {})[0], "/runs/r/layers/effective_rank");
+  assert.deepEqual(dataCall("r", "ranks", { layer: "l", of: "weight" }), ["/runs/r/spectra", { layer: "l", of: "weight", start: undefined, stop: undefined }]);
+});
+
+test("the verdict names the worst open alert, else how the run stands", () => {
+  const run = { state: "running", last_step: 1200, sparkline: [3, 1.5], updated_at: 0 };
+  const alert = (severity, opened_step, state = "open") => ({ severity, state, opened_step, rule: "dead_layer", message: "m", first_layer: "h.0" });
+  assert.deepEqual(verdict(run, [], 10), { health: "ok", text: "Healthy at step 1,200: no open alert. Loss 1.5." });
+  const bad = verdict(run, [alert("warning", 5), alert("critical", 90), alert("critical", 1, "closed")], 10);
+  assert.equal(bad.health, "critical");
+  assert.equal(bad.text, "Critical: m, first in h.0; since step 90. 1 more alert.");
+  assert.equal(verdict(run, [alert("warning", 5, "closed")].map((one) => ({ ...one, closed_step: 40 })), 10).text, "Healthy at step 1,200: no open alert (1 closed, the last at step 40). Loss 1.5.");
+  assert.equal(verdict({ ...run, state: "lost" }, [], 7300).text, "Lost: nothing was heard since 2 h ago, at step 1,200. Loss 1.5.");
+  assert.equal(verdict({ ...run, last_step: 0, sparkline: undefined }, [], 1).text, "Healthy before its first step: no open alert.");
+  assert.deepEqual(standing([alert("info", 1), alert("warning", 9), alert("warning", 2)]).map((one) => one.opened_step), [2, 9, 1]);
+});
+
+test("suggestions become parameter groups", () => {
+  const one = (layer, value, enough_evidence = true) => ({ quantity: "learning_rate_multiplier", layer, value, enough_evidence });
+  const all = [one("a.weight", 0.5), one("b.weight[q]", 0.501), one("c", null, false), { quantity: "batch_size", layer: null, value: 9 }];
+  assert.deepEqual(multipliers(all), [["a.weight", 0.5], ["b.weight[q]", 0.501]]);
+  assert.match(groupsCode(all), /0\.5: \[\n {8}"a\.weight",\n {8}"b\.weight",\n {4}\],/);
+  assert.equal(evidenceWords({ noise_scale: 12.3456, rows: [1], unit: "examples" }, format.number), "noise scale 12.35 · unit examples");
+});
+
+test("what all evidence has in common is said once", () => {
+  const { common, rest } = sharedEvidence([{ evidence: { batch: 16, noise: 1 } }, { evidence: { batch: 16, noise: 2 } }]);
+  assert.deepEqual(common, { batch: 16 });
+  assert.deepEqual(rest({ batch: 16, noise: 2 }), { noise: 2 });
+  assert.deepEqual(sharedEvidence([]).common, {});
+});
+
+test("the evidence of an alert has its curve and its numbers", () => {
+  const evidence = { series: "grad_norm", median: 0.5, peak_step: 4, window: { steps: [3, 4], values: [1, "NaN"] }, kinds: ["loss"], values: { loss: "NaN" } };
+  assert.deepEqual(evidenceCurve(evidence), { name: "grad norm", values: [1, "NaN"], first: 3, last: 4, mark: 1 });
+  assert.equal(evidenceCurve({}), null);
+  assert.deepEqual(evidenceRows(evidence), [["median", "0.5"], ["peak step", "4"], ["kinds", "loss"], ["values: loss", "NaN"]]);
+});
+
+test("a job runs at once, gathers demands, and never runs twice at a time", async () => {
+  let clock = 0;
+  let runs = 0;
+  const timers = [];
+  const jobs = gathered(async () => void (runs += 1), { pause: () => 300, now: () => clock, later: (f, ms) => timers.push([ms, f]) });
+  jobs.demand();
+  jobs.demand();
+  jobs.demand();
+  await Promise.resolve();
+  await Promise.resolve();
+  assert.equal(runs, 1);
+  assert.deepEqual(timers.map(([ms]) => ms), [300]);
+  clock = 300;
+  timers.pop()[1]();
+  assert.equal(runs, 2);
+  jobs.stop();
+  jobs.demand();
+  assert.equal(runs, 2);
+});
+
+class Source {
+  constructor() {
+    this.handlers = {};
+    this.closed = false;
+  }
+  addEventListener(name, f) {
+    this.handlers[name] = f;
+  }
+  close() {
+    this.closed = true;
+  }
+}
+
+test("the stream comes back by itself and asks anew for what it may have missed", () => {
+  const sources = [];
+  const timers = [];
+  const live = new Live({ open: () => (sources.push(new Source()), sources.at(-1)), later: (f, ms) => timers.push([ms, f]) });
+  const heard = [];
+  live.onRun("r1", (event) => heard.push(event && event.step));
+  live.connect();
+  sources[0].onopen();
+  assert.equal(live.state, "live");
+  sources[0].handlers.run({ data: '{"run":"r1","step":7}' });
+  sources[0].handlers.run({ data: '{"run":"r2","step":8}' });
+  sources[0].onerror();
+  assert.equal(live.state, "offline");
+  assert.equal(sources[0].closed, true);
+  timers.pop()[1]();
+  sources[1].onerror();
+  assert.deepEqual(timers.map(([ms]) => ms), [1000]);
+  timers.pop()[1]();
+  sources[2].onopen();
+  assert.deepEqual(heard, [7, null]);
+  live.pause(true);
+  sources[2].handlers.run({ data: '{"run":"r1","step":9}' });
+  assert.deepEqual(heard, [7, null]);
+  live.pause(false);
+  assert.deepEqual(heard, [7, null, null]);
+  live.hide();
+  assert.equal(live.state, "hidden");
+  assert.equal(sources[2].closed, true);
+});

@@ -1,0 +1,101 @@
+"""The page's files: vendored code as published, one theme, nothing that a strict policy would refuse."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from gradspectra_frontend import assets
+from gradspectra_frontend.theme import DARK, LIGHT, Theme
+
+STATIC = assets.static_dir()
+OWN = [path for path in STATIC.rglob("*") if path.is_file() and "vendor" not in path.parts]
+
+
+def test_the_vendored_file_is_the_one_that_was_published() -> None:
+    facts = json.loads((STATIC / "vendor" / "preact-htm.json").read_text())
+    assert hashlib.sha256((STATIC / "vendor" / facts["file"]).read_bytes()).hexdigest() == facts["sha256"]
+    assert (facts["package"], facts["version"]) == ("htm", "3.1.1")
+    licence = (STATIC / "vendor" / "preact-htm.LICENSE.txt").read_text()
+    assert "Apache License" in licence
+    assert "Copyright (c) 2015-present Jason Miller" in licence
+
+
+def test_plotly_comes_out_of_the_installed_package() -> None:
+    script = assets.plotly_script()
+    assert script.name == "plotly.min.js"
+    assert script.stat().st_size > 1_000_000
+    assert assets.plotly_url() == f"/vendor/plotly-{version('plotly')}.min.js"
+    assert f'content="{assets.plotly_url()}"' in assets.index_html()
+    assert "{{" not in assets.index_html()
+
+
+def test_nothing_of_the_page_comes_from_another_host() -> None:
+    for path in OWN:
+        addresses = re.findall(r"https?://[^\s\"'`<>)]+", path.read_text("utf-8"))
+        assert [one for one in addresses if not one.startswith(("http://www.w3.org/", "https://…"))] == [], path
+
+
+def test_the_page_needs_no_eval_no_inline_script_and_no_raw_html() -> None:
+    index = (STATIC / "index.html").read_text("utf-8")
+    assert re.findall(r"<script(?![^>]*\bsrc=)", index) == []
+    assert re.findall(r"\son\w+=", index) == []
+    for path in OWN:
+        assert not re.search(
+            r"\beval\(|new Function|innerHTML|outerHTML|insertAdjacentHTML|document\.write", path.read_text("utf-8")
+        ), path
+    policy = dict(part.split(" ", 1) for part in assets.CONTENT_SECURITY_POLICY.split("; "))
+    assert policy["default-src"] == policy["script-src"] == policy["connect-src"] == "'self'"
+
+
+def test_every_file_named_by_the_page_is_there() -> None:
+    index = (STATIC / "index.html").read_text("utf-8")
+    for name in re.findall(r'"/static/([^"]+)"', index):
+        assert (STATIC / name).is_file(), name
+    for path in OWN:
+        for name in re.findall(r'from "(\.[^"]+)"', path.read_text("utf-8")):
+            assert (path.parent / name).is_file(), (path, name)
+
+
+def css_block(selector: str) -> dict[str, str]:
+    text = (STATIC / "style" / "base.css").read_text("utf-8")
+    return dict(re.findall(r"--([\w-]+): ([^;]+);", text.split(f"{selector} {{", 1)[1].split("}", 1)[0]))
+
+
+@pytest.mark.parametrize(("selector", "theme"), [(":root", LIGHT), (':root[data-theme="dark"]', DARK)])
+def test_page_and_figures_share_one_theme(selector: str, theme: Theme) -> None:
+    css = css_block(selector)
+    assert (css["paper"], css["ink"], css["muted"], css["nonfinite"]) == (
+        theme.paper,
+        theme.ink,
+        theme.muted,
+        theme.nonfinite,
+    )
+    assert css["accent"] == theme.lines[0]
+    assert css["strong-line"] == theme.axis
+
+
+def test_the_dark_colours_are_the_same_by_choice_and_by_preference() -> None:
+    assert css_block(':root:not([data-theme="light"])') == css_block(':root[data-theme="dark"]')
+
+
+def test_modules_stay_small() -> None:
+    long = {path.name: count for path in OWN if (count := len(path.read_text("utf-8").splitlines())) > 300}
+    assert long == {}
+
+
+def test_pure_modules_by_node(tmp_path: Path) -> None:
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("node is not installed; the modules are only tested in the browser then")
+    shutil.copytree(STATIC, tmp_path / "static")
+    (tmp_path / "package.json").write_text('{"type": "module"}')
+    shutil.copy(Path(__file__).parent / "modules.test.js", tmp_path)
+    done = subprocess.run([node, "--test", "modules.test.js"], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr

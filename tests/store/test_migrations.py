@@ -1,0 +1,90 @@
+"""The migrations: they make what schema.py says, once, and refuse what they do not know."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from gradspectra_store import Store, migrate
+from gradspectra_store.errors import StoreTooNew
+from gradspectra_store.schema import metadata
+
+HEAD = "0002"
+
+
+def emptied(url: str) -> str:
+    """The database without any table."""
+    engine = sa.create_engine(url)
+    if engine.dialect.name == "postgresql":
+        with engine.begin() as conn:
+            conn.execute(sa.text("DROP SCHEMA public CASCADE"))
+            conn.execute(sa.text("CREATE SCHEMA public"))
+    engine.dispose()
+    return url
+
+
+def test_the_migrations_make_the_schema(url: str) -> None:
+    migrate(emptied(url))
+    engine = sa.create_engine(url)
+    with engine.connect() as conn:
+        assert compare_metadata(MigrationContext.configure(conn), metadata) == []
+    engine.dispose()
+
+
+def test_a_second_migration_changes_nothing(url: str) -> None:
+    assert [migrate(emptied(url)), migrate(url)] == [HEAD, HEAD]
+
+
+def test_processes_that_open_at_once_migrate_once(url: str) -> None:
+    script = f"from gradspectra_store import migrate; print(migrate({emptied(url)!r}))"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    answers = [process.communicate(timeout=60) for process in processes]
+    assert answers == [(f"{HEAD}\n", "")] * 4
+
+
+def test_a_database_of_a_newer_version_is_refused_with_the_remedy(url: str) -> None:
+    migrate(emptied(url))
+    engine = sa.create_engine(url)
+    with engine.begin() as conn:
+        conn.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(StoreTooNew, match=r"schema version 9999.*install the newer gradspectra"):
+        Store.open(url)
+    with engine.begin() as conn:
+        conn.execute(sa.text(f"UPDATE alembic_version SET version_num = '{HEAD}'"))
+    engine.dispose()
+
+
+def test_a_file_with_data_is_copied_before_its_migration(tmp_path: Path) -> None:
+    file = tmp_path / "a.db"
+    engine = sa.create_engine(f"sqlite:///{file}")
+    config = Config()
+    with as_file(files("gradspectra_store") / "migrations") as folder, engine.begin() as conn:
+        config.set_main_option("script_location", str(folder))
+        config.attributes["connection"] = conn
+        command.upgrade(config, "0001")
+        conn.exec_driver_sql("INSERT INTO names VALUES ('r', 'run', 'loss', 0)")
+    engine.dispose()
+    assert migrate(f"sqlite:///{file}") == HEAD
+    assert sorted(found.name for found in tmp_path.glob("*.backup*")) == ["a.db.0001.backup"]
+    for place, version in ((tmp_path / "a.db.0001.backup", "0001"), (file, HEAD)):
+        conn = sqlite3.connect(place)
+        assert conn.execute("SELECT version_num FROM alembic_version").fetchall() == [(version,)]
+        assert conn.execute("SELECT name FROM names").fetchall() == [("loss",)]
+        conn.close()
+
+
+def test_a_new_file_is_not_copied(tmp_path: Path) -> None:
+    migrate(f"sqlite:///{tmp_path}/a.db")
+    assert [file.name for file in tmp_path.iterdir() if "backup" in file.name] == []

@@ -1,0 +1,269 @@
+"""Real Celery worker processes on a real Redis: kills, lost and doubled messages, a Redis that restarts."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import redis
+from gradspectra_store.channels import add_channel
+from gradspectra_store.deliveries import list_deliveries
+from gradspectra_store.derived import behind
+from gradspectra_worker.announce import LIVE_CHANNEL, RedisAnnouncer
+from gradspectra_worker.app import DERIVE, SWEEP, make_app
+from gradspectra_worker.celery_dispatch import CeleryDispatcher, DirectDispatcher
+from gradspectra_worker.derive import derive
+from gradspectra_worker.redis_urls import for_celery, for_redis
+from worker.synthetic import batches, faulty, numbers, outcome, start, take_in
+
+COMMAND = (
+    *(sys.executable, "-m", "celery", "-A", "gradspectra_worker.app", "worker", "--pool", "prefork", "-c", "2"),
+    *("--without-gossip", "--without-mingle", "-l", "warning"),
+)
+
+
+class Worker:
+    """One `celery worker` with two child processes."""
+
+    def __init__(self, url: str, redis_url: str, log: Path) -> None:
+        environment = {
+            **os.environ,
+            "GRADSPECTRA_DATABASE_URL": url,
+            "GRADSPECTRA_REDIS_URL": redis_url,
+            "GRADSPECTRA_ALERT_ALLOW_HOSTS": "127.0.0.1",
+        }
+        with log.open("ab") as out:
+            self.process = subprocess.Popen(
+                COMMAND, env=environment, cwd=log.parent, stdout=out, stderr=out, start_new_session=True
+            )
+
+    def kill(self) -> None:
+        """SIGKILL to the parent and its children at once."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(10)
+
+    def stop(self) -> int:
+        """SIGTERM, as a supervisor sends it; returns the exit status."""
+        self.process.terminate()
+        return self.process.wait(30)
+
+
+@pytest.fixture
+def workers(url: str, redis_server, tmp_path: Path) -> Iterator:
+    """Starts workers; what is still running at the end is killed."""
+    running: list[Worker] = []
+
+    def begin() -> Worker:
+        running.append(Worker(url, redis_server.url, tmp_path / "worker.log"))
+        return running[-1]
+
+    yield begin
+    for worker in running:
+        if worker.process.poll() is None:
+            worker.kill()
+
+
+@contextmanager
+def dispatching(redis_url: str) -> Iterator[CeleryDispatcher]:
+    dispatcher = CeleryDispatcher(redis_url)
+    dispatcher.start()
+    yield dispatcher
+    dispatcher.stop()
+
+
+def wait_until(condition, seconds: float = 60.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "did not come true in time"
+        time.sleep(0.05)
+
+
+def is_derived(store, run: str) -> bool:
+    with store.read() as conn:
+        return not behind(conn, run)
+
+
+def undisturbed(store, **options) -> dict:
+    started = start(store)
+    take_in(store, started, batches(faulty(**options), started.session))
+    derive(store, started.run)
+    return outcome(store, started.run)
+
+
+def test_two_workers_derive_announce_and_stop_cleanly(store, redis_server, workers):
+    started = start(store)
+    with redis.Redis.from_url(redis_server.url) as client, client.pubsub() as heard:
+        heard.subscribe(LIVE_CHANNEL)
+        assert heard.get_message(timeout=5.0)["type"] == "subscribe"
+        pair = [workers(), workers()]
+        with dispatching(redis_server.url) as dispatcher:
+            for batch in batches(faulty(), started.session):
+                take_in(store, started, [batch])
+                dispatcher.request(started.run)
+            wait_until(lambda: is_derived(store, started.run))
+        messages = []
+        while (message := heard.get_message(ignore_subscribe_messages=True, timeout=1.0)) is not None:
+            messages.append(json.loads(message["data"]))
+    assert outcome(store, started.run) == undisturbed(store)
+    assert max(m["derived_step"] for m in messages if m["type"] == "run") == 400
+    assert {m["alert"]["rule"] for m in messages if m["type"] == "alert"} == {
+        "loss_spike", "gradient_spike", "dead_layer",
+    }  # fmt: skip
+    assert [worker.stop() for worker in pair] == [0, 0]
+
+
+def test_killed_at_any_moment_and_started_again_the_workers_derive_the_same(store, redis_server, workers):
+    chooser = random.Random(5)
+    started = start(store)
+    stream = batches(faulty(), started.session, per_batch=4)
+    app = make_app(redis_server.url)
+    with dispatching(redis_server.url) as dispatcher:
+        worker, killed = workers(), 0
+        for at, batch in enumerate(stream):
+            take_in(store, started, [batch])
+            dispatcher.request(started.run)
+            if at % 25 == 24:
+                wait_until(lambda: not _untouched(store, started.run))
+                time.sleep(chooser.uniform(0.0, 0.05))
+                worker.kill()
+                killed += 1
+                worker = workers()
+    assert killed == 4
+    app.send_task(SWEEP)
+    wait_until(lambda: is_derived(store, started.run))
+    expected = start(store)
+    take_in(store, expected, batches(faulty(), expected.session, per_batch=4))
+    derive(store, expected.run)
+    assert outcome(store, started.run) == outcome(store, expected.run)
+
+
+def _untouched(store, run: str) -> bool:
+    """Whether no worker has derived anything of the run yet (a fresh worker takes seconds to start)."""
+    return not outcome(store, run)["segments"]
+
+
+def test_lost_and_doubled_messages_change_nothing(store, redis_server, workers):
+    app = make_app(redis_server.url)
+    lost, doubled = start(store), start(store)
+    for one in (lost, doubled):
+        take_in(store, one, batches(faulty(), one.session))
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.set(f"gradspectra:derive:{lost.run}", 1, ex=3600)  # asked for, and the message is gone
+    with dispatching(redis_server.url) as dispatcher:
+        dispatcher.request(lost.run)
+    for _ in range(5):
+        app.send_task(DERIVE, (doubled.run,))
+    workers()
+    wait_until(lambda: is_derived(store, doubled.run))
+    assert not is_derived(store, lost.run)
+    app.send_task(SWEEP)
+    wait_until(lambda: is_derived(store, lost.run))
+    assert outcome(store, lost.run) == outcome(store, doubled.run) == undisturbed(store)
+
+
+def test_a_redis_that_restarts_and_loses_its_data_holds_nothing_up_for_good(store, redis_server, workers):
+    workers()
+    started = start(store)
+    stream = batches(faulty(), started.session)
+    with dispatching(redis_server.url) as dispatcher:
+        take_in(store, started, stream[:20])
+        dispatcher.request(started.run)
+        wait_until(lambda: is_derived(store, started.run))
+        redis_server.stop()
+        take_in(store, started, stream[20:])
+        begin = time.monotonic()
+        dispatcher.request(started.run)
+        assert time.monotonic() - begin < 0.1
+        time.sleep(0.5)
+        redis_server.start()
+        make_app(redis_server.url).send_task(SWEEP)
+        wait_until(lambda: is_derived(store, started.run))
+    assert outcome(store, started.run) == undisturbed(store)
+
+
+def test_a_worker_delivers_the_alerts_it_found(store, redis_server, workers):
+    with store.write() as conn:
+        add_channel(conn, url="http://127.0.0.1:9/", now=0.0)  # nobody listens there: each try is logged
+    started = start(store)
+    take_in(store, started, batches(faulty(), started.session))
+    workers()
+    DirectDispatcher(make_app(redis_server.url)).request(started.run)
+
+    def tried() -> bool:
+        with store.read() as conn:
+            log = list_deliveries(conn)[0]
+        return len(log) == 3 and all(entry["tries"] == 1 for entry in log)
+
+    wait_until(tried)
+
+
+def test_requests_for_one_run_are_sent_once_until_a_worker_takes_them(redis_server):
+    with redis.Redis.from_url(redis_server.url) as client:
+        with dispatching(redis_server.url) as dispatcher:
+            for _ in range(20):
+                dispatcher.request("a")
+                dispatcher.request("b")
+                time.sleep(0.01)
+        assert client.llen("celery") == 2
+        assert 0 < client.ttl("gradspectra:derive:a") <= 30
+
+
+def test_with_redis_away_requests_and_announcements_warn_and_go_on(redis_server, caplog):
+    redis_server.stop()
+    with dispatching(redis_server.url) as dispatcher:
+        dispatcher.request("a")
+        dispatcher.request("b")
+    announcer = RedisAnnouncer(redis_server.url)
+    announcer({"type": "run", "run": "a"})
+    announcer.close()
+    assert caplog.text.count("the sweep will find what is to derive") == 1
+    assert "live listeners were not told about run a" in caplog.text
+    redis_server.start()
+
+
+def test_the_app_sends_small_safe_messages():
+    conf = make_app("unix:///tmp/r.sock").conf
+    assert conf.broker_url == "redis+socket:///tmp/r.sock"
+    assert (conf.task_acks_late, conf.task_reject_on_worker_lost, conf.worker_prefetch_multiplier) == (True, True, 1)
+    assert (conf.task_ignore_result, conf.accept_content, conf.result_backend) == (True, ["json"], None)
+    assert conf.task_time_limit < conf.broker_transport_options["visibility_timeout"]
+
+
+def test_without_a_redis_the_worker_says_which_setting_is_missing():
+    environment = {name: value for name, value in os.environ.items() if name != "GRADSPECTRA_REDIS_URL"}
+    done = subprocess.run(COMMAND, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0
+    assert "GRADSPECTRA_REDIS_URL is not set" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("url", "celery", "client"),
+    [
+        ("redis://h:1/2", "redis://h:1/2", "redis://h:1/2"),
+        ("unix:///r.sock", "redis+socket:///r.sock", "unix:///r.sock"),
+        ("redis+socket:///r.sock", "redis+socket:///r.sock", "unix:///r.sock"),
+    ],
+)
+def test_an_address_of_redis_is_spelt_as_each_client_wants_it(url, celery, client):
+    assert (for_celery(url), for_redis(url)) == (celery, client)
+
+
+def test_a_short_run_is_derived_within_a_second(store, redis_server, workers):
+    workers()
+    first, second = start(store), start(store)
+    with dispatching(redis_server.url) as dispatcher:
+        take_in(store, first, batches(numbers(8), first.session))
+        dispatcher.request(first.run)
+        wait_until(lambda: is_derived(store, first.run))  # the worker is up
+        take_in(store, second, batches(numbers(8), second.session))
+        begin = time.monotonic()
+        dispatcher.request(second.run)
+        wait_until(lambda: is_derived(store, second.run))
+    assert time.monotonic() - begin < 5.0

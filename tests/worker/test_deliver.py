@@ -1,0 +1,247 @@
+"""Webhooks: signed, retried, logged; never to an address inside."""
+
+import hashlib
+import hmac
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import httpx2
+import pytest
+from gradspectra_core.alerts import Finding
+from gradspectra_core.catalogue import RULES
+from gradspectra_store.alerts import apply_findings
+from gradspectra_store.channels import add_channel
+from gradspectra_store.deliveries import due_deliveries, list_deliveries
+from gradspectra_worker.deliver import deliver_due
+from gradspectra_worker.destinations import ForbiddenDestination, destination
+from worker.synthetic import start
+
+
+class Receiver:
+    """A real HTTP server that answers with the statuses it was given, then 204, and keeps what it got."""
+
+    def __init__(self) -> None:
+        self.answers: list[int] = []
+        self.got: list[tuple[dict[str, str], bytes]] = []
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                receiver.got.append((dict(self.headers), body))
+                self.send_response(receiver.answers.pop(0) if receiver.answers else 204)
+                self.send_header("Location", "http://127.0.0.1:1/elsewhere")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/hook?a=b"
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02})
+        self.thread.start()
+
+    def stop(self) -> None:
+        self.server.shutdown()
+        self.thread.join(10)
+        self.server.server_close()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    server = Receiver()
+    yield server
+    server.stop()
+
+
+def alarm(store, severity: str = "warning", change: str = "open") -> str:
+    """An alert of rule loss_spike, opened at step 12 of the run."""
+    run = start(store).run
+    finding = Finding("loss_spike", change, severity, 12, 12, value=9.0, message="loss 9: 3 times its recent median")
+    with store.write() as conn:
+        (alert,) = apply_findings(conn, run, 1, [(finding, 1.7e9)], RULES)
+    return alert["id"]
+
+
+def channel(store, url: str, **options: str) -> str:
+    with store.write() as conn:
+        return add_channel(conn, url=url, now=0.0, **options)["id"]
+
+
+def log(store) -> list[dict]:
+    with store.read() as conn:
+        return list_deliveries(conn)[0]
+
+
+def test_a_webhook_gets_the_alert_signed(store, receiver):
+    channel(store, receiver.url, secret="s3cret")
+    alert = alarm(store)
+    assert deliver_due(store, now=100.0, allow_hosts=["127.0.0.1"]) == 1
+    ((headers, body),) = receiver.got
+    assert headers["X-Gradspectra-Signature"] == "sha256=" + hmac.new(b"s3cret", body, hashlib.sha256).hexdigest()
+    assert headers["Content-Type"] == "application/json"
+    assert headers["Host"] == receiver.url.split("/")[2]
+    sent = json.loads(body)
+    assert (sent["type"], sent["sent_at"], sent["alert"]["id"], sent["alert"]["opened_step"]) == (
+        "alert",
+        100.0,
+        alert,
+        12,
+    )
+    assert sent["delivery"] == headers["X-Gradspectra-Delivery"]
+    assert sent["text"].startswith("[warning] loss_spike in run ")
+    (entry,) = log(store)
+    assert (entry["state"], entry["status"], entry["tries"], entry["sent_at"]) == ("sent", 204, 1, 100.0)
+    assert deliver_due(store, now=1e6, allow_hosts=["127.0.0.1"]) == 0
+
+
+def test_a_channel_without_a_secret_gets_no_signature(store, receiver):
+    channel(store, receiver.url)
+    alarm(store)
+    deliver_due(store, now=0.0, allow_hosts=["127.0.0.1"])
+    assert "X-Gradspectra-Signature" not in receiver.got[0][0]
+
+
+def test_failed_tries_are_repeated_later_with_the_same_key_and_logged(store, receiver):
+    channel(store, receiver.url)
+    alarm(store)
+    receiver.answers = [500, 503]
+    now, waits = 0.0, []
+    for status in (500, 503, 204):
+        assert deliver_due(store, now=now, allow_hosts=["127.0.0.1"]) == 1
+        (entry,) = log(store)
+        assert entry["status"] == status
+        assert deliver_due(store, now=now + 9.0, allow_hosts=["127.0.0.1"]) == 0
+        waits.append(entry["next_at"] - now)
+        now = entry["next_at"]
+    assert 10.0 <= waits[0] <= 12.5
+    assert 40.0 <= waits[1] <= 50.0
+    assert (entry["state"], entry["tries"]) == ("sent", 3)
+    assert len({headers["X-Gradspectra-Delivery"] for headers, _ in receiver.got}) == 1
+
+
+def test_a_delivery_is_given_up_after_six_tries(store, receiver):
+    channel(store, receiver.url)
+    alarm(store)
+    receiver.answers = [500] * 10
+    for round_ in range(10):
+        deliver_due(store, now=1e5 * (round_ + 1), allow_hosts=["127.0.0.1"])
+    (entry,) = log(store)
+    assert (entry["state"], entry["tries"], entry["error"], len(receiver.got)) == ("failed", 6, "answered 500", 6)
+
+
+def test_a_redirect_is_not_followed(store, receiver):
+    channel(store, receiver.url)
+    alarm(store)
+    receiver.answers = [307]
+    deliver_due(store, now=0.0, allow_hosts=["127.0.0.1"])
+    (entry,) = log(store)
+    assert (entry["state"], entry["status"], len(receiver.got)) == ("due", 307, 1)
+    assert entry["error"] == "the answer is a redirect, which is not followed; give its target"
+
+
+def test_an_address_inside_is_refused_and_said_so_in_the_log(store, receiver):
+    channel(store, receiver.url)
+    alarm(store)
+    assert deliver_due(store, now=0.0) == 1
+    (entry,) = log(store)
+    assert receiver.got == []
+    assert "127.0.0.1 is 127.0.0.1, which is not a public address" in entry["error"]
+    assert "GRADSPECTRA_ALERT_ALLOW_HOSTS=127.0.0.1" in entry["error"]
+
+
+def test_a_server_that_is_away_is_an_outcome_not_an_error(store):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
+        channel(store, f"http://127.0.0.1:{taken.getsockname()[1]}/")
+        alarm(store)
+        assert deliver_due(store, now=0.0, allow_hosts=["127.0.0.1"]) == 1
+    (entry,) = log(store)
+    assert (entry["state"], entry["status"]) == ("due", None)
+    assert entry["error"].startswith("ConnectError")
+
+
+def test_a_delivery_taken_by_a_process_that_died_is_due_again_after_a_minute(store, receiver):
+    channel(store, receiver.url)
+    alarm(store)
+    with store.write() as conn:
+        assert len(due_deliveries(conn, 0.0)) == 1
+    assert deliver_due(store, now=59.0, allow_hosts=["127.0.0.1"]) == 0
+    assert deliver_due(store, now=61.0, allow_hosts=["127.0.0.1"]) == 1
+
+
+def test_many_deliveries_are_all_sent(store, receiver):
+    channel(store, receiver.url)
+    for _ in range(12):
+        alarm(store)
+    assert deliver_due(store, now=0.0, allow_hosts=["127.0.0.1"]) == 12
+    assert len(receiver.got) == 12
+
+
+def test_the_connection_goes_to_the_address_that_was_checked_under_the_name(monkeypatch, store):
+    resolved = []
+
+    def resolve(host: str, port: int, **_: object) -> list:
+        resolved.append(host)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.216.34", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    requests: list[httpx2.Request] = []
+
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        requests.append(request)
+        return httpx2.Response(200)
+
+    channel(store, "https://hooks.example.org:8443/x?y=1")
+    alarm(store)
+    with httpx2.Client(transport=httpx2.MockTransport(answer)) as client:
+        assert deliver_due(store, now=0.0, client=client) == 1
+    assert resolved == ["hooks.example.org"]
+    assert str(requests[0].url) == "https://93.184.216.34:8443/x?y=1"
+    assert requests[0].headers["Host"] == "hooks.example.org:8443"
+    assert requests[0].extensions["sni_hostname"] == "hooks.example.org"
+    assert log(store)[0]["state"] == "sent"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1/",
+        "http://localhost/",
+        "http://[::1]/",
+        "http://169.254.169.254/latest/meta-data",
+        "http://[::ffff:127.0.0.1]/",
+        "http://0x7f000001/",
+        "http://2130706433/",
+        "http://0/",
+        "http://100.64.0.1/",
+        "http://10.0.0.1/",
+        "http://192.168.1.1/",
+        "http://[fe80::1]/",
+        "http://224.0.0.1/",
+        "http://example.org@127.0.0.1/",
+        "file:///etc/passwd",
+        "gopher://127.0.0.1/",
+        "http://",
+        "http://[bad",
+        "",
+        "http://no-such-host.invalid/",
+    ],
+)
+def test_a_destination_inside_or_unreadable_is_forbidden(url):
+    with pytest.raises(ForbiddenDestination):
+        destination(url)
+
+
+def test_one_private_address_among_public_ones_forbids_the_name(monkeypatch):
+    def resolve(_host: str, port: int, **_: object) -> list:
+        return [(2, 1, 6, "", (address, port)) for address in ("93.184.216.34", "10.0.0.1")]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    with pytest.raises(ForbiddenDestination, match=r"is 10\.0\.0\.1, which is not a public address"):
+        destination("https://hooks.example.org/")
+    assert destination("https://hooks.example.org/", ["HOOKS.example.org"])[1] == ["93.184.216.34", "10.0.0.1"]

@@ -1,0 +1,188 @@
+"""The inline dispatcher: coalesces, survives failures, sweeps up what was lost, and stops at once."""
+
+import logging
+import threading
+import time
+
+import pytest
+from gradspectra_store.alerts import list_alerts
+from gradspectra_store.channels import add_channel
+from gradspectra_store.deliveries import list_deliveries
+from gradspectra_store.derived import behind
+from gradspectra_store.run_views import get_run
+from gradspectra_worker import dispatch
+from gradspectra_worker.derive import derive
+from gradspectra_worker.dispatch import InlineDispatcher
+from gradspectra_worker.sweep import sweep
+from worker.synthetic import batches, faulty, numbers, outcome, start, take_in
+
+
+def wait_until(condition, seconds: float = 20.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "did not come true in time"
+        time.sleep(0.01)
+
+
+def derived_step(store, run: str) -> int:
+    with store.read() as conn:
+        return get_run(conn, run)["derived_step"]
+
+
+def test_what_is_requested_is_derived_and_announced(store):
+    heard = []
+    dispatcher = InlineDispatcher(store, heard.append, sweep_seconds=60.0)
+    dispatcher.start()
+    started = start(store)
+    for batch in batches(numbers(80), started.session):
+        take_in(store, started, [batch])
+        dispatcher.request(started.run)
+    wait_until(lambda: derived_step(store, started.run) == 80)
+    dispatcher.stop()
+    assert [a["derived_step"] for a in heard] == sorted(a["derived_step"] for a in heard)
+    assert heard[-1] == {"type": "run", "run": started.run, "batch": 10, "step": 80, "derived_step": 80}
+
+
+def test_work_left_by_an_earlier_process_is_taken_up_without_a_request(store):
+    started = start(store)
+    take_in(store, started, batches(numbers(80), started.session))
+    dispatcher = InlineDispatcher(store, sweep_seconds=60.0)
+    dispatcher.start()
+    wait_until(lambda: derived_step(store, started.run) == 80)
+    dispatcher.stop()
+
+
+def test_a_lost_request_is_found_by_the_sweep(store):
+    dispatcher = InlineDispatcher(store, sweep_seconds=0.1)
+    dispatcher.start()
+    started = start(store)
+    take_in(store, started, batches(numbers(16), started.session))
+    wait_until(lambda: derived_step(store, started.run) == 16)
+    dispatcher.stop()
+
+
+def test_requests_for_one_run_are_coalesced(store, monkeypatch):
+    gate, calls = threading.Event(), []
+
+    def slow(_store, run, **_):
+        calls.append(run)
+        gate.wait(10)
+        return 0
+
+    monkeypatch.setattr(dispatch, "derive", slow)
+    dispatcher = InlineDispatcher(store, sweep_seconds=60.0)
+    dispatcher.start()
+    dispatcher.request("a")
+    wait_until(lambda: calls == ["a"])
+    for _ in range(50):
+        dispatcher.request("b")
+        dispatcher.request("a")
+    gate.set()
+    wait_until(lambda: len(calls) == 3)
+    time.sleep(0.05)
+    dispatcher.stop()
+    assert calls == ["a", "b", "a"]
+
+
+def test_a_failure_is_logged_and_the_sweep_tries_again(store, monkeypatch, caplog):
+    failures = iter([True, True])
+
+    def failing(*args, **options):
+        if next(failures, False):
+            raise RuntimeError("no luck")
+        return derive(*args, **options)
+
+    monkeypatch.setattr(dispatch, "derive", failing)
+    started = start(store)
+    take_in(store, started, batches(numbers(16), started.session))
+    with caplog.at_level(logging.ERROR):
+        dispatcher = InlineDispatcher(store, sweep_seconds=0.05)
+        dispatcher.start()
+        wait_until(lambda: derived_step(store, started.run) == 16)
+        dispatcher.stop()
+    assert caplog.text.count("RuntimeError: no luck") == 2
+
+
+def test_alerts_are_delivered_soon_after_they_open_and_do_not_hold_up_deriving(store, monkeypatch):
+    sent, gate = threading.Event(), threading.Event()
+
+    def slow(_store, **_):
+        if list_open():
+            sent.set()
+            gate.wait(10)
+        return 0
+
+    def list_open():
+        with store.read() as conn:
+            return list_deliveries(conn)[0]
+
+    with store.write() as conn:
+        add_channel(conn, url="https://example.org/", now=0.0)
+    monkeypatch.setattr(dispatch, "deliver_due", slow)
+    dispatcher = InlineDispatcher(store, sweep_seconds=60.0, allow_hosts=("example.org",))
+    dispatcher.start()
+    started = start(store)
+    stream = batches(faulty(), started.session)
+    take_in(store, started, stream[:40])
+    dispatcher.request(started.run)
+    assert sent.wait(20)
+    take_in(store, started, stream[40:])
+    dispatcher.request(started.run)
+    wait_until(lambda: derived_step(store, started.run) == 400)
+    gate.set()
+    dispatcher.stop()
+
+
+def test_stopping_is_quick_and_what_is_left_waits_for_the_next_start(store):
+    dispatcher = InlineDispatcher(store, sweep_seconds=60.0)
+    dispatcher.start()
+    time.sleep(0.05)
+    begin = time.monotonic()
+    dispatcher.stop()
+    assert time.monotonic() - begin < 1.0
+    started = start(store)
+    take_in(store, started, batches(numbers(16), started.session))
+    dispatcher.request(started.run)
+    assert derived_step(store, started.run) == 0
+    InlineDispatcher(store).stop()  # one that was never started stops as well
+
+
+def test_a_sweep_interval_of_zero_is_refused(store):
+    with pytest.raises(ValueError, match="sweep_seconds must be above 0, got 0"):
+        InlineDispatcher(store, sweep_seconds=0)
+
+
+def test_the_sweep_requests_what_is_behind_and_marks_silent_runs_lost(store):
+    class Requests(list):
+        request = list.append
+
+    done, left, silent = (start(store, now=now) for now in (1000.0, 1000.0, 900.0))
+    for one in (done, left):
+        take_in(store, one, batches(numbers(16), one.session), now=1000.0)
+    derive(store, done.run)
+    requests = Requests()
+    assert sweep(store, requests, now=1010.0) == [left.run]
+    assert requests == [left.run]
+    with store.read() as conn:
+        assert [get_run(conn, one.run)["state"] for one in (done, left, silent)] == ["running", "running", "lost"]
+
+
+def test_the_inline_dispatcher_derives_what_one_worker_by_hand_derives(store):
+    by_hand, inline = start(store), start(store)
+    take_in(store, by_hand, batches(faulty(), by_hand.session))
+    derive(store, by_hand.run)
+    dispatcher = InlineDispatcher(store, sweep_seconds=60.0)
+    dispatcher.start()
+    for batch in batches(faulty(), inline.session):
+        take_in(store, inline, [batch])
+        dispatcher.request(inline.run)
+    wait_until(lambda: not _behind(store, inline.run))
+    dispatcher.stop()
+    assert outcome(store, inline.run) == outcome(store, by_hand.run)
+    with store.read() as conn:
+        assert len(list_alerts(conn, inline.run)[0]) == 3
+
+
+def _behind(store, run: str) -> bool:
+    with store.read() as conn:
+        return behind(conn, run)

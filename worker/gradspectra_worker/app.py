@@ -1,0 +1,78 @@
+"""The Celery application, started by `celery -A gradspectra_worker.app worker --without-gossip --without-mingle`."""
+
+from __future__ import annotations
+
+import os
+
+from celery import Celery
+from kombu.transport import redis as redis_transport
+
+from gradspectra_worker.redis_urls import for_celery
+
+DERIVE = "gradspectra.derive"
+DELIVER = "gradspectra.deliver"
+SWEEP = "gradspectra.sweep"
+
+SWEEP_SECONDS = 10.0
+TASK_SECONDS = 300
+"""A task is stopped after this; derived chunks are kept and the sweep asks for the rest."""
+
+VISIBILITY_SECONDS = 600
+"""A message that was taken and not finished is given out again after this; longer than any task."""
+
+
+class _Deliveries(redis_transport.QoS):
+    """Messages in hand. kombu 5.7 ends the worker when one is acknowledged, rejected or put back over a connection
+    that broke meanwhile; here such a message is dropped, since the sweep asks again for whatever it was about.
+    """
+
+    restore_at_shutdown = False
+
+    def ack(self, delivery_tag: str) -> None:
+        if not self.channel.closed:
+            super().ack(delivery_tag)  # type: ignore[no-untyped-call]
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        if not self.channel.closed:
+            super().reject(delivery_tag, requeue=requeue)  # type: ignore[no-untyped-call]
+
+
+def make_app(redis_url: str) -> Celery:
+    """Make the application on a Redis. It keeps no results: what matters is in the database."""
+    redis_transport.Channel.QoS = _Deliveries
+    made = Celery("gradspectra", broker=for_celery(redis_url), include=["gradspectra_worker.tasks"])
+    made.conf.update(
+        accept_content=["json"],
+        beat_schedule={"sweep": {"task": SWEEP, "schedule": SWEEP_SECONDS, "options": {"expires": SWEEP_SECONDS}}},
+        broker_connection_retry_on_startup=True,
+        broker_transport_options={
+            "visibility_timeout": VISIBILITY_SECONDS,
+            "socket_connect_timeout": 3.0,
+        },
+        task_acks_late=True,
+        task_ignore_result=True,
+        task_reject_on_worker_lost=True,
+        task_serializer="json",
+        task_time_limit=TASK_SECONDS,
+        worker_cancel_long_running_tasks_on_connection_loss=True,
+        worker_prefetch_multiplier=1,
+        worker_redirect_stdouts=False,
+    )
+    return made
+
+
+def _from_environment() -> Celery:
+    url = os.environ.get("GRADSPECTRA_REDIS_URL", "")
+    if not url:
+        raise SystemExit(
+            "GRADSPECTRA_REDIS_URL is not set: the worker takes its jobs from Redis, e.g. redis://127.0.0.1"
+        )
+    return make_app(url)
+
+
+def __getattr__(name: str) -> Celery:
+    """Make `app` when it is first asked for, so that importing this module needs no Redis."""
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()["app"] = made = _from_environment()
+    return made

@@ -1,0 +1,143 @@
+"""Who is told that a run has new batches: the protocol, and the embedded dispatcher that derives in a thread."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import Protocol
+
+from gradspectra_store import Store
+from gradspectra_store.derived import behind
+
+from gradspectra_worker.announce import Announce, Announcement
+from gradspectra_worker.deliver import deliver_due
+from gradspectra_worker.derive import CHUNK, derive
+from gradspectra_worker.sweep import sweep
+
+REST_SECONDS = 0.05
+"""A run just derived waits this long before its next turn: what arrives meanwhile is derived together, at a fraction
+of the cost, and ingest has the database and the processor to itself."""
+
+_log = logging.getLogger(__name__)
+
+
+class Dispatcher(Protocol):
+    """Takes requests to derive a run up to its last batch. Idempotent; a request may be lost without harm."""
+
+    def request(self, run: str) -> None:
+        """Ask for a run to be derived; returns at once and never raises."""
+
+    def start(self) -> None:
+        """Begin to work, with what earlier processes left undone."""
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """Stop after the work in hand."""
+
+
+class InlineDispatcher:
+    """Derives in one thread of this process and delivers alerts in another; no Redis needed.
+
+    Requests are coalesced (a run waits at most once) and served in order of arrival. Every `sweep_seconds` runs
+    whose request was lost are found by their watermark. announce: told after each derived chunk, from the thread.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        announce: Announce | None = None,
+        sweep_seconds: float = 5.0,
+        allow_hosts: tuple[str, ...] = (),
+    ) -> None:
+        if sweep_seconds <= 0:
+            raise ValueError(f"sweep_seconds must be above 0, got {sweep_seconds}")
+        self._store = store
+        self._announce = announce
+        self._sweep_seconds = sweep_seconds
+        self._allow_hosts = allow_hosts
+        self._waiting: dict[str, None] = {}
+        self._resting: dict[str, float] = {}
+        self._wake = threading.Condition()
+        self._stopping = threading.Event()
+        self._alerts = threading.Event()
+        self._deriving = threading.Thread(target=self._derive_loop, name="gradspectra-derive", daemon=True)
+        self._delivering = threading.Thread(target=self._deliver_loop, name="gradspectra-deliver", daemon=True)
+
+    def request(self, run: str) -> None:
+        """Ask for a run to be derived; returns at once."""
+        with self._wake:
+            self._waiting[run] = None
+            self._wake.notify()
+
+    def start(self) -> None:
+        """Start both threads; the first sweep takes up what an earlier process left undone."""
+        self._deriving.start()
+        self._delivering.start()
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """Stop after the chunk in hand. timeout: seconds to wait for it; what is left is derived at the next start."""
+        self._stopping.set()
+        self._alerts.set()
+        with self._wake:
+            self._wake.notify_all()
+        until = time.monotonic() + timeout
+        for thread in (self._deriving, self._delivering):
+            if thread.is_alive():
+                thread.join(max(0.0, until - time.monotonic()))
+
+    def _derive_loop(self) -> None:
+        next_sweep = time.monotonic()
+        while not self._stopping.is_set():
+            try:
+                if time.monotonic() >= next_sweep:
+                    next_sweep = time.monotonic() + self._sweep_seconds
+                    sweep(self._store, self, time.time())
+                    self._alerts.set()
+                run = self._next(next_sweep - time.monotonic())
+                if run is not None:
+                    self._take_turn(run)
+            except Exception:
+                _log.exception("deriving failed; the sweep tries again")
+
+    def _next(self, seconds: float) -> str | None:
+        """Wait up to `seconds` for a run whose turn it is, in order of arrival among those that have rested."""
+        until = time.monotonic() + seconds
+        with self._wake:
+            while not self._stopping.is_set():
+                now = time.monotonic()
+                ready = next((run for run in self._waiting if self._resting.get(run, 0.0) <= now), None)
+                if ready is not None:
+                    del self._waiting[ready]
+                    return ready
+                if now >= until:
+                    return None
+                self._wake.wait(min([until, *(self._resting[run] for run in self._waiting)]) - now)
+        return None
+
+    def _take_turn(self, run: str) -> None:
+        """Derive one chunk of a run, and ask again for what came meanwhile: runs that never pause share the thread."""
+        done = derive(self._store, run, announce=self._tell, turns=1)
+        now = time.monotonic()
+        with self._wake:
+            self._resting = {other: end for other, end in self._resting.items() if end > now}
+            self._resting[run] = now + (REST_SECONDS if done < CHUNK else 0.0)
+        with self._store.read() as conn:
+            if behind(conn, run):
+                self.request(run)
+
+    def _tell(self, announcement: Announcement) -> None:
+        if announcement["type"] == "alert":
+            self._alerts.set()
+        if self._announce is not None:
+            self._announce(announcement)
+
+    def _deliver_loop(self) -> None:
+        while True:
+            self._alerts.wait()
+            self._alerts.clear()
+            if self._stopping.is_set():
+                return
+            try:
+                deliver_due(self._store, now=time.time(), allow_hosts=self._allow_hosts)
+            except Exception:
+                _log.exception("delivering alerts failed; the sweep tries again")

@@ -1,0 +1,27 @@
+"""The sweep: finds what lost messages left undone. Runs every few seconds, anywhere, and twice without harm."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gradspectra_store import Store
+from gradspectra_store.derived import dirty_runs
+from gradspectra_store.runs import mark_lost
+
+if TYPE_CHECKING:
+    from gradspectra_worker.dispatch import Dispatcher
+
+
+def sweep(store: Store, dispatcher: Dispatcher, now: float) -> list[str]:
+    """Request every run that is behind its last batch, mark silent runs as lost, move SQLite's log into the file.
+
+    now: seconds since 1970. Returns the runs requested. Deliveries that are due are the dispatcher's to send.
+    """
+    with store.read() as conn:
+        behind = dirty_runs(conn)
+    for run in behind:
+        dispatcher.request(run)
+    with store.write() as conn:
+        mark_lost(conn, now)
+    store.checkpoint()
+    return behind

@@ -1,0 +1,63 @@
+"""The Celery tasks: each loads, calls the function that does the work, and sends what follows from it."""
+
+from __future__ import annotations
+
+import os
+import time
+from functools import cache
+
+from celery import current_app, shared_task
+from gradspectra_store import Store
+
+from gradspectra_worker.announce import Announcement, RedisAnnouncer
+from gradspectra_worker.app import DELIVER, DERIVE, SWEEP
+from gradspectra_worker.celery_dispatch import DirectDispatcher, clear_flag, send_or_leave
+from gradspectra_worker.deliver import deliver_due
+from gradspectra_worker.derive import derive
+from gradspectra_worker.sweep import sweep
+
+
+@shared_task(name=DERIVE)  # type: ignore[untyped-decorator]
+def derive_run(run: str) -> None:
+    """Derive a run up to its last batch, and have the alerts that changed delivered."""
+    clear_flag(_redis_url(), run)  # before reading: what comes from now on is asked for anew
+    alerts: list[Announcement] = []
+    announcer = _announcer(os.getpid())
+
+    def announce(announcement: Announcement) -> None:
+        announcer(announcement)
+        if announcement["type"] == "alert":
+            alerts.append(announcement)
+
+    derive(_store(os.getpid()), run, announce=announce)
+    if alerts:
+        send_or_leave(current_app, DELIVER)
+
+
+@shared_task(name=DELIVER)  # type: ignore[untyped-decorator]
+def deliver_alerts() -> None:
+    """Send the alerts that are due."""
+    hosts = os.environ.get("GRADSPECTRA_ALERT_ALLOW_HOSTS", "")
+    deliver_due(_store(os.getpid()), now=time.time(), allow_hosts=[host for host in hosts.split(",") if host])
+
+
+@shared_task(name=SWEEP)  # type: ignore[untyped-decorator]
+def sweep_runs() -> None:
+    """Find what lost messages left undone."""
+    sweep(_store(os.getpid()), DirectDispatcher(current_app), time.time())
+    send_or_leave(current_app, DELIVER)
+
+
+@cache
+def _store(pid: int) -> Store:  # noqa: ARG001
+    """Open the database once per process: connections do not survive a fork."""
+    return Store.open(os.environ["GRADSPECTRA_DATABASE_URL"], migrate=False)
+
+
+@cache
+def _announcer(pid: int) -> RedisAnnouncer:  # noqa: ARG001
+    return RedisAnnouncer(_redis_url())
+
+
+def _redis_url() -> str:
+    return os.environ["GRADSPECTRA_REDIS_URL"]
