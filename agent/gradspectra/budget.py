@@ -4,6 +4,8 @@ Layer numbers come at `every` or the nearest coarser cadence (twice, four times,
 is left is saved up, and a spectrum is taken whenever the savings pay for it. Half of the share is kept for spectra
 unless the layer numbers would then come more seldom than every 8th step. Curves coarser than that, or spectra more
 seldom than every 200 steps, are of little use: to keep these two the share may be overdrawn by two fifths, no further.
+What hooks and sending take at any step cannot be saved by measuring less: where the machine is so busy that they take
+more than half of the share, the tiers keep the other half, and the overhead that is told shows the excess.
 All costs are kept as shares of the step they came in, so that a machine that is busy with other things changes nothing.
 """
 
@@ -15,6 +17,8 @@ SAFETY = 0.95
 """Part of the budget that is planned; the rest is for what the agent's own clock does not see (caches, wake-ups)."""
 OVERDRAFT = 1.4
 """Of the budget, where FREQUENT and LONGEST_LAP could not be kept within it."""
+KEPT_FOR_TIERS = 0.5
+"""Of the budget, whatever else takes."""
 RESERVED_FOR_SPECTRA = 0.5
 FREQUENT = 8
 LONGEST_LAP = 180
@@ -129,12 +133,17 @@ class Budget:
     def _save(self, spent: float) -> None:
         """Put aside the share of a step that is left for spectra, up to what a large piece costs."""
         assert self.share is not None
-        taken = self._base_share + self._layers_share / self.cadence
-        rest = SAFETY * self.share - taken
+        layers = self._layers_share / self.cadence
+        rest = self._allowance(SAFETY) - layers
         slowest = self._lap_share()
-        if rest < slowest <= OVERDRAFT * self.share - taken:
+        if rest < slowest <= self._allowance(OVERDRAFT) - layers:
             rest = slowest
         self.savings = max(min(self.savings + rest, LARGEST_PIECE) - spent, -LARGEST_PIECE)
+
+    def _allowance(self, part: float) -> float:
+        """What this part of the budget leaves to the tiers."""
+        assert self.share is not None
+        return max(part * self.share - self._base_share, KEPT_FOR_TIERS * self.share)
 
     def _lap_share(self) -> float:
         """Share of a step that spectra need to come round in time."""
@@ -149,13 +158,13 @@ class Budget:
         self._layers_share = cost = self._layers.quantile(0.3)
         if self.share is None or not len(self._layers):
             return
-        allowance = SAFETY * self.share - self._base_share
+        allowance = self._allowance(SAFETY)
         kept = RESERVED_FOR_SPECTRA if self._spectra else 0.0
         frequent = FREQUENT * self.every
         cadence = self._finest(allowance * (1 - kept), cost)
         if cadence > frequent:
             cadence = max(self._finest(allowance, cost), frequent)
-        if cadence > frequent and cost / frequent <= OVERDRAFT * self.share - self._base_share - self._lap_share():
+        if cadence > frequent and cost / frequent <= self._allowance(OVERDRAFT) - self._lap_share():
             cadence = frequent
         finer_is_tight = cadence < self.cadence and cost / cadence > 0.85 * allowance and self.cadence <= frequent
         if not finer_is_tight:

@@ -25,9 +25,15 @@ class Reactions:
         self._inbox: deque[Alert] = deque()
         self._seen: dict[tuple[Any, ...], int] = {}
 
+    @property
+    def wanted(self) -> bool:
+        """Whether anything happens at an alert."""
+        return self._on_alert is not None or self._stop_on is not None
+
     def tell(self, alerts: Iterable[Alert]) -> None:
         """Take alerts, from any thread."""
-        self._inbox.extend(alerts)
+        if self.wanted:
+            self._inbox.extend(alerts)
 
     def react(self) -> None:
         """Call the user's function for each new alert; raises InstabilityError where stop_on says so."""

@@ -26,8 +26,7 @@ def as_number(value: Any) -> Number | None:
     if isinstance(value, Tensor):
         if value.numel() != 1 or value.is_complex():
             return None
-        value = value.detach()
-        return float(value.item()) if value.device.type == "cpu" else value.reshape(()).clone()
+        return float(value.item()) if value.is_cpu else value.detach().reshape(()).clone()
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):

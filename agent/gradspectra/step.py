@@ -63,8 +63,8 @@ class ClosedStep:
         self._part_sums = part_sums
         self._needed = step.clips.needed(tier.inventory)
         flags = [value for value in (step.found_inf, step.scale) if isinstance(value, Tensor)]
-        singles = [*step.log.tensors(), *step.clips.totals(), *flags]
-        self._readouts = [Readout([*self._results, *(part_sums or []), *singles])]
+        tensors = [*self._results, *(part_sums or []), *step.log.tensors(), *step.clips.totals(), *flags]
+        self._readouts = [Readout(tensors)] if tensors else []
 
     def add(self, values: dict[str, Number]) -> None:
         """Add a late call of log."""
@@ -72,6 +72,12 @@ class ClosedStep:
         tensors = [value for value in values.values() if isinstance(value, Tensor)]
         if tensors:
             self._readouts.append(Readout(tensors))
+
+    @property
+    def record_bytes(self) -> int:
+        """About how large the record will be in memory."""
+        measured = 32 * len(self._tier.inventory.table) if self.step.measured else 0
+        return 500 + measured + 1000 * len(self.step.spectra)
 
     def ready(self) -> bool:
         """Whether all numbers have arrived on the host."""

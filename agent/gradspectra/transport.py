@@ -15,7 +15,7 @@ from gradspectra.errors import ServerAway
 from gradspectra.http_client import HttpClient
 from gradspectra.packing import Packer
 from gradspectra.record import StepRecord
-from gradspectra.record_queue import RecordQueue
+from gradspectra.record_queue import RecordQueue, Unmade
 from gradspectra.run_request import RunRequest
 from gradspectra.sender import Sender
 from gradspectra.session_folder import REFUSED, make_folder
@@ -29,8 +29,8 @@ AlertCallback = Callable[[list[dict[str, Any]]], None]
 PACE, PACE_AWAY = 0.1, 1.0
 """Seconds between two rounds of the thread while the server answers, and while it does not."""
 HEARTBEAT = 10.0
-REST_PER_CPU, LONGEST_REST = 300.0, 0.3
-"""After each round the thread rests so many times the CPU time it cost (0.3% of a core), but at most 0.3 s."""
+REST_PER_CPU, LONGEST_REST = 300.0, 0.5
+"""After each round the thread rests so many times the CPU time it cost (0.3% of a core), but at most 0.5 s."""
 CATCHING_UP_PER_CPU = 19.0
 """The same between batches while a backlog is sent (5% of a core)."""
 
@@ -105,7 +105,7 @@ class Transport:
         self._thread.start()
         atexit.register(self._at_exit)
 
-    def record(self, record: StepRecord) -> None:
+    def record(self, record: StepRecord | Unmade) -> None:
         """Take over the numbers of a step. Costs a few microseconds, never blocks, never raises."""
         if self._closing.is_set() or os.getpid() != self._pid:
             return

@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,17 +22,15 @@ from gradspectra.inputs import Inputs
 from gradspectra.inventory import Choice
 from gradspectra.options import Options, models_by_name, optimizers_of, options
 from gradspectra.reactions import Reactions
-from gradspectra.record import StepRecord
+from gradspectra.record_queue import Unmade
 from gradspectra.rules import LocalRules
 from gradspectra.scalars import accept
 from gradspectra.session import Session
+from gradspectra.step import ClosedStep
 from gradspectra.surroundings import environment, rank, steps_taken
 from gradspectra.transport import Transport
 
 log = logging.getLogger("gradspectra")
-
-HAND_OVER_SECONDS = 0.4
-"""Records of steps shorter than this are given to the sending thread together."""
 
 
 def watch(
@@ -114,8 +113,6 @@ class Watch:
         self._models = models
         self._closed = self._named = False
         self._pid = os.getpid()
-        self._outbox: list[StepRecord] = []
-        self._handed_over = 0.0
         self._complaints: set[str] = set()
         self._start_step = chosen.start_step
         self._started = False
@@ -192,9 +189,9 @@ class Watch:
             "enabled": self._hooks is not None,
             "closed": self._closed,
             "step": session.step,
-            "layers": len(session.inventory.table),
+            "layers": len(session.measuring.inventory.table),
             "cadence_layers": budget.cadence,
-            "cadence_spectra": session.spectra.interval(),
+            "cadence_spectra": session.measuring.spectra.interval(),
             "budget": budget.share,
             "overhead": budget.overhead,
             "step_seconds": budget.step_seconds,
@@ -229,7 +226,6 @@ class Watch:
             self._inputs.close()
         with torch.no_grad():
             self._guard.run("record", self._session.close)
-        self._hand_over()
         self._hooks = None
         atexit.unregister(self._at_exit)
         self._guard.run("send", self._transport.close, timeout, state)
@@ -260,25 +256,21 @@ class Watch:
             self._transport = Transport(**self._sending, start_step=self._start_step)
         self._transport.start()
 
-    def _emit(self, record: StepRecord) -> None:
-        transport = self._transport
-        self._outbox.append(record)
-        if record.time - self._handed_over >= HAND_OVER_SECONDS:
-            self._hand_over()
-        if not self._named and transport.run_id is not None:
+    def _emit(self, closed: ClosedStep) -> None:
+        """Hand a step on: its record is made here where something reacts to it, else in the sending thread."""
+        self._transport.set_overhead(self.overhead)
+        if not self._reactions.wanted:
+            make = partial(self._session.record, closed)
+            self._transport.record(Unmade(closed.step.number, closed.record_bytes, make))
+            return
+        record = self._session.record(closed)
+        if record is None:
+            return
+        self._transport.record(record)
+        if not self._named and self._transport.run_id is not None:
             self._named = True
-            self._rules.name(transport.run_id, transport.attempt or 1)
-        alerts = self._guard.run("rules", self._rules.observe, record)
-        if alerts:
-            self._reactions.tell(alerts)
-        transport.set_overhead(self.overhead)
-
-    def _hand_over(self) -> None:
-        """Give what has come together to the sending thread: each time it wakes it costs as much as a few records."""
-        for record in self._outbox:
-            self._guard.run("send", self._transport.record, record)
-        self._handed_over = self._outbox[-1].time if self._outbox else 0.0
-        self._outbox.clear()
+            self._rules.name(self._transport.run_id, self._transport.attempt or 1)
+        self._reactions.tell(self._guard.run("rules", self._rules.observe, record) or ())
 
     def _background(self) -> float:
         return self._transport.seconds_spent

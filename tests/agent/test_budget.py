@@ -75,12 +75,29 @@ def test_one_slow_first_measurement_does_not_silence_the_layers():
     assert budget.cadence == 8
 
 
-def test_steps_that_are_too_short_for_the_agent_get_what_is_cheapest():
+def test_on_steps_that_are_too_short_for_the_agent_the_tiers_keep_half_of_the_share():
     budget = Budget(0.01, 1, True)
+    run(budget, 100, step=0.002)
     _, measured, spectra = run(budget, 3000, step=0.002)
-    assert budget.cadence == 1024
-    assert len(measured) < 150
+    assert 0.2 * 0.005 * 3000 * 0.002 < len(measured) * 0.003 < 0.005 * 3000 * 0.002
     assert spectra == []
+
+
+def test_hooks_that_take_the_whole_share_do_not_silence_the_layers():
+    budget = Budget(0.01, 1, True)
+    run(budget, 100, base=0.0015)
+    _, measured, spectra = run(budget, 800, base=0.0015)
+    assert budget.cadence == 8
+    assert len(measured) == 100
+    assert len(spectra) * 0.001 < 0.0055 * 800 * 0.1
+
+
+def test_records_every_eighth_step_may_overdraw_the_share_but_not_by_more_than_two_fifths():
+    budget = Budget(0.01, 1, True)
+    run(budget, 400, base=0.0001, layers=0.009)
+    assert budget.cadence == 8
+    run(budget, 400, base=0.0001, layers=0.012)
+    assert budget.cadence == 16
 
 
 def test_savings_never_buy_a_piece_larger_than_a_twentieth_of_a_step():

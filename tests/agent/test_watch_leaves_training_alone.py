@@ -11,6 +11,7 @@ import pytest
 import torch
 from agent.watched_training import attention, gradients, loss_of, squares, value, watched
 from gradspectra.measure import FirstTier
+from gradspectra.measuring import Measuring
 from gradspectra.parts import PartSquares
 from gradspectra.session import Session
 from gradspectra.spectra import Spectra
@@ -132,7 +133,7 @@ STAGES = [
     (Session, "opens"),
     (Session, "_log_rates"),
     (Session, "_account"),
-    (Session, "_follow_on"),
+    (Measuring, "_follow_on"),
 ]
 
 

@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 import torch
 from gradspectra.record import StepRecord
+from gradspectra.record_queue import Unmade
 from torch import Tensor, nn
 
 
 class KeepingTransport:
-    """Takes the place of the sending side: keeps every record."""
+    """Takes the place of the sending side: keeps every record; those that are not made yet it makes when asked."""
 
     last: KeepingTransport
 
     def __init__(self, **arguments: Any) -> None:
         self.arguments = arguments
-        self.records: list[StepRecord] = []
+        self._queue: list[StepRecord | Unmade] = []
         self.run_id: str | None = None
         self.url: str | None = None
         self.attempt: int | None = None
@@ -35,8 +36,14 @@ class KeepingTransport:
     def start(self) -> None:
         self.started = True
 
-    def record(self, record: StepRecord) -> None:
-        self.records.append(record)
+    def record(self, record: StepRecord | Unmade) -> None:
+        self._queue.append(record)
+
+    @property
+    def records(self) -> list[StepRecord]:
+        made = [entry.make() if isinstance(entry, Unmade) else entry for entry in self._queue]
+        self._queue = [record for record in made if record is not None]
+        return self._queue
 
     def set_overhead(self, overhead: float) -> None:
         self.overhead = overhead
@@ -46,6 +53,7 @@ class KeepingTransport:
 
     def close(self, _: float = 5.0, state: str = "finished") -> None:
         self.closed = state
+        self._queue = self.records
 
 
 class Attention(nn.Module):

@@ -1,0 +1,172 @@
+"""What a session measures of a step: layer numbers when they are due, spectra in turn, and the squares of its parts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradspectra.budget import Budget
+from gradspectra.clipping import Clip
+from gradspectra.flat import OneThread
+from gradspectra.guard import Guard
+from gradspectra.inventory import WatchedTensor, signature_of, take_inventory
+from gradspectra.measure import FirstTier
+from gradspectra.options import Options
+from gradspectra.parts import Backward, PartSquares
+from gradspectra.spectra import Candidate, Spectra
+from gradspectra.step import OpenStep
+
+
+class Measuring:
+    """Measures the layers of the models as they are at present; looks now and then whether they have changed.
+
+    A stage that fails is counted by the guard and leaves the rest of the step as it is.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, nn.Module],
+        optimizers: Sequence[Any],
+        options: Options,
+        budget: Budget,
+        guard: Guard,
+    ) -> None:
+        self.backward = Backward()
+        self._models = models
+        self._optimizers = optimizers
+        self._options = options
+        self._budget = budget
+        self._guard = guard
+        self._several_parts = (options.parts or 1) > 1
+        self._due_spectra: list[Candidate] | None = None
+        self._recorded = 0
+        self._take_inventory()
+
+    def _take_inventory(self) -> None:
+        self.inventory = take_inventory(self._models, self._optimizers, self._options.choose)
+        tensors, layers = self.inventory.tensors, len(self.inventory.table)
+        self._of_optimizer = [[t for t in tensors if t.optimizer == i] for i in range(len(self._optimizers))]
+        self._identities = [frozenset(id(t.parameter) for t in own) for own in self._of_optimizer]
+        self.tier = FirstTier(self.inventory)
+        self._parts = PartSquares(tensors, layers, self.backward, self._guard)
+        self.spectra = Spectra(self.inventory, self._options.spectra or None, self._budget)
+        self.backward.follow(self.inventory.trainable)
+
+    def begins(self, step: OpenStep) -> None:
+        """Make ready for a step: its spectra are still to be planned, its parts measured if it is their turn."""
+        self._due_spectra = None
+        if self._several_parts and step.due and self._options.parts != 1 and self._turn_of_parts():
+            self._guard.run("parts", self._parts.arm)
+
+    def _turn_of_parts(self) -> bool:
+        """Whether the next recorded step measures its parts: within a budget parts and updates take turns."""
+        self._recorded += 1
+        return self._budget.share is None or self._recorded % 2 == 0
+
+    def stepped(self, step: OpenStep, index: int, skipped: bool) -> None:
+        """An optimizer has stepped, or its step was skipped: measure what is due of its layers."""
+        if step.due and self.inventory.tensors:
+            optimizer = self._optimizers[index]
+            self._guard.run("layers", self._layers, step, self._of_optimizer[index], optimizer, skipped)
+        if not skipped and self._options.spectra != 0:
+            self._guard.run("spectra", self._take_spectra, step, self._identities[index])
+
+    def all_stepped(self, step: OpenStep) -> None:
+        """A step is over of which no optimizer told: measure what is due of all layers."""
+        if step.due and self.inventory.tensors:
+            self._guard.run("layers", self._layers, step, self.inventory.tensors, None, False)
+        if self._options.spectra != 0:
+            self._guard.run("spectra", self._take_spectra, step, self.inventory.parameters)
+
+    def before_clipping(self, step: OpenStep, clip: Clip) -> None:
+        """A norm is about to be clipped; what a norm that is not finite would spoil is measured now."""
+        if step.due and clip.divisor.device.type == "cpu" and not bool(clip.divisor.isfinite()):
+            self._early(step, clip.parameters, len(step.clips.clips) - 1)
+
+    def before_clipping_values(self, step: OpenStep, gradients: Iterable[Tensor]) -> None:
+        """Values are about to be clipped, which cannot be undone: what is due is measured now."""
+        clipped = {id(gradient) for gradient in gradients}
+        found = frozenset(id(t.parameter) for t in self.inventory.tensors if id(t.parameter.grad) in clipped)
+        if self._options.spectra != 0:
+            self._take_spectra(step, found)
+        if step.due:
+            self._early(step, found, len(step.clips.clips))
+
+    def _early(self, step: OpenStep, parameters: frozenset[int], clips_seen: int) -> None:
+        early = step.clips.early
+        with OneThread(), torch.no_grad():
+            for tensor in self.inventory.tensors:
+                if id(tensor.parameter) in parameters and id(tensor.parameter) not in early:
+                    self.tier.take_gradient(tensor)
+                    early[id(tensor.parameter)] = clips_seen
+            self.tier.repair()
+
+    def _layers(self, step: OpenStep, tensors: Sequence[WatchedTensor], optimizer: Any, skipped: bool) -> None:
+        began = time.perf_counter()
+        step.measured = False
+        known = None if self._parts.armed and self._budget.share is not None else optimizer
+        with OneThread(), torch.no_grad():
+            self.tier.take(tensors, known, skipped, step.clips.early)
+            self.tier.repair()
+        step.measured = True
+        step.layers_cost += time.perf_counter() - began
+
+    def _take_spectra(self, step: OpenStep, parameters: frozenset[int]) -> None:
+        if self._due_spectra is None:
+            self._due_spectra = self.spectra.due(step.number)
+        if not self._due_spectra:
+            return
+        began = time.perf_counter()
+        waiting = []
+        for candidate in self._due_spectra:
+            if id(candidate.tensor.parameter) not in parameters:
+                waiting.append(candidate)
+                continue
+            with OneThread(), torch.no_grad():
+                spectrum = self.spectra.take(candidate, step.number)
+            if spectrum is not None:
+                step.spectra.append(spectrum)
+        self._due_spectra = waiting
+        step.spectra_cost += time.perf_counter() - began
+
+    def part_sums(self, step: OpenStep) -> list[Tensor] | None:
+        """Σ_j ‖h_j‖² per layer of a step that ends; None where its parts were not measured."""
+        return self._guard.run("parts", self._part_sums, step)
+
+    def _part_sums(self, step: OpenStep) -> list[Tensor] | None:
+        self._several_parts = step.parts > 1
+        if not self._parts.armed:
+            return None
+        self._parts.disarm()
+        step.layers_cost += self._parts.seconds
+        step.own += self._parts.seconds
+        if step.measured and step.parts > 1 and step.parts == self.backward.passes:
+            return self._parts.sums()
+        return None
+
+    def ended(self, step: OpenStep) -> None:
+        """A step has ended: count the backward passes anew, and look whether the layers have changed."""
+        if step.due and not step.measured:
+            self.tier.finish()
+        self._guard.run("inventory", self._follow_on, step)
+
+    def _follow_on(self, step: OpenStep) -> None:
+        unseen = step.measured and not self.backward.passes
+        if unseen and any(tensor.parameter.grad is not None for tensor in self.inventory.tensors):
+            self.backward.follow(self.inventory.trainable, every=True)
+        self.backward.passes = 0
+        if (step.measured or not self.inventory.tensors) and self._changed():
+            self.backward.stop()
+            self._take_inventory()
+
+    def _changed(self) -> bool:
+        return signature_of(self._models, self._optimizers) != self.inventory.signature
+
+    def close(self) -> None:
+        """Take the hooks in the backward passes away."""
+        self.backward.stop()
+        self._parts.disarm()
