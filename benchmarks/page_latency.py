@@ -1,9 +1,11 @@
-"""How long a record takes from its POST to the drawn point in a browser; prints one JSON object.
+"""How long a step takes until its point is drawn in a browser; prints one JSON object.
 
-python benchmarks/page_latency.py [--rate 20] [--seconds 30] [--before 1500] [--layers 60] [--tab overview]
+python benchmarks/page_latency.py [--rate 20] [--seconds 30] [--before 1500] [--layers 60] [--tab overview] [--job]
 
 Starts the embedded server on a free port, fills a run with `--before` steps, opens its page in Chromium, then posts
-one step at a time at `--rate` per second. The page says what it has drawn by data-last-step on each figure.
+one step at a time at `--rate` per second: the time counts from the POST. With --job a real training job with the
+agent takes the steps (stepping_job.py), and the time counts from the end of optimizer.step(), the agent's own batching
+included. The page says what it has drawn by data-last-step on each figure.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import tempfile
 import threading
 import time
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -122,30 +125,59 @@ def measure(url: str, options: argparse.Namespace, chromium: Browser) -> dict[st
     poster = Poster(url, options.layers)
     while poster.step < options.before:
         poster.post(min(64, options.before - poster.step))
+    thread = threading.Thread(target=poster.keep_posting, args=(options.rate, options.seconds))
+    drawn = watch_page(f"{url}/runs/{poster.run}/{options.tab}", options, chromium, thread)
+    return summary(poster.posted, drawn, options.before + int(WARM_SECONDS * options.rate), options.seconds)
+
+
+def measure_job(url: str, options: argparse.Namespace, chromium: Browser) -> dict[str, Any]:
+    """Watch the page of a training job, and sum up."""
+    stepped: dict[int, float] = {}
+    command = [sys.executable, str(Path(__file__).with_name("stepping_job.py")), url]
+    command += ["--rate", str(options.rate), "--seconds", str(options.seconds + 10)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as job:
+        assert job.stdout is not None
+        lines = job.stdout
+        run = lines.readline().strip()
+
+        def read() -> None:
+            for line in lines:
+                step, when = line.split()
+                stepped[int(step)] = float(when)
+
+        drawn = watch_page(f"{url}/runs/{run}/{options.tab}", options, chromium, threading.Thread(target=read))
+    return summary(stepped, drawn, int((5 + WARM_SECONDS) * options.rate), options.seconds)
+
+
+def watch_page(
+    address: str, options: argparse.Namespace, chromium: Browser, steps: threading.Thread
+) -> list[tuple[str, int, float]]:
+    """What the page draws while the thread runs: figure, last step, seconds since 1970."""
     page = chromium.new_page(viewport={"width": 1280, "height": options.height})
     page.add_init_script(WATCH)
-    page.goto(f"{url}/runs/{poster.run}/{options.tab}")
+    page.goto(address)
     page.locator("figure[data-last-step]").first.wait_for(timeout=30_000)
-    thread = threading.Thread(target=poster.keep_posting, args=(options.rate, options.seconds))
-    thread.start()
-    while thread.is_alive():
+    steps.start()
+    while steps.is_alive():
         page.wait_for_timeout(200)
-    thread.join()
+    steps.join()
     page.wait_for_timeout(3000)
-    drawn = [tuple(entry) for entry in page.evaluate("window.drawn")]
-    first = options.before + int(WARM_SECONDS * options.rate)
-    figures = sorted({name for name, step, _ in drawn if step > first})
+    return [(name, step, when) for name, step, when in page.evaluate("window.drawn")]
+
+
+def summary(began: dict[int, float], drawn: list[tuple[str, int, float]], first: int, seconds: float) -> dict[str, Any]:
+    """Quantiles for each figure of the time from a step's beginning to its point, for the steps from first on."""
     out = {}
-    for figure in figures:
+    for figure in sorted({name for name, step, _ in drawn if step > first}):
         last = max(step for name, step, _ in drawn if name == figure)
-        seconds = latencies(poster.posted, drawn, figure, first, min(last, poster.step))
+        waited = latencies(began, drawn, figure, first, min(last, max(began)))
         redraws = sum(name == figure and step > first for name, step, _ in drawn)
         out[figure] = {
-            "p50_ms": round(1000 * float(np.quantile(seconds, 0.5))),
-            "p95_ms": round(1000 * float(np.quantile(seconds, 0.95))),
-            "max_ms": round(1000 * float(seconds.max())),
-            "steps": len(seconds),
-            "redraws_per_second": round(redraws / (options.seconds - WARM_SECONDS), 2),
+            "p50_ms": round(1000 * float(np.quantile(waited, 0.5))),
+            "p95_ms": round(1000 * float(np.quantile(waited, 0.95))),
+            "max_ms": round(1000 * float(waited.max())),
+            "steps": len(waited),
+            "redraws_per_second": round(redraws / (seconds - WARM_SECONDS), 2),
         }
     return out
 
@@ -158,6 +190,7 @@ def main() -> int:
     parser.add_argument("--layers", type=int, default=60)
     parser.add_argument("--tab", default="overview")
     parser.add_argument("--height", type=int, default=900, help="of the window; figures out of sight are not drawn")
+    parser.add_argument("--job", action="store_true", help="a training job with the agent takes the steps")
     options = parser.parse_args()
     load = os.getloadavg()[0]
     program = os.environ.get("GRADSPECTRA_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
@@ -170,7 +203,7 @@ def main() -> int:
             line = next(line for line in server.stdout if "http://" in line)
             url = re.search(r"http://[^/\s]+", line)[0]  # type: ignore[index]
             chromium = playwright.chromium.launch(executable_path=program, args=FLAGS)
-            figures = measure(url, options, chromium)
+            figures = (measure_job if options.job else measure)(url, options, chromium)
             browser = chromium.version
             chromium.close()
         finally:
@@ -179,7 +212,8 @@ def main() -> int:
     print(
         json.dumps(
             {
-                "what": "milliseconds from the POST of a step to its point drawn in the page",
+                "what": "milliseconds to the drawn point",
+                "from": "the end of optimizer.step()" if options.job else "the POST of the step",
                 "options": vars(options),
                 "figures": figures,
                 "machine": {

@@ -19,8 +19,8 @@ import gradspectra
 from gradspectra.demo.model import ByteGPT, draw, source_text
 from gradspectra.demo.stopping import Stop, leave
 
-PARTS = 2
-EXAMPLES_PER_PART = 8
+PARTS = 4
+EXAMPLES_PER_PART = 4
 PEAK_RATE = 1e-3
 WARMUP_STEPS = 50
 FAULT_FACTOR = 30.0
