@@ -30,6 +30,7 @@ ROOMS = {
         "sqlalchemy",
         "anyio",
         "httpx2",
+        "pyarrow",
     },
 }
 """What each room may import from outside the standard library and the project."""

@@ -45,6 +45,7 @@ KINDS: dict[str, Kind] = {
     "unknown-token": Kind(404, "No such token", "GET /api/v1/tokens lists the tokens."),
     "unknown-channel": Kind(404, "No such channel", "GET /api/v1/channels lists the channels."),
     "method-not-allowed": Kind(405, "Method not allowed here", "See the Allow header, and /docs."),
+    "not-acceptable": Kind(406, "Not offered in this form", "Ask for one of the forms that the detail names."),
     "sequence-gap": Kind(409, "A batch is missing", "Send the batch with the number in `expected` first."),
     "conflict": Kind(409, "Not possible in this state", "Read the object again and decide anew."),
     "too-large": Kind(413, "The body is too large", "Send smaller batches, or raise GRADSPECTRA_MAX_BODY."),

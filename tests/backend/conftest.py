@@ -58,6 +58,14 @@ def caller(settings: Settings) -> Iterator[Caller]:
         yield Caller(client)
 
 
+@pytest.fixture(scope="module")
+def shared_caller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Caller]:
+    """The same for all tests of a module, where each reads what is there or makes runs of its own."""
+    app = create_app(load_settings(data=tmp_path_factory.mktemp("data")))
+    with TestClient(app, base_url="http://127.0.0.1:7117", raise_server_exceptions=False) as client:
+        yield Caller(client)
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def anywhere(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Caller]:
     """The same at a server on each database."""

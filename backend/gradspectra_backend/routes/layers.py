@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Path, Query
+import numpy as np
+from fastapi import APIRouter, Path, Query, Request
 from gradspectra_store import read, suggestions
 from starlette.responses import Response
 
 from gradspectra_backend import schemas
-from gradspectra_backend.answers import answer, layers_object, plain, spectrum_object
+from gradspectra_backend.answers import answer, dumps, plain, spectrum_object
 from gradspectra_backend.auth import READ
+from gradspectra_backend.axes import positions
 from gradspectra_backend.context import Shared
-from gradspectra_backend.routes.fields import Attempt, Columns, RunId, Start, Stop, names_of
+from gradspectra_backend.forms import JSON, RESPONSES, answer_layers, unchanged_or
+from gradspectra_backend.layer_choice import Choice
+from gradspectra_backend.routes.fields import Attempt, Columns, RunId, Start, Stop
 from gradspectra_backend.routes.runs import run_object
+from gradspectra_backend.routes.series import AxisOf
 
 router = APIRouter(prefix="/api/v1", tags=["numbers"])
 
@@ -30,28 +36,34 @@ def list_layers(context: Shared, run: RunId) -> Response:
     return answer({"items": items, "next": None})
 
 
-@router.get("/runs/{run}/layers/{statistic}", response_model=schemas.LayerAnswer, dependencies=[READ])
+@router.get(
+    "/runs/{run}/layers/{statistic}", response_model=schemas.LayerAnswer, dependencies=[READ], responses=RESPONSES
+)
 def read_layers(
+    request: Request,
     context: Shared,
     run: RunId,
     statistic: Annotated[str, Path(max_length=512, description="A statistic or a metric, such as grad_norm.")],
+    choice: Choice,
     start: Start = None,
     stop: Stop = None,
     columns: Columns = 1000,
-    layers: Annotated[
-        str | None, Query(max_length=200_000, description="Names separated by commas; all if left out.")
-    ] = None,
     attempt: Attempt = None,
+    axis: AxisOf = "step",
 ) -> Response:
     """One statistic or metric of all layers: per layer and bucket mean, minimum, maximum, and count of non-finite."""
     with context.store.read() as conn:
-        run_object(conn, run)
-        values = read.read_layers(conn, run, statistic, start, stop, columns, names_of(layers) or None, attempt)
-    return answer(layers_object(values))
+        members = run_object(conn, run)
+        names = choice.of(conn, run)
+        values = choice.shown(read.read_layers(conn, run, statistic, start, stop, columns, names, attempt))
+        steps = np.asarray(values.x, np.int64)
+        placed = replace(values, axis=axis, x=positions(conn, members, axis, steps, attempt))
+    return answer_layers(request, placed, steps)
 
 
 @router.get("/runs/{run}/spectra", response_model=schemas.Page[schemas.Spectrum], dependencies=[READ])
 def read_spectra(
+    request: Request,
     context: Shared,
     run: RunId,
     layer: LayerName,
@@ -65,7 +77,7 @@ def read_spectra(
     with context.store.read() as conn:
         run_object(conn, run)
         spectra = read.read_spectra(conn, run, layer, start, stop, columns, of, attempt)
-    return answer({"items": [spectrum_object(spectrum) for spectrum in spectra], "next": None})
+    return unchanged_or(request, dumps({"items": [spectrum_object(one) for one in spectra], "next": None}), JSON)
 
 
 @router.get("/runs/{run}/suggestions", response_model=schemas.Page[schemas.Suggestion], dependencies=[READ])

@@ -1,0 +1,53 @@
+"""Series and layer values as Arrow tables: null is missing, NaN and ±inf are themselves. Needs the extra `export`."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from gradspectra_core.records import Bool
+from gradspectra_core.views import LayerSeries, Series
+from numpy.typing import NDArray
+
+
+def stream(table: Any) -> bytes:
+    """The table in the form of an Arrow IPC stream."""
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def column(values: NDArray[Any], present: Bool | None = None) -> Any:
+    """One column; entries that are not present become null. values: (N,) numbers."""
+    mask = None if present is None or present.all() else ~present
+    return pa.array(np.ascontiguousarray(values), mask=mask, from_pandas=False)
+
+
+def series_table(series: Series, place: Mapping[str, NDArray[Any]]) -> Any:
+    """One row per bucket: `place` (`step`, and the axis), and five columns per series.
+
+    They are `name` (the mean), `name_min`, `name_max`, `name_last` and `name_nonfinite`. A series that is called as
+    one of `place` has its mean under `name_mean`.
+    """
+    columns = {name: column(values) for name, values in place.items()}
+    for name, buckets in series.series.items():
+        columns[f"{name}_mean" if name in place else name] = column(buckets.mean, buckets.present)
+        for part in ("min", "max", "last"):
+            columns[f"{name}_{part}"] = column(getattr(buckets, part), buckets.present)
+        columns[f"{name}_nonfinite"] = column(buckets.nonfinite)
+    return pa.Table.from_arrays(list(columns.values()), names=list(columns))
+
+
+def layers_table(values: LayerSeries, place: Mapping[str, NDArray[Any]]) -> Any:
+    """One row per layer and bucket that has a value: `place`, `layer`, `mean`, `min`, `max`, `nonfinite`."""
+    layer, at = np.nonzero(values.present)
+    columns = {name: column(entries[at]) for name, entries in place.items()}
+    names = pa.array(values.layers, pa.string())
+    columns["layer"] = pa.DictionaryArray.from_arrays(pa.array(layer.astype(np.int32)), names)
+    for part in ("mean", "min", "max", "nonfinite"):
+        columns[part] = column(getattr(values, part)[layer, at])
+    return pa.table(columns).replace_schema_metadata({"statistic": values.statistic})

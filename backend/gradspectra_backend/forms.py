@@ -1,0 +1,135 @@
+"""The forms that numbers are answered in: JSON, the binary form, an Arrow stream; and ETags, to not send them twice."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+from fastapi import Request
+from gradspectra_core.container import pack
+from gradspectra_core.records import Bool
+from gradspectra_core.views import LayerSeries, Series
+from numpy.typing import NDArray
+from starlette.responses import Response
+
+from gradspectra_backend.answers import dumps, layers_object, series_object
+from gradspectra_backend.problems import Problem
+
+JSON = "application/json"
+ARRAYS = "application/vnd.gradspectra.arrays"
+ARROW = "application/vnd.apache.arrow.stream"
+FORMS = (JSON, ARRAYS, ARROW)
+
+RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {
+            form: {"schema": {"type": "string", "contentMediaType": form, "format": "binary"}}
+            for form in (ARRAYS, ARROW)
+        }
+    },
+    304: {"description": "What `If-None-Match` names is still the answer."},
+}
+"""What the document says of calls that answer in these forms."""
+
+
+def answer_series(request: Request, series: Series, steps: NDArray[Any], available: list[str]) -> Response:
+    """A series in the form that is asked for. series.x: where `steps` lie on series.axis."""
+    form = form_of(request)
+    place = _place(series.axis, series.x, steps)
+    if form == ARROW:
+        from gradspectra_backend import arrow
+
+        return unchanged_or(request, arrow.stream(arrow.series_table(series, place)), form)
+    more = {"available": available}
+    if form == ARRAYS:
+        rows = list(series.series.values())
+        meta = {"kind": "series", "axis": series.axis, "names": list(series.series), **more}
+        return unchanged_or(request, _packed(meta, place, rows, ("mean", "min", "max", "last", "nonfinite")), form)
+    return unchanged_or(request, dumps(series_object(series) | _steps_object(series.axis, steps) | more), form)
+
+
+def answer_layers(request: Request, values: LayerSeries, steps: NDArray[Any]) -> Response:
+    """Layer values in the form that is asked for. values.x: where `steps` lie on values.axis."""
+    form = form_of(request)
+    place = _place(values.axis, values.x, steps)
+    if form == ARROW:
+        from gradspectra_backend import arrow
+
+        return unchanged_or(request, arrow.stream(arrow.layers_table(values, place)), form)
+    if form == ARRAYS:
+        texts = {name: list(getattr(values, name)) for name in ("layers", "roles", "depths")}
+        meta = {"kind": "layers", "statistic": values.statistic, "axis": values.axis, **texts}
+        return unchanged_or(request, _packed(meta, place, values, ("mean", "min", "max", "nonfinite")), form)
+    return unchanged_or(request, dumps(layers_object(values) | _steps_object(values.axis, steps)), form)
+
+
+def form_of(request: Request) -> str:
+    """The form that the Accept header prefers, JSON where it does not care; raises Problem 406 for others."""
+    accept = request.headers.get("accept", "*/*")
+    for wanted in _by_preference(accept):
+        if wanted in ("*/*", "application/*"):
+            return JSON
+        if wanted in FORMS:
+            if wanted == ARROW:
+                require_pyarrow(ARROW)
+            return wanted
+    raise Problem("not-acceptable", f"Accept: this is offered as {', '.join(FORMS)}, not as {accept[:80]!r}")
+
+
+def require_pyarrow(what: str) -> None:
+    """Raise Problem 406 that names the extra where pyarrow is not installed."""
+    if find_spec("pyarrow") is None:
+        raise Problem(
+            "not-acceptable",
+            f"{what} needs pyarrow, which is not installed on this server",
+            remedy="Run pip install 'gradspectra[export]' where the server runs, or ask for another form.",
+        )
+
+
+def unchanged_or(request: Request, body: bytes, media_type: str) -> Response:
+    """The answer with its ETag, a digest of the body; 304 without a body where the caller has just this one."""
+    tag = f'"{hashlib.blake2b(body, digest_size=16).hexdigest()}"'
+    headers = {"ETag": tag, "Cache-Control": "private, no-cache", "Vary": "Accept, Authorization, Cookie"}
+    known = [entry.strip().removeprefix("W/") for entry in request.headers.get("if-none-match", "").split(",")]
+    if tag in known or "*" in known:
+        return Response(status_code=304, headers=headers)
+    return Response(body, media_type=media_type, headers=headers)
+
+
+def _by_preference(accept: str) -> list[str]:
+    ranges = []
+    for part in accept.split(","):
+        name, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        quality = next((piece[2:] for piece in parameters if piece.startswith("q=")), "1")
+        try:
+            ranges.append((float(quality), name))
+        except ValueError:
+            continue
+    return [name for quality, name in sorted(ranges, key=lambda entry: -entry[0]) if quality > 0]
+
+
+def _place(axis: str, x: NDArray[Any], steps: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    return {"step": steps} if axis == "step" else {"step": steps, axis: x}
+
+
+def _steps_object(axis: str, steps: NDArray[Any]) -> dict[str, Any]:
+    return {} if axis == "step" else {"steps": np.ascontiguousarray(steps)}
+
+
+def _packed(meta: dict[str, Any], place: Mapping[str, NDArray[Any]], rows: Any, parts: tuple[str, ...]) -> bytes:
+    """The binary form: arrays (R, N) with a presence bitmap, left out where nothing is missing."""
+
+    def stacked(name: str) -> NDArray[Any]:
+        if not isinstance(rows, list):
+            return np.asarray(getattr(rows, name))
+        return np.stack([getattr(row, name) for row in rows]) if rows else np.empty((0, len(place["step"])))
+
+    blocks = {f"place.{name}": values for name, values in place.items()}
+    blocks |= {name: stacked(name).astype(np.int64 if name == "nonfinite" else np.float64) for name in parts}
+    present: Bool = stacked("present").astype(np.bool_)
+    if not present.all():
+        blocks["present"] = np.packbits(present, bitorder="little")
+    return pack(meta, blocks)
