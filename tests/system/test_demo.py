@@ -77,12 +77,12 @@ def check_page(address: str, run: str) -> None:
 def check_numbers(rest: Rest, run: str) -> None:
     """What the job measured and what was derived from it is there by REST, too."""
     assert min(rest.values(run, "loss")) < 3.0
-    eventually(lambda: rest.values(run, "noise_scale"), 20, "a noise scale of the run is derived")
+    eventually(lambda: rest.values(run, "noise_scale"), 120, "a noise scale of the run is derived")
     layers = [layer["name"] for layer in rest.get(f"/runs/{run}/layers")["items"]]
     assert any(name.endswith("qkv.weight[q]") for name in layers)
     ranks = rest.get(f"/runs/{run}/layers/effective_rank")
     assert any(value is not None and value > 1 for row in ranks["mean"] for value in row)
-    assert eventually(lambda: rest.get(f"/runs/{run}")["overhead"], 15, "a heartbeat says the overhead") < 0.06
+    assert eventually(lambda: rest.get(f"/runs/{run}")["overhead"], 30, "a heartbeat says the overhead") < 0.06
 
 
 @pytest.mark.slow
