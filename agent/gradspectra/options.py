@@ -87,8 +87,8 @@ def optimizers_of(optimizer: Any) -> list[Any]:
     given = [] if optimizer is None else list(optimizer) if isinstance(optimizer, Sequence) else [optimizer]
     found = []
     for entry in given:
-        while not hasattr(entry, "register_step_post_hook") and hasattr(entry, "optimizer"):
-            entry = entry.optimizer
+        while hasattr(getattr(entry, "optimizer", None), "param_groups"):
+            entry = entry.optimizer  # also Accelerate's, which can be hooked but steps without its hooks
         if not hasattr(entry, "param_groups"):
             raise TypeError(f"optimizer must be an optimizer, several of them, or None, got {entry!r:.80}")
         found.append(entry)

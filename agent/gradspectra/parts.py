@@ -6,18 +6,23 @@ autograd.grad, which brings nothing; this one does not, and runs once for tied w
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import get_gradient_edge
 
 from gradspectra.bundles import SMALL, squares
 from gradspectra.flat import OneThread, dot_into, flat
 from gradspectra.guard import Guard
 from gradspectra.inventory import WatchedTensor
+
+_FUNCTION_BACKWARD = BackwardCFunction.apply.__code__
 
 SENTINELS = 3
 """Tensors whose nodes are hooked at every step to count backward passes: the first, the middle and the last."""
@@ -60,8 +65,19 @@ class Backward:
         task = torch._C._current_graph_task_id()
         if task != self._last:
             self._last = task
-            self.passes += 1
-        return self.passes
+            if not _within_another():
+                self.passes += 1
+        return max(self.passes, 1)
+
+
+def _within_another() -> bool:
+    """Whether this pass was begun by a function's own backward (reentrant checkpointing): it is no part of its own."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is _FUNCTION_BACKWARD:
+            return True
+        frame = frame.f_back
+    return False
 
 
 class PartSquares:
@@ -160,7 +176,12 @@ class PartSquares:
         with torch.no_grad(), OneThread():
             for row, tensor, gradient in self._held:
                 size = gradient.numel()
-                if size <= SMALL and gradient.dtype is torch.float32 and len(tensor.pieces) == 1:
+                if (
+                    size <= SMALL
+                    and not gradient.is_sparse
+                    and gradient.dtype is torch.float32
+                    and len(tensor.pieces) == 1
+                ):
                     alike.setdefault((size, row, gradient.device), []).append((tensor, gradient))
                     continue
                 numbers = flat(gradient, tensor.axis)

@@ -49,6 +49,7 @@ class Session:
         self._background = background
         self._background_seen = 0.0
         self._stepped: set[int] = set()
+        self._passes_seen = 0
         self._closed: deque[ClosedStep] = deque()
         self._ended: float | None = None
         self._entered = time.perf_counter()
@@ -120,7 +121,14 @@ class Session:
         """An optimizer is about to step."""
         if index in self._stepped:
             self._end_step()
+        self._note_passes()
         self.settle()
+
+    def _note_passes(self) -> None:
+        """Backward passes between the steps of two optimizers are not parts of one batch (two models in turn)."""
+        passes = self.measuring.backward.passes
+        self.open.parts_unclear |= bool(self._stepped) and passes != self._passes_seen
+        self._passes_seen = passes
 
     def stepped(self, index: int, skipped: bool = False) -> None:
         """An optimizer has stepped, or its step was skipped for an overflow."""
@@ -129,6 +137,9 @@ class Session:
         if step.found_inf is None and isinstance(getattr(optimizer, "found_inf", None), Tensor):
             step.found_inf = optimizer.found_inf.detach().clone()
         step.skipped |= skipped
+        passes = self.measuring.backward.passes
+        step.parts_unclear |= passes - self._passes_seen > 1  # a closure that was called more than once
+        self._passes_seen = passes
         self._stepped.add(index)
         self._log_rates(index)
         self.measuring.stepped(step, index, skipped)
@@ -140,6 +151,10 @@ class Session:
         if self.optimizers and self._hooked:
             if self._stepped:
                 self._end_step()
+            elif self.measuring.backward.passes:  # a compiled step runs without the hooks
+                self._note_passes()
+                for index in range(len(self.optimizers)):
+                    self.stepped(index)
             return
         for index in range(len(self.optimizers)):
             self._log_rates(index)
@@ -171,7 +186,9 @@ class Session:
         step = self.open
         self._stepped.clear()
         self.step = step.number
-        step.parts = self.options.parts or self.measuring.backward.passes
+        passes = 0 if step.parts_unclear else self.measuring.backward.passes
+        step.parts = self.options.parts or passes
+        self._passes_seen = 0
         if self.options.scaler is not None:
             step.scale = as_number(self.options.scaler.get_scale())
         if isinstance(self.options.batch_size, (int, float)):

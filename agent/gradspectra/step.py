@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gradspectra.clipping import StepClips
 from gradspectra.layer_rows import LayerRows, layer_rows
-from gradspectra.measure import COUNT_STATISTICS, STATISTICS, FirstTier, LayerMarks
+from gradspectra.measure import COUNT_STATISTICS, STATISTICS, UPDATE, FirstTier, LayerMarks
 from gradspectra.readout import Readout
 from gradspectra.record import SpectrumRecord, StepRecord
 from gradspectra.scalars import Number, StepLog
@@ -29,7 +29,7 @@ class OpenStep:
 
     due: its layer numbers are to be measured; measured: they were. scale: of the loss; found_inf: not 0 where a
     fused optimizer skipped. examples: of each part, where batch_size gave them. own: seconds the agent took, of
-    which for layers and spectra.
+    which for layers and spectra. parts_unclear: its backward passes are not the parts of one batch.
     """
 
     number: int
@@ -45,6 +45,7 @@ class OpenStep:
     found_inf: Tensor | None = None
     scale: Number | None = None
     parts: int = 0
+    parts_unclear: bool = False
     examples: list[float] = field(default_factory=list)
     spectra: list[SpectrumRecord] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
@@ -151,6 +152,8 @@ class ClosedStep:
     def _rows(self, factors: Float64, foreign: float | None) -> LayerRows:
         assert self._marks is not None
         rows = self._tier.rows([self._host[id(results)] for results in self._results])
+        if self.step.skipped:
+            rows[UPDATE] = 0.0  # a fused optimizer is called, but found_inf keeps it from doing anything
         part_sq = None
         if self._part_sums is not None:
             scale = 1.0 if self.step.scale is None else self._read(self.step.scale)

@@ -27,6 +27,7 @@ from gradspectra.rules import LocalRules
 from gradspectra.scalars import accept
 from gradspectra.session import Session
 from gradspectra.step import ClosedStep
+from gradspectra.supported import refuse_unsupported
 from gradspectra.surroundings import environment, rank, steps_taken
 from gradspectra.transport import Transport
 
@@ -89,7 +90,10 @@ def watch(
         "resume": resume,
         "spool": spool,
     }
-    return Watch(models_by_name(model), optimizers_of(optimizer), chosen, sending, enabled and rank() == 0)
+    models, optimizers = models_by_name(model), optimizers_of(optimizer)
+    if enabled:
+        refuse_unsupported(models, optimizers)
+    return Watch(models, optimizers, chosen, sending, enabled and rank() == 0)
 
 
 class Watch:
@@ -176,6 +180,10 @@ class Watch:
         if self._hooks is not None:
             self._start()
             self._hooks.step()
+
+    def parts_unclear(self) -> None:
+        """Say that the parts of the open step are not weighted alike: its noise and `part_sq` are then left out."""
+        self._session.open.parts_unclear = True
 
     def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0, foreach: bool | None = None) -> Tensor:
         """Clip the gradients of all parameters of the watched models; as torch's function, returns the norm before."""

@@ -1,0 +1,112 @@
+"""Hugging Face Trainer: `Trainer(..., callbacks=[GradSpectraCallback(project="...")])`."""
+
+from __future__ import annotations
+
+import functools
+import numbers
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainerCallback
+
+from gradspectra.guard import Guard
+from gradspectra.integrations.batch_sizes import examples_of, tokens_of
+from gradspectra.patches import Function, Patch
+from gradspectra.watch import Watch, watch
+
+OWN = frozenset(("loss", "grad_norm", "learning_rate", "epoch", "step"))
+"""What Trainer logs now and then of the training itself: the watch has it of each step."""
+
+
+class GradSpectraCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
+    """Watches the training of a Trainer, from its first to its last step.
+
+    options: the arguments of `gradspectra.watch` but model and optimizer. By default the run has the name and the
+    configuration of the TrainingArguments; a training that Trainer resumes from a checkpoint resumes the run.
+    Raises TypeError or ValueError for a wrong option when the training begins. `watch` is the open watch.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self.watch: Watch | None = None
+        self._options = options
+        self._guard = Guard()
+        self._losses: list[Tensor] = []
+        self._parts_seen = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:  # noqa: ARG002
+        """Open the watch."""
+        options = {
+            "run": args.run_name or None,
+            "config": args.to_sanitized_dict(),
+            "total_steps": state.max_steps if state.max_steps > 0 else None,
+            "start_step": state.global_step,
+            "resume": "auto" if state.global_step else None,
+        } | self._options
+        self._close("finished")
+        self.watch = watch(given["model"], given["optimizer"], **options)
+        self._losses.clear()
+        self._parts_seen = False
+        patch.open(self)
+
+    def saw_part(self, loss: Tensor, inputs: Any, weighted: bool) -> None:
+        """A micro-batch went through; loss: its share of the step's loss, as Trainer has divided it.
+
+        weighted: the shares go by the numbers of predicted tokens.
+        """
+        self._guard.run("part", self._saw_part, loss, inputs, weighted)
+
+    def _saw_part(self, loss: Tensor, inputs: Any, weighted: bool) -> None:
+        if self.watch is None:
+            return
+        self._parts_seen = True
+        self._losses.append(loss.detach())
+        if weighted:
+            self.watch.parts_unclear()
+        sizes: dict[str, Any] = {"examples": examples_of(inputs), "tokens": tokens_of(inputs)}
+        self.watch.log(**{name: size for name, size in sizes.items() if size is not None})
+
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        """Log the step's loss: the sum of its parts' shares."""
+        if self.watch is not None and self._losses:
+            self.watch.log(loss=torch.stack([loss.reshape(()) for loss in self._losses]).sum())
+            self._losses.clear()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:  # noqa: ARG002
+        """Pass on what is logged beside the training's own numbers: evaluations, rewards, your own."""
+        if self.watch is None or not logs:
+            return
+        own = OWN - {"loss"} if not self._parts_seen else OWN
+        numbers_only: dict[str, Any] = {
+            str(k): v for k, v in logs.items() if isinstance(v, numbers.Real) and k not in own
+        }
+        if numbers_only:
+            self.watch.log(**numbers_only)
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        """Close the watch."""
+        self._close("finished")
+
+    def _close(self, state: str) -> None:
+        patch.close(self)
+        if self.watch is not None:
+            self.watch.close(state=state)
+
+
+def _wrap(_: str, original: Function) -> Function:
+    @functools.wraps(original)
+    def training_step(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = original(self, model, inputs, *args, **kwargs)
+        for callback in tuple(patch.observers):
+            if callback in self.callback_handler.callbacks:
+                num_items = args[0] if args else kwargs.get("num_items_in_batch")
+                weighted = num_items is not None and (
+                    self.model_accepts_loss_kwargs or self.compute_loss_func is not None
+                )
+                callback.saw_part(loss, inputs, weighted)
+        return loss
+
+    return training_step
+
+
+patch: Patch[GradSpectraCallback] = Patch([(Trainer, "training_step")], _wrap)

@@ -1,0 +1,25 @@
+"""Ways to train that a watch would measure wrongly; it refuses them when it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+INSTEAD = "record loss and norms with gradspectra.Recorder, or pass enabled=False"
+
+
+def refuse_unsupported(models: Mapping[str, nn.Module], optimizers: Sequence[Any]) -> None:
+    """Raise ValueError for a model or optimizer whose gradients this process does not have as a whole."""
+    for what in (*models.values(), *optimizers):
+        if type(what).__module__.partition(".")[0] == "deepspeed":
+            raise ValueError(f"{type(what).__name__} of DeepSpeed is not supported: {INSTEAD}")
+    for model in models.values():
+        if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+            raise ValueError(f"FullyShardedDataParallel (FSDP1) is not supported: {INSTEAD}")
+        sharded = next((name for name, p in model.named_parameters() if hasattr(p, "placements")), None)
+        if sharded is not None:
+            raise ValueError(
+                f"{sharded} is a DTensor: sharded parameters (FSDP2, tensor parallelism) are not supported: {INSTEAD}"
+            )

@@ -1,0 +1,186 @@
+"""The callback of Hugging Face Trainer, in real trainings on random data, against a plain float64 computation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from agent.watched_training import KeepingTransport
+from agent.ways.plain import Plain
+from agent.ways.way import Way, way
+from torch import nn
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+transformers = pytest.importorskip(
+    "transformers", reason="transformers is not installed: pip install 'gradspectra[integrations]'"
+)
+
+
+class Regression(nn.Module):
+    """A model as Trainer takes it: keyword arguments in, a loss out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def forward(self, x, y):
+        return {"loss": (self.layers(x.to(self.layers[0].weight)) - y).square().mean()}
+
+
+def examples(count):
+    generator = torch.Generator().manual_seed(0)
+    return [{"x": torch.randn(6, generator=generator), "y": torch.randn(1, generator=generator)} for _ in range(count)]
+
+
+class Seen(transformers.TrainerCallback):
+    """Computes each step anew in float64 from the batches that the collator gave out."""
+
+    def __init__(self, model, accumulated, loss):
+        self.plain, self.accumulated, self.loss = Plain(model), accumulated, loss
+        self.batches, self.expected, self.evaluated = [], [], examples(68)[64:]
+
+    def collate(self, rows):
+        batch = {name: torch.stack([torch.as_tensor(row[name]) for row in rows]) for name in rows[0]}
+        if "x" not in batch or not any(torch.equal(batch["x"][0], own["x"]) for own in self.evaluated):
+            self.batches.append(batch)
+        return batch
+
+    def on_train_begin(self, args, state, control, **_):  # noqa: ARG002
+        self.first = state.global_step
+
+    def on_step_begin(self, args, state, control, model=None, **_):  # noqa: ARG002
+        start = (state.global_step - self.first) * self.accumulated
+        parts = self.batches[start : start + self.accumulated]
+        self.expected.append(self.plain.step(model, *self.loss(parts)))
+
+    def on_step_end(self, args, state, control, model=None, **_):  # noqa: ARG002
+        self.expected[-1].after = self.plain.weights(model)
+
+
+def fit(model, rows, tmp_path, loss, accumulated=1, resume=False, **arguments):
+    from gradspectra.integrations.transformers import GradSpectraCallback
+
+    seen = Seen(model, accumulated, loss)
+    options = {"budget": None, "spectra": "off", "project": "tests"}
+    callback = GradSpectraCallback(**options)
+    defaults = {
+        "output_dir": str(tmp_path),
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": accumulated,
+        "max_steps": 4,
+        "learning_rate": 0.03,
+        "lr_scheduler_type": "constant",
+        "report_to": [],
+        "save_strategy": "no",
+        "use_cpu": True,
+        "logging_steps": 2,
+        "disable_tqdm": True,
+        "run_name": "small",
+    }
+    trainer = transformers.Trainer(
+        model=model,
+        args=transformers.TrainingArguments(**(defaults | arguments)),
+        train_dataset=rows,
+        eval_dataset=seen.evaluated,
+        data_collator=seen.collate,
+        callbacks=[callback, seen],
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return seen.expected, trainer, callback
+
+
+def mean_of_parts(parts):
+    return [lambda m, b=b: m(**b)["loss"] / len(parts) for b in parts]
+
+
+@way("Hugging Face Trainer (GradSpectraCallback)")
+@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize("clip", [0.05, 0.0])
+def test_a_trainer_s_steps(accumulated, clip, kept, tmp_path, the_way: Way):
+    model = Regression()
+    expected, trainer, callback = fit(model, examples(64), tmp_path, mean_of_parts, accumulated, max_grad_norm=clip)
+    assert [record.step for record in kept()] == [1, 2, 3, 4]
+    for index, (record, step) in enumerate(zip(kept(), expected, strict=True)):
+        the_way.check(record, step, rel=1e-4, parts=accumulated > 1 and index > 0)
+        assert record.counts["examples"] == 4 * accumulated
+        assert record.counts["parts"] == accumulated
+    logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert sum(record.scalars["loss"] for record in kept()[:2]) / 2 == pytest.approx(logged[0], abs=1e-3)
+    assert KeepingTransport.last.closed == "finished"
+    assert KeepingTransport.last.arguments["name"] == "small"
+    assert KeepingTransport.last.arguments["total_steps"] == 4
+    assert callback.watch.status()["closed"]
+
+
+@way("Hugging Face Trainer (GradSpectraCallback)")
+def test_a_language_model_whose_loss_is_divided_by_all_tokens_of_the_step(kept, tmp_path, the_way: Way):
+    config = transformers.LlamaConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config)
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for length in range(4, 36):
+        ids = torch.randint(0, 32, (12,), generator=generator)
+        labels = ids.clone()
+        labels[4 + length % 9 :] = -100
+        rows.append({"input_ids": ids, "labels": labels})
+
+    def of_all_tokens(parts):
+        predicted = sum(int((part["labels"][:, 1:] != -100).sum()) for part in parts)
+
+        def loss(m, part):
+            logits = m(input_ids=part["input_ids"]).logits[:, :-1]
+            labels = part["labels"][:, 1:]
+            total = nn.functional.cross_entropy(logits.double().flatten(0, 1), labels.flatten(), reduction="sum")
+            return total / predicted
+
+        return [lambda m, p=p: loss(m, p) for p in parts]
+
+    expected, _, _ = fit(model, rows, tmp_path, of_all_tokens, 2, max_grad_norm=0.1)
+    for record, step in zip(kept(), expected, strict=True):
+        the_way.check(record, step, rel=2e-3, parts=False)
+        assert "noise_w" not in record.scalars
+
+
+@way("Hugging Face Trainer (GradSpectraCallback)")
+def test_bfloat16_with_evaluations_and_a_resumed_training(kept, tmp_path, the_way: Way):
+    arguments = {"bf16": True, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    expected, trainer, _ = fit(Regression(), examples(64), tmp_path, mean_of_parts, 2, **arguments)
+    for record, step in zip(kept(), expected, strict=True):
+        assert record.scalars["grad_norm"] == pytest.approx(step.norm, rel=0.05)
+    evaluated = {entry["step"]: entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry}
+    assert {r.step: r.scalars["eval_loss"] for r in kept() if "eval_loss" in r.scalars} == evaluated
+    through = [record.scalars["grad_norm"] for record in kept()]
+    fit(Regression(), examples(64), tmp_path, mean_of_parts, 2, str(tmp_path / "checkpoint-2"), **arguments)
+    assert [record.step for record in kept()] == [3, 4]
+    assert KeepingTransport.last.arguments["resume"] == "auto"
+    assert [record.scalars["grad_norm"] for record in kept()] == pytest.approx(through[2:], rel=1e-5)
+    assert the_way.layers
+
+
+def test_the_callback_hears_its_own_trainer_alone(kept, tmp_path):
+    fit(Regression(), examples(64), tmp_path, mean_of_parts)
+    from gradspectra.integrations import transformers as integration
+
+    assert integration.patch.observers == []
+    assert not hasattr(transformers.Trainer.training_step, "__wrapped__")
+    assert len(kept()) == 4
+
+
+def test_a_wrong_option_is_named_when_the_training_begins(tmp_path):
+    from gradspectra.integrations.transformers import GradSpectraCallback
+
+    arguments = transformers.TrainingArguments(output_dir=str(tmp_path), report_to=[], use_cpu=True, max_steps=1)
+    trainer = transformers.Trainer(
+        Regression(), arguments, train_dataset=examples(8), callbacks=[GradSpectraCallback(every=0)]
+    )
+    with pytest.raises(ValueError, match="every must be at least 1, got 0"):
+        trainer.train()

@@ -1,0 +1,141 @@
+"""Optimizers of every kind: several at once, with closures, from elsewhere, and stepped inside the backward pass."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from agent.watched_training import attention, column, loss_of, watched
+from agent.ways.plain import Plain
+from agent.ways.way import way
+
+
+@way("Several optimizers for one model")
+def test_two_optimizers_that_share_a_model_and_its_parts(kept, the_way):
+    model = attention()
+    plain = Plain(model)
+    matrices = [p for p in model.parameters() if p.dim() == 2]
+    optimizers = [
+        torch.optim.SGD(matrices, lr=0.3, momentum=0.9),
+        torch.optim.AdamW([p for p in model.parameters() if p.dim() < 2], lr=0.03),
+    ]
+    expected = []
+    with watched(model, optimizers):
+        for step in range(3):
+            losses = [lambda m, s=2 * step + j: loss_of(m, 4, s) / 2 for j in range(2)]
+            expected.append(plain.step(model, *losses))
+            for loss in losses:
+                loss(model).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            expected[-1].after = plain.weights(model)
+    assert [record.counts["parts"] for record in kept()] == [2, 2, 2]
+    for index, (record, step) in enumerate(zip(kept(), expected, strict=True)):
+        the_way.check(record, step, parts=index > 0)
+
+
+@way("Closures (LBFGS)", updates=False, parts=False)
+def test_closures_that_are_called_several_times_are_no_parts(kept, the_way):
+    model = attention()
+    plain = Plain(model)
+    optimizer = torch.optim.LBFGS([p for p in model.parameters() if p is not model.unused.weight], lr=0.1, max_iter=3)
+    model.unused.requires_grad_(False)
+    expected = []
+    with watched(model, optimizer):
+        for step in range(3):
+
+            def closure(step=step):
+                optimizer.zero_grad()
+                expected[step:] = [plain.step(model, lambda m: loss_of(m, 4, step))]
+                loss = loss_of(model, 4, step)
+                loss.backward()
+                return loss
+
+            optimizer.step(closure)
+            expected[-1].after = plain.weights(model)
+    for record, step in zip(kept(), expected, strict=True):
+        the_way.check(record, step, rel=1e-4)
+        assert "noise_w" not in record.scalars
+        assert "parts" not in record.counts
+
+
+class Lion(torch.optim.Optimizer):
+    """An optimizer that is not torch's, in the common way: a subclass of its base."""
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None if closure is None else closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.sub_(parameter.grad.sign(), alpha=group["lr"])
+        return loss
+
+
+class Unrelated:
+    """An optimizer that has nothing to do with torch's base class."""
+
+    def __init__(self, parameters, lr):
+        self.param_groups = [{"params": list(parameters), "lr": lr}]
+
+    step = Lion.step
+
+    def zero_grad(self):
+        for parameter in self.param_groups[0]["params"]:
+            parameter.grad = None
+
+
+@way("Optimizers from other libraries", updates=False)
+@pytest.mark.parametrize("kind", [Lion, Unrelated])
+@pytest.mark.filterwarnings("ignore:Unrelated cannot be hooked")
+def test_optimizers_from_elsewhere(kind, kept, the_way):
+    model = attention()
+    model.unused.requires_grad_(False)
+    plain, optimizer = Plain(model), kind(model.parameters(), 0.01)
+    expected = []
+    with watched(model, optimizer) as watch:
+        assert any(f"not measured for {kind.__name__}" in reason for reason in watch.status()["not_measured"])
+        for step in range(3):
+            losses = [lambda m, s=2 * step + j: loss_of(m, 4, s) / 2 for j in range(2)]
+            expected.append(plain.step(model, *losses))
+            for loss in losses:
+                loss(model).backward()
+            optimizer.step()
+            expected[-1].after = plain.weights(model)
+            watch.step()
+            optimizer.zero_grad()
+    for index, (record, step) in enumerate(zip(kept(), expected, strict=True)):
+        the_way.check(record, step, parts=index > 0)
+        assert record.scalars["learning_rate"] == 0.01
+
+
+@way("Optimizer step inside the backward pass")
+def test_an_optimizer_of_its_own_for_each_tensor_steps_in_the_backward_pass(kept, the_way):
+    model = attention()
+    model.unused.requires_grad_(False)
+    plain = Plain(model)
+    own = {p: torch.optim.AdamW([p], lr=0.03) for p in model.parameters() if p.requires_grad}
+
+    def step_now(parameter):
+        own[parameter].step()
+        own[parameter].zero_grad()
+
+    for parameter in own:
+        parameter.register_post_accumulate_grad_hook(step_now)
+    expected = []
+    with watched(model, list(own.values())) as watch:
+        for step in range(3):
+            expected.append(plain.step(model, lambda m, s=step: loss_of(m, 4, s)))
+            loss = loss_of(model, 4, step)
+            loss.backward()
+            watch.log(loss=loss)
+            expected[-1].after = plain.weights(model)
+    assert [record.step for record in kept()] == [1, 2, 3]
+    for index, (record, step) in enumerate(zip(kept(), expected, strict=True)):
+        the_way.check(record, step)
+        assert record.scalars["loss"] == pytest.approx(float(loss_of(plain.twin, 4, index).detach()), abs=1)
+        assert set(column(record, "part_sq").values()) == {None}

@@ -1,0 +1,49 @@
+"""What a watch would measure wrongly is refused when it is made, with the reason and the way out."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from agent.watched_training import attention, watched
+from torch import nn
+
+
+def named(name, module):
+    class Wrapper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = attention()
+
+    Wrapper.__name__, Wrapper.__module__ = name, module
+    return Wrapper()
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "said"),
+    [
+        ("FullyShardedDataParallel", "torch.distributed.fsdp", r"FullyShardedDataParallel \(FSDP1\) is not supported"),
+        ("DeepSpeedEngine", "deepspeed.runtime.engine", "DeepSpeedEngine of DeepSpeed is not supported"),
+    ],
+)
+@pytest.mark.usefixtures("kept")
+def test_a_wrapper_that_hides_gradients_is_refused(name, module, said):
+    model = named(name, module)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=rf"{said}: .*enabled=False"):
+        watched(model, optimizer)
+    assert watched(model, optimizer, enabled=False).status()["enabled"] is False
+
+
+@pytest.mark.usefixtures("kept")
+def test_sharded_parameters_are_refused_and_named(tmp_path):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        model = attention()
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(ValueError, match=r"embed\.weight is a DTensor: sharded parameters .* not supported"):
+            watched(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    finally:
+        torch.distributed.destroy_process_group()
