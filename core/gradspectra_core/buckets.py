@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
+from gradspectra_core.pyramid import FACTOR, Level, coarser, leaves
 from gradspectra_core.records import Bool, Float64, Int64
 
 Bucketed = tuple[Int64, Float64, Float64, Float64, Float64, Int64, Bool]
@@ -21,63 +24,64 @@ def bucket_width(span: int, columns: int) -> int:
     return 1 << max(-(-span // columns) - 1, 0).bit_length()
 
 
-def bucket(steps: Int64, values: NDArray[np.floating] | NDArray[np.integer], present: Bool, width: int) -> Bucketed:
-    """Bucket R series over the same S recorded steps; bucket b holds the steps with step // width = b.
-
-    steps: (S,) strictly increasing; values, present: (R, S). Returns x (N,), the first recorded step of each bucket
-    that holds any, and (R, N) each: mean, min, max and last of the finite values, the count of values that are not
-    finite, and whether there is a value at all. With values but no finite one, mean, min, max and last are NaN if
-    one of them is NaN, else ±inf (min and max those of the infinities, mean and last NaN where both signs occur).
-    Raises ValueError for a width below 1.
-    """
+def level_of(width: int) -> int:
+    """The coarsest level of the pyramid whose buckets fit in `width` steps, a power of two; ValueError below 1."""
     if width < 1:
         raise ValueError(f"width must be at least 1, got {width}")
-    rows = values.shape[0]
-    if not len(steps):
-        empty = np.empty((rows, 0))
-        return steps, empty, empty, empty, empty, empty.astype(np.int64), empty.astype(np.bool_)
-    ids = steps // width
-    starts = np.flatnonzero(np.concatenate(([True], ids[1:] != ids[:-1])))
-    numbers = np.asarray(values, np.float64)
-    finite = np.isfinite(numbers) & present
-    counts = np.add.reduceat(present, starts, axis=1, dtype=np.int64)
-    finite_counts = np.add.reduceat(finite, starts, axis=1, dtype=np.int64)
-    low = np.minimum.reduceat(np.where(finite, numbers, np.inf), starts, axis=1)
-    high = np.maximum.reduceat(np.where(finite, numbers, -np.inf), starts, axis=1)
-    mean = np.clip(_mean(np.where(finite, numbers, 0.0), starts, np.maximum(finite_counts, 1)), low, high)
-    place = np.maximum.reduceat(np.where(finite, np.arange(len(steps)), 0), starts, axis=1)
-    last = np.take_along_axis(numbers, place, axis=1)
-    if (finite_counts == 0).any():
-        mean, low, high, last = _fill(numbers, present, finite_counts == 0, starts, (mean, low, high, last))
-    return steps[starts], mean, low, high, last, counts - finite_counts, counts > 0
+    return (width.bit_length() - 1) // (FACTOR.bit_length() - 1)
 
 
-def _mean(numbers: Float64, starts: Int64, counts: Int64) -> Float64:
-    """Mean per bucket of finite numbers, also where their sum is beyond float64."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        mean = np.add.reduceat(numbers, starts, axis=1) / counts
-    if np.isfinite(mean).all():
-        return mean
-    sizes = np.diff(starts, append=numbers.shape[1])
-    return np.add.reduceat(numbers / np.repeat(counts, sizes, axis=1), starts, axis=1)
+def bucket(steps: Int64, values: NDArray[Any], present: Bool, width: int) -> Bucketed:
+    """Bucket R series over the same S recorded steps; bucket b holds the steps with step // width = b.
+
+    steps: (S,) strictly increasing; values, present: (R, S). width: a power of two. Returns x (N,), the first recorded
+    step of each bucket that holds any, and (R, N) each: mean, min, max and last of the finite values, the count of
+    values that are not finite, and whether there is a value at all. With values but no finite one, mean, min, max and
+    last are NaN if one of them is NaN, else ±inf (min and max those of the infinities, mean and last NaN where both
+    signs occur). Above eight steps numbers of float32 series are float32. Raises ValueError for a width below 1.
+    """
+    level, top = leaves(steps, values, present, last=True), level_of(width)
+    dtype = np.dtype(np.float32 if values.dtype == np.float32 else np.float64)
+    for _ in range(top):
+        level = coarser(level, dtype=dtype)
+    return shown(level, width // FACTOR**top)
 
 
-def _fill(
-    numbers: Float64, present: Bool, bare: Bool, starts: Int64, found: tuple[Float64, Float64, Float64, Float64]
-) -> tuple[Float64, Float64, Float64, Float64]:
+def shown(level: Level, factor: int = 1) -> Bucketed:
+    """Return what `bucket` does from a level of the pyramid, `factor` (1, 2 or 4) of its buckets in each."""
+    if factor > 1:
+        level = coarser(level, factor)
+    last = level.mean if level.last is None else level.last
+    arrays = _float64(level.mean, level.low, level.high, last)
+    counts = [one for one in (level.nan, level.up, level.down) if one is not None]
+    nonfinite: Int64 = sum(counts[1:], start=counts[0]) if counts else np.zeros(level.mean.shape, np.int64)
+    bare = level.finite == 0
+    if bare.any():
+        arrays = _fill(level, bare, arrays)
+    return level.first, *arrays, nonfinite, ~bare if not counts else (level.finite + nonfinite) > 0
+
+
+_Four = tuple[Float64, Float64, Float64, Float64]
+
+
+def _float64(*arrays: NDArray[Any]) -> _Four:
+    """The arrays as float64, an array that is given twice converted once."""
+    found: dict[int, Float64] = {}
+    for array in arrays:
+        if id(array) not in found:
+            found[id(array)] = array.astype(np.float64)
+    mean, low, high, last = (found[id(array)] for array in arrays)
+    return mean, low, high, last
+
+
+def _fill(level: Level, bare: Bool, arrays: _Four) -> _Four:
     """Give the buckets without a finite value what their infinities and NaNs say; NaN where there is nothing."""
-    nan, up, down = (
-        np.logical_or.reduceat(present & kind, starts, axis=1)
-        for kind in (np.isnan(numbers), np.isposinf(numbers), np.isneginf(numbers))
-    )
+    none = np.zeros(bare.shape, np.int64)
+    nan, up, down = ((none if one is None else one) > 0 for one in (level.nan, level.up, level.down))
     lost = nan | ~(up | down)
     low = np.where(lost, np.nan, np.where(down, -np.inf, np.inf))
     high = np.where(lost, np.nan, np.where(up, np.inf, -np.inf))
     middle = np.where(up & down, np.nan, low)
-    mean_was, low_was, high_was, last_was = found
-    return (
-        np.where(bare, middle, mean_was),
-        np.where(bare, low, low_was),
-        np.where(bare, high, high_was),
-        np.where(bare, middle, last_was),
-    )
+    filled = (np.where(bare, own, was) for own, was in zip((middle, low, high, middle), arrays, strict=True))
+    mean, low, high, last = filled
+    return mean, low, high, last

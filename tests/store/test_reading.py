@@ -258,7 +258,8 @@ def test_buckets_over_segments_are_buckets_over_the_plain_numbers(store: Store, 
         width *= 2
     for answer, rows in (((layers.x, layers.mean, layers.min, layers.max, layers.nonfinite), 3), (_flat(series), 1)):
         some = present[:, :rows].any(1)
-        x, mean, low, high, _, nonfinite, _ = bucket(steps[some], values[some, :rows].T, present[some, :rows].T, width)
+        numbers = values[some, :rows].T.astype(np.float64 if rows == 1 else np.float32)  # as each is kept
+        x, mean, low, high, _, nonfinite, _ = bucket(steps[some], numbers, present[some, :rows].T, width)
         assert len(x) <= wanted
         for got, expected in zip(answer, (x, mean, low, high, nonfinite), strict=True):
             np.testing.assert_array_equal(got, expected)

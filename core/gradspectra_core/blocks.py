@@ -1,0 +1,171 @@
+"""The payload of a block: one statistic (or series) over a range of steps, or of buckets of one level of its pyramid.
+
+Four bytes of name, the CRC-32 of all that follows, then level, type, rows and columns, and the arrays as planes.py
+codes them: row by row, contiguous in time, only what is there. Numbers come back bit for bit, NaN and ±inf too.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradspectra_core.planes import MAX_LENGTH, CodingError, decode, encode
+from gradspectra_core.pyramid import FACTOR, Level
+from gradspectra_core.records import Bool, Int64
+
+_NAME = b"gsb1"
+_HEAD = struct.Struct("<BcBII")
+_DTYPES: dict[bytes, np.dtype[Any]] = {b"f": np.dtype(np.float32), b"d": np.dtype(np.float64), b"q": np.dtype(np.int64)}
+_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+_LAST, _NAN, _UP, _DOWN, _PRESENT = 1, 2, 4, 8, 16
+_COUNTS = (("nan", _NAN), ("up", _UP), ("down", _DOWN))
+
+
+class DamagedBlock(ValueError):
+    """A payload whose checksum is wrong, or that no block can have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """R rows at S recorded steps. steps: (S,) strictly increasing; values: (R, S); present: (R, S), None for all."""
+
+    steps: Int64
+    values: NDArray[Any]
+    present: Bool | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        return self.steps.nbytes + self.values.nbytes + (0 if self.present is None else self.present.nbytes)
+
+
+def pack_recorded(block: Recorded) -> bytes:
+    """Pack numbers as they were recorded, float32, float64 or int64."""
+    rows, count = block.values.shape
+    parts = [encode(block.steps)]
+    values = np.ascontiguousarray(block.values).reshape(-1)
+    if block.present is not None:
+        parts.append(encode(np.packbits(block.present, bitorder="little")))
+        values = values[block.present.reshape(-1)]
+    flags = 0 if block.present is None else _PRESENT
+    return _sealed(_HEAD.pack(0, _CODES[values.dtype], flags, rows, count), *parts, encode(values))
+
+
+def unpack_recorded(payload: bytes) -> Recorded:
+    """Read what `pack_recorded` packed; raises DamagedBlock."""
+    body, (level, dtype, flags, rows, count) = _opened(payload)
+    if level != 0:
+        raise DamagedBlock(f"a block of level {level} stands where one of level 0 belongs")
+    try:
+        steps, at = decode(body, _HEAD.size, np.dtype(np.int64))
+        present = None
+        if flags & _PRESENT:
+            bits, at = decode(body, at, np.dtype(np.uint8))
+            present = np.unpackbits(np.ascontiguousarray(bits), count=rows * count, bitorder="little").view(np.bool_)
+        values, at = decode(body, at, dtype)
+    except CodingError as error:
+        raise DamagedBlock(str(error)) from error
+    if present is not None:
+        whole = np.zeros(rows * count, dtype)
+        _put(whole, present, values)
+        return Recorded(steps, whole.reshape(rows, count), present.reshape(rows, count))
+    return Recorded(steps, _shaped(values, rows, count), None)
+
+
+def pack_level(number: int, level: Level) -> bytes:
+    """Pack buckets of the pyramid's level `number`, 1 or more."""
+    held = level.finite.reshape(-1) > 0
+    kinds = [(bit, getattr(level, name)) for name, bit in _COUNTS]
+    flags = sum(bit for bit, counts in kinds if counts is not None and counts.any())
+    mean, low, high = (_held(array, held) for array in (level.mean, level.low, level.high))
+    parts = [encode(level.numbers), encode(level.first - level.numbers * FACTOR**number)]
+    parts += [encode(level.finite.reshape(-1))]
+    parts += [encode(counts.reshape(-1)) for bit, counts in kinds if flags & bit]
+    parts += [encode(mean), encode(low, mean), encode(high, mean)]
+    if level.last is not None:
+        flags |= _LAST
+        parts.append(encode(_held(level.last, held)))
+    head = _HEAD.pack(number, _CODES[mean.dtype], flags, level.rows, len(level.numbers))
+    return _sealed(head, *parts)
+
+
+def unpack_level(payload: bytes) -> Level:
+    """Read what `pack_level` packed; raises DamagedBlock."""
+    body, (number, dtype, flags, rows, count) = _opened(payload)
+    if number == 0:
+        raise DamagedBlock("a block of level 0 stands where one of the pyramid belongs")
+    whole = np.dtype(np.int64)
+    try:
+        numbers, at = decode(body, _HEAD.size, whole)
+        offset, at = decode(body, at, whole)
+        counts: dict[str, Int64] = {}
+        for name in ("finite", *(name for name, bit in _COUNTS if flags & bit)):
+            flat, at = decode(body, at, whole)
+            counts[name] = _shaped(flat, rows, count)
+        mean, at = decode(body, at, dtype)
+        low, at = decode(body, at, dtype, mean)
+        high, at = decode(body, at, dtype, mean)
+        last = None
+        if flags & _LAST:
+            last, at = decode(body, at, dtype)
+    except CodingError as error:
+        raise DamagedBlock(str(error)) from error
+    if len(numbers) != count or len(offset) != count:
+        raise DamagedBlock(f"the block names {len(numbers)} buckets and holds {count}")
+    arrays = [None if array is None else _spread(array, counts["finite"]) for array in (mean, low, high, last)]
+    first = offset + numbers * FACTOR**number
+    return Level(np.ascontiguousarray(numbers), first, *arrays, **counts)  # type: ignore[arg-type]
+
+
+def _sealed(*parts: bytes) -> bytes:
+    check = 0
+    for part in parts:
+        check = zlib.crc32(part, check)
+    return b"".join((_NAME, struct.pack("<I", check), *parts))
+
+
+def _opened(payload: bytes) -> tuple[memoryview, tuple[int, np.dtype[Any], int, int, int]]:
+    """The checked body, and level, type, flags, rows and columns."""
+    body = memoryview(payload)[8:]
+    if bytes(payload[:4]) != _NAME or len(body) < _HEAD.size:
+        raise DamagedBlock("these bytes are not a block")
+    if zlib.crc32(body) != struct.unpack_from("<I", payload, 4)[0]:
+        raise DamagedBlock("the checksum of the block is wrong")
+    level, code, flags, rows, count = _HEAD.unpack_from(body)
+    if code not in _DTYPES or rows * count > MAX_LENGTH:
+        raise DamagedBlock(f"no block has {rows} rows of {count} numbers of type {code!r}")
+    return body, (level, _DTYPES[code], flags, rows, count)
+
+
+def _held(array: NDArray[Any], held: Bool) -> NDArray[Any]:
+    flat = np.ascontiguousarray(array).reshape(-1)
+    return flat if held.all() else flat[held]
+
+
+def _spread(values: NDArray[Any], finite: Int64) -> NDArray[Any]:
+    """Put the numbers of the buckets that have any finite value into all, 0 elsewhere."""
+    held = finite > 0
+    if held.all():
+        return _shaped(values, *finite.shape)
+    whole = np.zeros(finite.shape, values.dtype)
+    _put(whole, held, values)
+    return whole
+
+
+def _put(whole: NDArray[Any], there: Bool, values: NDArray[Any]) -> None:
+    if np.count_nonzero(there) != len(values):
+        raise DamagedBlock(f"the block holds {len(values)} numbers where {np.count_nonzero(there)} belong")
+    whole[there] = values
+
+
+def _shaped(flat: NDArray[Any], rows: int, count: int) -> NDArray[Any]:
+    if len(flat) != rows * count:
+        raise DamagedBlock(f"the block holds {len(flat)} numbers where {rows * count} belong")
+    if flat.strides == (0,):
+        return np.broadcast_to(flat[:1].reshape(1, 1), (rows, count)) if rows * count else flat.reshape(rows, count)
+    return flat.reshape(rows, count)

@@ -1,0 +1,269 @@
+"""The arithmetic of the pyramid: buckets of eight, of eight of those, and so on, and what answers are read from them.
+
+Bucket b of level L covers the steps with step // 8^L = b. A bucket is always made of the eight below it, in order of
+steps, wherever those come from: the same numbers give the same bits, in memory or through the database, at once or in
+pieces. Above level 0 numbers of float32 statistics are float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradspectra_core.records import Bool, Int64
+
+FACTOR = 8
+Numbers = NDArray[Any]
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """N buckets of one level for R rows (layers, or series).
+
+    numbers: (N,) bucket numbers, strictly increasing. first: (N,) first step recorded in each, by any row. mean, low,
+    high, last: (R, N) float32 or float64 of the finite values, 0 where there are none; last is None where it is not
+    kept. finite: (R, N) int64, how many values are finite. nan, up, down: (R, N) counts of NaN, +inf and -inf, None
+    where there are none at all.
+    """
+
+    numbers: Int64
+    first: Int64
+    mean: Numbers
+    low: Numbers
+    high: Numbers
+    last: Numbers | None
+    finite: Int64
+    nan: Int64 | None = None
+    up: Int64 | None = None
+    down: Int64 | None = None
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return int(self.mean.shape[0])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays."""
+        return sum(array.nbytes for array in self._arrays().values() if array is not None)
+
+    def cut(self, keep: slice | Bool | Int64) -> Level:
+        """Return the buckets at `keep` alone."""
+        arrays: dict[str, Any] = {
+            name: None if array is None else array[..., keep] for name, array in self._arrays().items()
+        }
+        return replace(self, numbers=self.numbers[keep], first=self.first[keep], **arrays)
+
+    def select(self, rows: Int64) -> Level:
+        """Return rows by their place; -1, or one beyond those there are, gives a row without values."""
+        count = self.rows
+        if len(rows) == count and (rows == np.arange(count)).all():
+            return self
+        there = (rows >= 0) & (rows < count)
+        place = np.where(there, rows, 0)
+        arrays: dict[str, Any] = {}
+        for name, array in self._arrays().items():
+            if array is None:
+                arrays[name] = None
+            elif there.all():
+                arrays[name] = array[place]
+            else:
+                arrays[name] = np.where(there[:, None], array[place] if count else 0, array.dtype.type(0))
+        return replace(self, **arrays)
+
+    def _arrays(self) -> dict[str, Numbers | None]:
+        return {name: getattr(self, name) for name in _ARRAYS}
+
+
+_ARRAYS = ("mean", "low", "high", "last", "finite", "nan", "up", "down")
+
+
+def nothing(rows: int, dtype: np.dtype[Any], *, last: bool) -> Level:
+    """Return no buckets at all, of so many rows."""
+    none, empty = np.empty(0, np.int64), np.empty((rows, 0), dtype)
+    return Level(none, none, empty, empty, empty, empty if last else None, np.empty((rows, 0), np.int64))
+
+
+def leaves(steps: Int64, values: Numbers, present: Bool | None, *, last: bool) -> Level:
+    """Return level 0: each recorded step a bucket of its own.
+
+    steps: (S,) strictly increasing; values, present: (R, S), None where every value is there. Integers become
+    float64. last: keep it above level 0 too.
+    """
+    values = values if values.dtype in (np.float32, np.float64) else values.astype(np.float64)
+    finite = np.isfinite(values)
+    good = finite if present is None else finite & present
+    if good.all():
+        ones = np.broadcast_to(np.int64(1), values.shape)
+        return Level(steps, steps, values, values, values, values if last else None, ones)
+    held = np.where(good, values, values.dtype.type(0))
+    kinds: list[Int64 | None] = [None, None, None]
+    bad = ~finite if present is None else present & ~finite
+    if bad.any():
+        kinds = [(bad & kind).astype(np.int64) for kind in (np.isnan(values), values == np.inf, values == -np.inf)]
+    return Level(steps, steps, held, held, held, held if last else None, good.astype(np.int64), *kinds)
+
+
+def coarser(level: Level, factor: int = FACTOR, dtype: np.dtype[Any] | None = None) -> Level:
+    """Return buckets that are `factor` (at most eight, a power of two) times as wide.
+
+    dtype: of mean, low, high and last above; None leaves float64. What float32 cannot hold becomes its largest.
+    """
+    numbers = level.numbers // factor
+    if not len(numbers):
+        return nothing(level.rows, np.dtype(np.float64) if dtype is None else dtype, last=level.last is not None)
+    starts = np.flatnonzero(np.concatenate(([True], numbers[1:] != numbers[:-1])))
+    dense = _Slots.of(level, numbers, starts, factor)
+    finite = dense.total(level.finite)
+    counts = [None if array is None else dense.total(array) for array in (level.nan, level.up, level.down)]
+    one = _constant(level.finite)
+    if one is not None and one > 0 and dense.whole:
+        low, high = dense.extreme(np.minimum, level.low, None), dense.extreme(np.maximum, level.high, None)
+    else:
+        low = dense.extreme(np.minimum, np.where(level.finite > 0, level.low, np.inf), np.inf)
+        high = dense.extreme(np.maximum, np.where(level.finite > 0, level.high, -np.inf), -np.inf)
+        bare = finite == 0
+        if bare.any():
+            low, high = np.where(bare, 0.0, low), np.where(bare, 0.0, high)
+    low, high = low + 0.0, high + 0.0  # one zero: which sign a minimum of both has depends on the processor
+    mean = np.clip(dense.mean(level.mean, level.finite, finite), low, high)
+    last = None if level.last is None else dense.latest(level.last, level.finite)
+    kept = None if last is None else _cast(last, dtype)
+    mean, low, high = (_cast(array, dtype) for array in (mean, low, high))
+    nan, up, down = counts
+    return Level(numbers[starts], level.first[starts], mean, low, high, kept, finite, nan, up, down)
+
+
+def joined(levels: Sequence[Level]) -> Level:
+    """Put buckets of different numbers of one level side by side, in order; rows the same in all."""
+    levels = [level for level in levels if len(level.numbers)] or list(levels[:1])
+    if len(levels) == 1:
+        return levels[0]
+    order = None
+    numbers = np.concatenate([level.numbers for level in levels])
+    if not (numbers[1:] > numbers[:-1]).all():
+        order = np.argsort(numbers, kind="stable")
+    arrays = {name: _beside([getattr(level, name) for level in levels], levels) for name in _ARRAYS}
+    whole = Level(numbers, np.concatenate([level.first for level in levels]), **arrays)  # type: ignore[arg-type]
+    return whole if order is None else whole.cut(order)
+
+
+def stacked(levels: Sequence[Level]) -> Level:
+    """Put the rows of several levels over the union of their buckets; first is then the earliest of all."""
+    if len(levels) == 1:
+        return levels[0]
+    numbers = np.unique(np.concatenate([level.numbers for level in levels]))
+    first = np.full(len(numbers), np.iinfo(np.int64).max)
+    parts: dict[str, list[Numbers | None]] = {name: [] for name in _ARRAYS}
+    for level in levels:
+        same = len(level.numbers) == len(numbers)
+        at = np.searchsorted(numbers, level.numbers)
+        first[at] = np.minimum(first[at], level.first)
+        for name in _ARRAYS:
+            array = getattr(level, name)
+            if array is not None and not same:
+                spread = np.zeros((level.rows, len(numbers)), array.dtype)
+                spread[:, at] = array
+                array = spread
+            parts[name].append(array)
+    arrays: dict[str, Numbers | None] = {}
+    for name, own in parts.items():
+        if all(array is None for array in own):
+            arrays[name] = None
+        else:
+            zero = [np.zeros((level.rows, len(numbers)), np.int64) for level in levels]
+            arrays[name] = np.concatenate([other if a is None else a for a, other in zip(own, zero, strict=True)])
+    return Level(numbers, first, **arrays)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, slots=True)
+class _Slots:
+    """Where the buckets of a level lie in B wider ones of `factor` slots each. place: None where all are there."""
+
+    groups: int
+    factor: int
+    place: Int64 | None
+
+    @property
+    def whole(self) -> bool:
+        return self.place is None
+
+    @classmethod
+    def of(cls, level: Level, wider: Int64, starts: Int64, factor: int) -> _Slots:
+        groups = len(starts)
+        if len(wider) == groups * factor and level.numbers[0] % factor == 0:
+            return cls(groups, factor, None)
+        group = np.repeat(np.arange(groups), np.diff(starts, append=len(wider)))
+        return cls(groups, factor, group * factor + level.numbers % factor)
+
+    def spread(self, array: Numbers, missing: float) -> list[Numbers]:
+        """The array as `factor` arrays (R, B): the first slot of every wider bucket, the second, and so on."""
+        if self.place is not None:
+            dense = np.full((array.shape[0], self.groups * self.factor), missing, array.dtype)
+            dense[:, self.place] = array
+            array = dense
+        return [array[:, slot :: self.factor] for slot in range(self.factor)]
+
+    def total(self, counts: Int64) -> Int64:
+        one = _constant(counts)
+        if one is not None and self.whole:
+            return np.broadcast_to(np.int64(one * self.factor), (counts.shape[0], self.groups))
+        return np.add.reduce(self.spread(counts, 0))  # type: ignore[no-any-return]
+
+    def extreme(self, choose: np.ufunc, array: Numbers, missing: float | None) -> Numbers:
+        slots = self.spread(array, 0.0 if missing is None else missing)
+        found = slots[0].copy()
+        for slot in slots[1:]:
+            choose(found, slot, out=found)
+        return found
+
+    def mean(self, means: Numbers, finite: Int64, total: Int64) -> Numbers:
+        """Weighted mean in float64, added up from the first slot to the last; 0 without a value."""
+        one = _constant(finite)
+        slots = self.spread(means, 0.0)
+        if one is not None and self.whole:
+            weights: list[Any] = [1.0 / self.factor] * self.factor
+        else:
+            weights = [counts / np.maximum(total, 1) for counts in self.spread(finite, 0)]
+        found: Numbers = np.zeros((means.shape[0], self.groups))
+        for slot, weight in zip(slots, weights, strict=True):
+            found += slot.astype(np.float64) * weight
+        return found
+
+    def latest(self, array: Numbers, finite: Int64) -> Numbers:
+        found = np.zeros((array.shape[0], self.groups), array.dtype)
+        for slot, counts in zip(self.spread(array, 0.0), self.spread(finite, 0), strict=True):
+            found = np.where(counts > 0, slot, found)
+        return found
+
+
+def _constant(counts: Int64) -> int | None:
+    """The value that all entries are known to have, None where they are kept one by one."""
+    return int(counts.flat[0]) if counts.size and counts.strides == (0, 0) else None
+
+
+def _cast(array: Numbers, dtype: np.dtype[Any] | None) -> Numbers:
+    if dtype is None or array.dtype == dtype:
+        return array
+    if dtype == np.float32 and array.dtype == np.float64:
+        array = np.clip(array, -_LARGEST, _LARGEST)
+    return array.astype(dtype)
+
+
+def _beside(arrays: list[Numbers | None], levels: Sequence[Level]) -> Numbers | None:
+    if all(array is None for array in arrays):
+        return None
+    there = [
+        np.zeros(level.mean.shape, np.int64) if array is None else array
+        for array, level in zip(arrays, levels, strict=True)
+    ]
+    ones = {_constant(array) for array in there} if there[0].dtype == np.int64 else {None}
+    (one, *others) = ones
+    if one is not None and not others:
+        return np.broadcast_to(np.int64(one), (there[0].shape[0], sum(array.shape[1] for array in there)))
+    return np.concatenate(there, axis=1)

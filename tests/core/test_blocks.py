@@ -1,0 +1,113 @@
+"""Blocks: every bit comes back, damage is seen wherever it is, and real statistics get small."""
+
+import zlib
+
+import numpy as np
+import pytest
+from gradspectra_core.blocks import DamagedBlock, Recorded, pack_level, pack_recorded, unpack_level, unpack_recorded
+from gradspectra_core.planes import CodingError, decode, encode
+from gradspectra_core.pyramid import coarser, leaves
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+DTYPES = st.sampled_from([np.float32, np.float64, np.int64])
+
+
+def bits(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}")
+
+
+@given(st.data(), DTYPES, st.integers(0, 50), st.booleans())
+def test_any_bits_come_back(data: st.DataObject, dtype: type, length: int, based: bool):
+    words = hnp.arrays(f"u{np.dtype(dtype).itemsize}", length)
+    array, base = (data.draw(words).view(dtype) for _ in range(2))
+    coded = b"before" + encode(array, base if based else None) + b"after"
+    back, end = decode(memoryview(coded), 6, np.dtype(dtype), base if based else None)
+    assert coded[end:] == b"after"
+    assert (bits(back) == bits(array)).all()
+
+
+@given(st.data(), DTYPES, st.integers(0, 4), st.integers(0, 20), st.booleans())
+def test_recorded_numbers_come_back_in_place(data: st.DataObject, dtype: type, rows: int, count: int, full: bool):
+    values = data.draw(hnp.arrays(f"u{np.dtype(dtype).itemsize}", (rows, count))).view(dtype).reshape(rows, count)
+    steps = np.cumsum(data.draw(hnp.arrays(np.int64, count, elements=st.integers(1, 2**50))))
+    present = None if full else data.draw(hnp.arrays(np.bool_, (rows, count)))
+    back = unpack_recorded(pack_recorded(Recorded(steps, values, present)))
+    assert (back.steps == steps).all()
+    there = np.ones(values.shape, np.bool_) if present is None else present
+    assert (back.present is None) == full
+    assert full or (back.present == present).all()
+    assert (bits(back.values)[there] == bits(values)[there]).all()
+
+
+@given(st.data(), st.sampled_from([np.float32, np.float64]), st.integers(1, 3), st.booleans())
+def test_levels_come_back_whole(data: st.DataObject, dtype: type, number: int, last: bool):
+    steps = np.array(sorted(data.draw(st.sets(st.integers(1, 3000), min_size=1, max_size=40))))
+    values = data.draw(hnp.arrays(dtype, (3, len(steps))))
+    level = leaves(steps, values, data.draw(hnp.arrays(np.bool_, values.shape)), last=last)
+    for _ in range(number):
+        level = coarser(level, dtype=np.dtype(dtype))
+    back = unpack_level(pack_level(number, level))
+    for name in ("numbers", "first", "mean", "low", "high", "finite"):
+        np.testing.assert_array_equal(getattr(back, name), getattr(level, name))
+    assert (back.last is None) == (not last)
+    if last:
+        np.testing.assert_array_equal(back.last, level.last)
+    for name in ("nan", "up", "down"):
+        kept, was = getattr(back, name), getattr(level, name)
+        assert (kept is None) == (was is None or not was.any())
+        if kept is not None:
+            np.testing.assert_array_equal(kept, was)
+
+
+def payloads() -> list[bytes]:
+    values = np.random.default_rng(1).lognormal(size=(4, 64)).astype(np.float32)
+    level = coarser(leaves(np.arange(64), values, None, last=False), dtype=np.dtype(np.float32))
+    return [pack_recorded(Recorded(np.arange(64), values, values > 0.5)), pack_level(1, level)]
+
+
+@pytest.mark.parametrize(("place", "unpack"), [(0, unpack_recorded), (1, unpack_level)])
+def test_a_changed_or_missing_byte_anywhere_is_damage(place: int, unpack):
+    payload = payloads()[place]
+    for at in range(len(payload)):
+        with pytest.raises(DamagedBlock):
+            unpack(payload[:at] + bytes([payload[at] ^ 0x10]) + payload[at + 1 :])
+        with pytest.raises(DamagedBlock):
+            unpack(payload[:at])
+    with pytest.raises(DamagedBlock, match="of level"):
+        unpack(payloads()[1 - place])
+
+
+@pytest.mark.parametrize(("place", "unpack"), [(0, unpack_recorded), (1, unpack_level)])
+def test_bytes_with_a_right_checksum_that_no_block_has_are_damage_too(place: int, unpack):
+    payload = payloads()[place]
+    rng = np.random.default_rng(2)
+    for _ in range(300):
+        body = bytearray(payload[8:])
+        body[rng.integers(len(body))] = rng.integers(256)
+        try:
+            unpack(payload[:4] + zlib.crc32(body).to_bytes(4, "little") + bytes(body))
+        except DamagedBlock:
+            continue
+
+
+def test_a_deflated_plane_cannot_blow_up():
+    coder = zlib.compressobj(9, zlib.DEFLATED, -15)
+    bomb = coder.compress(bytes(10_000_000)) + coder.flush()
+    head = bytes([1, 1]) + (100).to_bytes(4, "little") + bytes([2]) + len(bomb).to_bytes(4, "little")
+    with pytest.raises(CodingError, match="101 bytes instead of 100"):
+        decode(memoryview(head + bomb), 0, np.dtype(np.uint8))
+
+
+def test_what_hardly_changes_takes_hardly_any_room():
+    zeros = pack_recorded(Recorded(np.arange(1, 513), np.zeros((200, 512), np.int64), None))
+    assert len(zeros) < 200
+    slow = (1 + 1e-4 * np.arange(512) + np.arange(200)[:, None]).astype(np.float32)
+    assert len(pack_recorded(Recorded(np.arange(1, 513), slow, None))) < 2.0 * slow.size
+
+
+def test_statistics_that_wander_as_real_ones_do_take_at_most_three_bytes():
+    walk = np.random.default_rng(0).normal(scale=0.1, size=(100, 512)).cumsum(1)
+    values = np.exp(walk).astype(np.float32)
+    assert len(pack_recorded(Recorded(np.arange(512), values, None))) < 3.0 * values.size
