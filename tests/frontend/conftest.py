@@ -10,9 +10,13 @@ from typing import Any
 
 import pytest
 from frontend.canned import CannedServer
-from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+PATIENCE = 20_000
+"""Milliseconds; on a busy machine a page takes its time."""
+
+expect.set_options(timeout=PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +50,7 @@ def page(chromium: Browser, server: CannedServer) -> Iterator[Page]:
     options: dict[str, Any] = {"viewport": {"width": 1280, "height": 1600}, "base_url": server.url}
     with chromium.new_context(**options) as context:
         page = context.new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(PATIENCE)
         page.on("console", lambda said: complaints.append(said.text) if is_fault(said) else None)
         page.on("pageerror", lambda error: complaints.append(f"page error: {error}"))
         page.on(

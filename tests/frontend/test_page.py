@@ -90,7 +90,7 @@ def test_a_new_step_is_drawn_without_a_reload(page: Page, server: CannedServer) 
     expect(page.locator("body")).to_have_attribute("data-connection", "live")
     last = server.advance(17)
     for name in SCALARS:
-        expect(figure(page, name)).to_have_attribute("data-last-step", str(last), timeout=3000)
+        expect(figure(page, name)).to_have_attribute("data-last-step", str(last))
     expect(page.locator(".run-progress")).to_contain_text("1,217")
 
 
