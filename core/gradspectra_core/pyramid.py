@@ -95,7 +95,7 @@ def leaves(steps: Int64, values: Numbers, present: Bool | None, *, last: bool) -
     steps: (S,) strictly increasing; values, present: (R, S), None where every value is there. Integers become
     float64. last: keep it above level 0 too.
     """
-    values = values if values.dtype in (np.float32, np.float64) else values.astype(np.float64)
+    values = np.ascontiguousarray(values, values.dtype if values.dtype in (np.float32, np.float64) else np.float64)
     finite = np.isfinite(values)
     good = finite if present is None else finite & present
     if good.all():
@@ -119,20 +119,20 @@ def coarser(level: Level, factor: int = FACTOR, dtype: np.dtype[Any] | None = No
         return nothing(level.rows, np.dtype(np.float64) if dtype is None else dtype, last=level.last is not None)
     starts = np.flatnonzero(np.concatenate(([True], numbers[1:] != numbers[:-1])))
     dense = _Slots.of(level, numbers, starts, factor)
-    finite = dense.total(level.finite)
+    held = _thin(level.finite)
+    finite = dense.total(held)
     counts = [None if array is None else dense.total(array) for array in (level.nan, level.up, level.down)]
-    one = _constant(level.finite)
-    if one is not None and one > 0 and dense.whole:
-        low, high = dense.extreme(np.minimum, level.low, None), dense.extreme(np.maximum, level.high, None)
-    else:
-        low = dense.extreme(np.minimum, np.where(level.finite > 0, level.low, np.inf), np.inf)
-        high = dense.extreme(np.maximum, np.where(level.finite > 0, level.high, -np.inf), -np.inf)
-        bare = finite == 0
-        if bare.any():
-            low, high = np.where(bare, 0.0, low), np.where(bare, 0.0, high)
+    low, high = level.low, level.high
+    if not (held > 0).all():
+        low, high = np.where(held > 0, low, np.inf), np.where(held > 0, high, -np.inf)
+    low, high = dense.extreme(np.minimum, low, np.inf), dense.extreme(np.maximum, high, -np.inf)
+    bare = finite == 0
+    if bare.any():
+        low, high = np.where(bare, 0.0, low), np.where(bare, 0.0, high)
     low, high = low + 0.0, high + 0.0  # one zero: which sign a minimum of both has depends on the processor
-    mean = np.clip(dense.mean(level.mean, level.finite, finite), low, high)
-    last = None if level.last is None else dense.latest(level.last, level.finite)
+    mean = np.clip(dense.mean(level.mean, held, finite), low, high)
+    last = None if level.last is None else dense.latest(level.last, held)
+    finite = np.broadcast_to(finite, mean.shape)
     kept = None if last is None else _cast(last, dtype)
     mean, low, high = (_cast(array, dtype) for array in (mean, low, high))
     nan, up, down = counts
@@ -183,21 +183,23 @@ def stacked(levels: Sequence[Level]) -> Level:
 
 @dataclass(frozen=True, slots=True)
 class _Slots:
-    """Where the buckets of a level lie in B wider ones of `factor` slots each. place: None where all are there."""
+    """Where the buckets of a level lie in B wider ones of `factor` slots each. place: None where all are there.
+
+    Counts may come as one row, (1, N), where all rows have the same.
+    """
 
     groups: int
     factor: int
-    place: Int64 | None
-
-    @property
-    def whole(self) -> bool:
-        return self.place is None
+    place: Int64 | slice | None
 
     @classmethod
     def of(cls, level: Level, wider: Int64, starts: Int64, factor: int) -> _Slots:
         groups = len(starts)
         if len(wider) == groups * factor and level.numbers[0] % factor == 0:
             return cls(groups, factor, None)
+        first, last = int(level.numbers[0]), int(level.numbers[-1])
+        if last - first + 1 == len(wider):
+            return cls(groups, factor, slice(first % factor, first % factor + len(wider)))
         group = np.repeat(np.arange(groups), np.diff(starts, append=len(wider)))
         return cls(groups, factor, group * factor + level.numbers % factor)
 
@@ -211,12 +213,12 @@ class _Slots:
 
     def total(self, counts: Int64) -> Int64:
         one = _constant(counts)
-        if one is not None and self.whole:
+        if one is not None and self.place is None:
             return np.broadcast_to(np.int64(one * self.factor), (counts.shape[0], self.groups))
         return np.add.reduce(self.spread(counts, 0))  # type: ignore[no-any-return]
 
-    def extreme(self, choose: np.ufunc, array: Numbers, missing: float | None) -> Numbers:
-        slots = self.spread(array, 0.0 if missing is None else missing)
+    def extreme(self, choose: np.ufunc, array: Numbers, missing: float) -> Numbers:
+        slots = self.spread(array, missing)
         found = slots[0].copy()
         for slot in slots[1:]:
             choose(found, slot, out=found)
@@ -224,15 +226,12 @@ class _Slots:
 
     def mean(self, means: Numbers, finite: Int64, total: Int64) -> Numbers:
         """Weighted mean in float64, added up from the first slot to the last; 0 without a value."""
-        one = _constant(finite)
         slots = self.spread(means, 0.0)
-        if one is not None and self.whole:
-            weights: list[Any] = [1.0 / self.factor] * self.factor
-        else:
-            weights = [counts / np.maximum(total, 1) for counts in self.spread(finite, 0)]
+        weights = [counts / np.maximum(total, 1) for counts in self.spread(finite, 0)]
         found: Numbers = np.zeros((means.shape[0], self.groups))
+        share = np.empty_like(found)
         for slot, weight in zip(slots, weights, strict=True):
-            found += slot.astype(np.float64) * weight
+            found += np.multiply(slot, weight, out=share, dtype=np.float64)
         return found
 
     def latest(self, array: Numbers, finite: Int64) -> Numbers:
@@ -242,9 +241,14 @@ class _Slots:
         return found
 
 
-def _constant(counts: Int64) -> int | None:
+def _constant(counts: Numbers) -> Any:
     """The value that all entries are known to have, None where they are kept one by one."""
-    return int(counts.flat[0]) if counts.size and counts.strides == (0, 0) else None
+    return counts.flat[0] if counts.size and counts.strides == (0, 0) else None
+
+
+def _thin(counts: Int64) -> Int64:
+    """Counts as one row where all rows are known to have the same."""
+    return counts[:1] if counts.strides[0] == 0 else counts
 
 
 def _cast(array: Numbers, dtype: np.dtype[Any] | None) -> Numbers:
@@ -262,8 +266,10 @@ def _beside(arrays: list[Numbers | None], levels: Sequence[Level]) -> Numbers | 
         np.zeros(level.mean.shape, np.int64) if array is None else array
         for array, level in zip(arrays, levels, strict=True)
     ]
-    ones = {_constant(array) for array in there} if there[0].dtype == np.int64 else {None}
-    (one, *others) = ones
-    if one is not None and not others:
-        return np.broadcast_to(np.int64(one), (there[0].shape[0], sum(array.shape[1] for array in there)))
+    one = _constant(there[0])
+    if one is not None and all(_constant(array) == one for array in there):
+        return np.broadcast_to(there[0][0, 0], (there[0].shape[0], sum(array.shape[1] for array in there)))
+    if all(array.strides[0] == 0 for array in there):
+        row = np.concatenate([array[:1] for array in there], axis=1)
+        return np.broadcast_to(row, (there[0].shape[0], row.shape[1]))
     return np.concatenate(there, axis=1)
