@@ -1,10 +1,10 @@
 """What the agent costs a training step, beside TensorBoard's gradient histograms and the plain step, in one run.
 
-Each variant trains its own copy of the model on the same data; eight steps of each in turn, in an order that changes.
-A pair is a variant's step and the plain step of the same number. Prints JSON: shares of the plain step, from wall time
-and from the training thread's own processor time, which says the same on a machine that is busy with other things
-(with --threads 1, where that thread does all the work). What the sending thread takes is added to both as it is, since
-it runs during everybody's steps.
+Each variant trains its own copy of the model on the same data; eight steps of each in turn, each turn in an order drawn
+anew, so that nobody always comes after the same one. A pair is a variant's step and the plain step of the same number.
+Prints JSON: shares of the plain step, from wall time and from the training thread's own processor time, which says the
+same on a machine that is busy with other things (with --threads 1, where that thread does all the work). What the
+sending thread takes is added to both as it is, since it runs during everybody's steps.
 `python benchmarks/agent_overhead.py --task demo --steps 400`
 """
 
@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
@@ -154,10 +155,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         try:
             variants = [Variant(TASKS[options.task], n, server, folder) for n in options.variants.split(",")]
-            for turn in range((options.warmup + options.steps) // BLOCK):
-                for place in range(len(variants)):
+            order = random.Random(0)
+            for _ in range((options.warmup + options.steps) // BLOCK):
+                for variant in order.sample(variants, len(variants)):
                     for _ in range(BLOCK):
-                        variants[(turn + place) % len(variants)].step()
+                        variant.step()
             results = compare(variants, options.warmup)
             for variant in variants:
                 if variant.watch is not None:

@@ -26,6 +26,11 @@ class Reactions:
         self._seen: dict[tuple[Any, ...], int] = {}
 
     @property
+    def stops(self) -> bool:
+        """Whether the user agreed to be stopped."""
+        return self._stop_on is not None
+
+    @property
     def wanted(self) -> bool:
         """Whether anything happens at an alert."""
         return self._on_alert is not None or self._stop_on is not None
@@ -46,6 +51,11 @@ class Reactions:
             if self._stop_on is not None and _rank(alert) >= SEVERITIES.index(self._stop_on):
                 text = alert.get("message") or alert.get("rule")
                 raise InstabilityError(f"step {alert.get('opened_step')}: {text}", [alert])
+
+    def stop(self, asked: int | None, taken: int) -> None:
+        """Raise InstabilityError where the server asked for a stop at a step that is taken, and the user agreed."""
+        if self.stops and asked is not None and taken >= asked:
+            raise InstabilityError(f"the server asked the run to stop at step {asked}")
 
     def _worse(self, alert: Alert) -> bool:
         """Whether the alert is open and new, or more severe than when it was seen last."""

@@ -142,6 +142,4 @@ class Recorder:
             self._named = True
         self._reactions.tell(self._rules.observe(record))
         self._reactions.react()
-        stop = transport.stop_at_step
-        if stop is not None and record.step >= stop:
-            raise InstabilityError(f"the server asked to stop at step {stop}")
+        self._reactions.stop(transport.stop_at_step, record.step)

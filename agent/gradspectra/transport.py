@@ -253,8 +253,7 @@ class Transport:
 
     def _answered(self, members: dict[str, Any]) -> None:
         stop = members.get("stop_at_step")
-        if isinstance(stop, int):
-            self.stop_at_step = stop
+        self.stop_at_step = stop if isinstance(stop, int) else None
         alerts = members.get("alerts")
         if alerts and self._on_alerts is not None:
             try:

@@ -15,7 +15,6 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from gradspectra.errors import InstabilityError
 from gradspectra.guard import Guard
 from gradspectra.hooks import Hooks
 from gradspectra.inputs import Inputs
@@ -288,6 +287,4 @@ class Watch:
 
     def _react(self) -> None:
         self._reactions.react()
-        stop = self._transport.stop_at_step
-        if self._options.stop_on is not None and stop is not None and self._session.step >= stop:
-            raise InstabilityError(f"the server asked the run to stop at step {stop}")
+        self._reactions.stop(self._transport.stop_at_step, self._session.step)

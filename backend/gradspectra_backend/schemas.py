@@ -46,6 +46,7 @@ class Run(Open):
     attempt: int
     last_step: int
     total_steps: int | None
+    stop_at_step: int | None
     derived_step: int = Field(description="All up to it is derived and its alerts are made.")
     suggestions_step: int
     created_at: float

@@ -25,7 +25,7 @@ _state_query = (
         *(sessions.c[name] for name in ("names_digest", "ended_at")),
         runs.c.attempt.label("run_attempt"),
         runs.c.last_step.label("run_last_step"),
-        *(runs.c[name] for name in ("state", "last_batch", "sparkline")),
+        *(runs.c[name] for name in ("state", "last_batch", "sparkline", "stop_at_step")),
         layer_tables.c.size.label("table_size"),
         layer_tables.c.spectra.label("table_spectra"),
     )
@@ -61,12 +61,13 @@ _insert_segments = sa.insert(segments)
 @dataclass(frozen=True, slots=True)
 class Ingested:
     """What became of a batch. status: "stored" or "repeated"; batch: its number in the run (of a repeated one the
-    run's newest); last_step: the run's.
+    run's newest); last_step: the run's; stop_at_step: the step at which the session is asked to stop, if it is.
     """
 
     status: str
     batch: int
     last_step: int
+    stop_at_step: int | None = None
 
 
 def ingest(conn: sa.Connection, run: str, batch: Batch, now: float) -> Ingested:
@@ -81,8 +82,9 @@ def ingest(conn: sa.Connection, run: str, batch: Batch, now: float) -> Ingested:
     state = conn.execute(_state_query, key).one_or_none()
     if state is None:
         raise _unknown(conn, run, batch.session)
+    stop = state.stop_at_step if state.attempt == state.run_attempt else None
     if batch.sequence <= state.last_sequence:
-        return Ingested("repeated", state.last_batch, state.run_last_step)
+        return Ingested("repeated", state.last_batch, state.run_last_step, stop)
     if batch.sequence != state.last_sequence + 1:
         raise SequenceGap(state.last_sequence + 1, batch.sequence)
     _check_steps(batch, state)
@@ -92,7 +94,7 @@ def ingest(conn: sa.Connection, run: str, batch: Batch, now: float) -> Ingested:
     _move_session(conn, run, batch, state, now)
     conn.execute(_insert_segments, _rows(run, batch, state, number))
     _store_gaps(conn, run, batch, state.attempt)
-    return Ingested("stored", number, last_step)
+    return Ingested("stored", number, last_step, stop)
 
 
 def _unknown(conn: sa.Connection, run: str, session: str) -> UnknownRun | UnknownSession:

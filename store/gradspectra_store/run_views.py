@@ -113,7 +113,7 @@ _ATTEMPT_FIELDS = ("first_step", "last_step", "created_at", "config", "environme
 _GAP_FIELDS = ("attempt", "session", "first", "last", "what", "reason")
 _RUN_FIELDS = (
     *("id", "project", "name", "state", "health", "attempt", "last_step", "total_steps", "created_at", "updated_at"),
-    *("config", "notes", "overhead", "open_alerts", "environment", "suggestions_step", "last_batch"),
+    *("config", "notes", "overhead", "open_alerts", "environment", "suggestions_step", "last_batch", "stop_at_step"),
 )
 
 

@@ -107,10 +107,11 @@ def finish_run(conn: sa.Connection, run: str, session: str, state: str, now: flo
         conn.execute(sa.update(runs).where(runs.c.id == run).values(state=state, updated_at=now))
 
 
-def heartbeat(conn: sa.Connection, run: str, session: str, overhead: float | None, now: float) -> None:
+def heartbeat(conn: sa.Connection, run: str, session: str, overhead: float | None, now: float) -> int | None:
     """Note that a session lives; a run that was given up as lost runs again.
 
-    overhead: share of step time that the agent has spent. Raises UnknownRun and UnknownSession.
+    overhead: share of step time that the agent has spent. Returns the step at which the session is asked to stop, or
+    None. Raises UnknownRun and UnknownSession.
     """
     row = lock_run(conn, run)
     seen = conn.execute(
@@ -127,6 +128,8 @@ def heartbeat(conn: sa.Connection, run: str, session: str, overhead: float | Non
     if row.state == "lost" and seen.attempt == row.attempt and seen.ended_at is None:
         values["state"] = "running"
     conn.execute(sa.update(runs).where(runs.c.id == run).values(values))
+    stop: int | None = row.stop_at_step if seen.attempt == row.attempt else None
+    return stop
 
 
 def mark_lost(conn: sa.Connection, now: float, silent_s: float = SILENT_SECONDS) -> list[str]:
@@ -140,7 +143,7 @@ def mark_lost(conn: sa.Connection, now: float, silent_s: float = SILENT_SECONDS)
 
 
 def update_run(conn: sa.Connection, run: str, **fields: Any) -> None:
-    """Change name, project, notes, tags, config or total_steps of a run.
+    """Change name, project, notes, tags, config, total_steps or stop_at_step of a run.
 
     Raises UnknownRun, and BadRequest for a field that cannot be changed or a value that is refused.
     """
@@ -250,6 +253,7 @@ def _resume(conn: sa.Connection, old: sa.Row[Any], request: RunRequest) -> None:
         "config": dict(request.config) or old.config,
         "notes": request.notes or old.notes,
         "total_steps": old.total_steps if request.total_steps is None else request.total_steps,
+        "stop_at_step": None,
     }
     conn.execute(sa.update(runs).where(runs.c.id == old.id).values(values))
     if request.tags:
@@ -281,4 +285,5 @@ _CHANGES: dict[str, Callable[[Any], Any]] = {
     "notes": lambda value: clean_text("notes", value, limit=MAX_NOTES, least=0),
     "config": lambda value: clean_json("config", value),
     "total_steps": lambda value: None if value is None else clean_count("total_steps", value),
+    "stop_at_step": lambda value: None if value is None else clean_count("stop_at_step", value),
 }

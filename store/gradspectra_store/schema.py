@@ -54,6 +54,7 @@ runs = sa.Table(
     sa.Column("last_step", LONG, nullable=False),
     sa.Column("last_batch", LONG, nullable=False, comment="number of the run's newest batch, from 1"),
     sa.Column("total_steps", LONG),
+    sa.Column("stop_at_step", LONG, comment="step at which a job that agreed to it is asked to stop"),
     sa.Column("open_alerts", sa.Integer, nullable=False),
     sa.Column("overhead", sa.Double),
     sa.Column("created_at", sa.Double, nullable=False),

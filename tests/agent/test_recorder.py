@@ -157,12 +157,21 @@ def test_alerts_reach_the_callback_and_stop_on_raises(server: ScriptedServer, tm
 
 def test_the_server_can_stop_the_run(server: ScriptedServer, tmp_path: Path) -> None:
     server.stop_at_step = 5
-    with Recorder(server=server.url, spool=tmp_path) as recorder:
+    with Recorder(server=server.url, spool=tmp_path, stop_on="critical") as recorder:
         recorder.record(1, loss=1.0)
         server.wait_for(lambda: recorder._transport.stop_at_step == 5)
         recorder.record(4, loss=1.0)
-        with pytest.raises(gradspectra.InstabilityError, match="the server asked to stop at step 5"):
+        with pytest.raises(gradspectra.InstabilityError, match="the server asked the run to stop at step 5"):
             recorder.record(5, loss=1.0)
+
+
+def test_a_run_that_did_not_agree_to_be_stopped_goes_on(server: ScriptedServer, tmp_path: Path) -> None:
+    server.stop_at_step = 1
+    with Recorder(server=server.url, spool=tmp_path) as recorder:
+        recorder.record(1, loss=1.0)
+        server.wait_for(lambda: recorder._transport.stop_at_step == 1)
+        recorder.record(2, loss=1.0)
+    assert server.steps() == [1, 2]
 
 
 def test_a_closed_recorder_says_so(server: ScriptedServer, tmp_path: Path) -> None:

@@ -247,6 +247,9 @@ def test_alerts_and_stop_at_step_come_from_the_answers(server: ScriptedServer, t
     server.wait_for(lambda: transport.stop_at_step == 77)
     transport.record(scalar_record(2))
     server.wait_for(lambda: server.steps() == [1, 2])
+    server.stop_at_step = None
+    transport.record(scalar_record(3))
+    server.wait_for(lambda: transport.stop_at_step is None)
     transport.close()
     assert seen == [{"rule": "loss_spike", "opened_step": 1}]
 

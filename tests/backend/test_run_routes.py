@@ -115,6 +115,29 @@ def test_tags_and_notes_are_changed_and_other_fields_refused(anywhere: Caller):
     assert refused.json()["field"] == "state"
 
 
+def test_a_job_is_asked_to_stop_until_it_is_resumed(anywhere: Caller):
+    run = anywhere.start()
+    path = f"{API}/runs/{run['id']}"
+
+    def asked(of: dict, sequence: int) -> tuple:
+        stored = anywhere.must_send(run["id"], batch(of["session"], sequence, [10 + sequence]))
+        repeated = anywhere.must_send(run["id"], batch(of["session"], sequence, [10 + sequence]))
+        beat = anywhere.client.post(f"{path}/heartbeat", json={"session": of["session"]}).json()
+        return stored["stop_at_step"], repeated["stop_at_step"], beat["stop_at_step"]
+
+    assert asked(run, 1) == (None, None, None)
+    assert anywhere.client.patch(path, json={"stop_at_step": 70}).json()["stop_at_step"] == 70
+    assert asked(run, 2) == (70, 70, 70)
+    assert anywhere.client.patch(path, json={"stop_at_step": None}).json()["stop_at_step"] is None
+    assert asked(run, 3) == (None, None, None)
+    assert anywhere.client.patch(path, json={"stop_at_step": -1}).json()["field"] == "stop_at_step"
+    anywhere.client.patch(path, json={"stop_at_step": 80})
+    again = anywhere.start(resume=run["id"], start_step=9)
+    assert asked(again, 1) == (None, None, None)
+    anywhere.client.patch(path, json={"stop_at_step": 90})
+    assert asked(run, 4) == (None, None, None)
+
+
 def test_a_deleted_run_is_gone_with_all_it_had(anywhere: Caller):
     run = anywhere.start()
     anywhere.must_send(run["id"], batch(run["session"], 1, [1, 2]))

@@ -18,7 +18,7 @@ from gradspectra_store import Store, migrate
 from gradspectra_store.errors import StoreTooNew
 from gradspectra_store.schema import metadata
 
-HEAD = "0002"
+HEAD = "0003"
 
 
 def emptied(url: str) -> str:

@@ -98,8 +98,8 @@ def beat(context: Shared, run: RunId, heartbeat: Heartbeat) -> Response:
     """Say that the job lives, every 10 s also without steps; a run silent for 60 s counts as lost."""
     overhead = None if heartbeat.overhead is None else number_from_json(heartbeat.overhead, "overhead")
     with context.store.write() as conn:
-        stored.heartbeat(conn, run, heartbeat.session, overhead, context.clock())
-    return answer({"alerts": plain(fresh_alerts(context, run, heartbeat.session, look=True)), "stop_at_step": None})
+        stop = stored.heartbeat(conn, run, heartbeat.session, overhead, context.clock())
+    return answer({"alerts": plain(fresh_alerts(context, run, heartbeat.session, look=True)), "stop_at_step": stop})
 
 
 @router.post("/runs/{run}/finish", response_model=schemas.Finished, dependencies=[INGEST])

@@ -76,7 +76,7 @@ def _store(context: Context, run: str, body: bytes, content_type: str, encoding:
             "next_sequence": batch.sequence + 1,
             "last_step": done.last_step,
             "alerts": plain(alerts),
-            "stop_at_step": None,
+            "stop_at_step": done.stop_at_step,
         }
     )
 

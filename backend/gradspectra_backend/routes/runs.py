@@ -32,6 +32,10 @@ class RunChange(BaseModel):
     notes: str | None = Field(None, description="New notes, plain text.")
     tags: list[str] | None = Field(None, description="New tags, in place of all there are.")
     total_steps: int | None = Field(None, description="Steps the run is to take; null takes the figure away.")
+    stop_at_step: int | None = Field(
+        None,
+        description="Ask the job to stop at this step, which it does if it was started with `stop_on`; null: go on.",
+    )
 
 
 def run_object(conn: Connection, run: str) -> dict[str, Any]:
