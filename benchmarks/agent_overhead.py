@@ -1,10 +1,13 @@
 """What the agent costs a training step, beside TensorBoard's gradient histograms and the plain step, in one run.
 
-Each variant trains its own copy of the model on the same data; eight steps of each in turn, each turn in an order drawn
-anew, so that nobody always comes after the same one. A pair is a variant's step and the plain step of the same number.
+Each variant has a model and an optimizer of its own over the same memory, since copies of a model differ in speed by a
+percent or two through where they lie; all of them train the one set of weights on. Eight steps of each in turn, each
+turn in an order drawn anew. A pair is a variant's step and the plain step of the same number.
 Prints JSON: shares of the plain step, from wall time and from the training thread's own processor time, which says the
-same on a machine that is busy with other things (with --threads 1, where that thread does all the work). What the
-sending thread takes is added to both as it is, since it runs during everybody's steps.
+same on a machine that is busy with other things (with --threads 1, where that thread does all the work). `blocks` are
+the same differences of eight steps together, whose median is the figure to trust: a cadence of 8 costs each of them
+alike, and what else the machine does is left out. What the sending thread took outside the variant's own steps, where
+nobody sees it, is added as it is.
 `python benchmarks/agent_overhead.py --task demo --steps 400`
 """
 
@@ -54,6 +57,7 @@ class Variant:
         self.seconds: list[float] = []
         self.processor: list[float] = []
         self.steps = 0
+        self.sent_within = 0.0
         options: dict[str, Any] = {"project": "benchmark", "run": name, "server": server, "spool": f"{folder}/{name}"}
         if name == "watch":
             self.watch = gradspectra.watch(self.model, self.optimizer, **options)
@@ -74,9 +78,20 @@ class Variant:
 
         return histograms
 
+    def begin(self, first: Variant) -> None:
+        """Take a step that does not count, on the weights and the optimizer's state of the first, in its memory."""
+        if first is not self:
+            for own, theirs in zip(self.model.parameters(), first.model.parameters(), strict=True):
+                own.data = theirs.data
+                self.optimizer.state[own] = first.optimizer.state[theirs]
+        self.step()
+        self.seconds.clear()
+        self.processor.clear()
+
     def step(self) -> None:
         """One optimizer step, timed."""
         data = [self.task.draw(self.generator) for _ in range(self.task.parts)]
+        sent = self.sent()
         began, busy = time.perf_counter(), time.thread_time()
         for x, y in data:
             loss = self.task.loss(self.model, x, y)
@@ -90,30 +105,38 @@ class Variant:
         self.steps += 1
         self.seconds.append(time.perf_counter() - began)
         self.processor.append(time.thread_time() - busy)
+        self.sent_within += self.sent() - sent
+
+    def sent(self) -> float:
+        """Processor seconds that the agent's sending thread has taken so far."""
+        return 0.0 if self.watch is None else float(self.watch.status()["sending"]["seconds_spent"])
 
 
 def compare(variants: Sequence[Variant], warmup: int) -> dict[str, Any]:
     """Extra time of each variant over the plain step, as a share of it: means over turns, with their errors."""
     plain = variants[0]
     usual = statistics.median(plain.seconds[warmup:])
-    quiet = [i for i in range(warmup, plain.steps) if all(v.seconds[i] < BUSY * usual + 0.05 for v in variants)]
+    quiet = [i for i in range(warmup, len(plain.seconds)) if all(v.seconds[i] < BUSY * usual + 0.05 for v in variants)]
     results: dict[str, Any] = {
         "plain_step_ms": round(usual * 1e3, 2),
         "plain_processor_ms": round(statistics.median(plain.processor[warmup:]) * 1e3, 2),
-        "turns": plain.steps - warmup,
+        "turns": len(plain.seconds) - warmup,
         "quiet_turns": len(quiet),
     }
     for variant in variants[1:]:
         found: dict[str, Any] = {
             "wall": extra(variant.seconds, plain.seconds, quiet),
-            "processor": extra(variant.processor, plain.processor, range(warmup, plain.steps)),
+            "processor": extra(variant.processor, plain.processor, range(warmup, len(plain.seconds))),
+            "blocks": of_blocks(variant.seconds, plain.seconds, warmup),
         }
         if variant.watch is not None:
             status = variant.watch.status()
-            sending = status["sending"]["seconds_spent"] / variant.steps / usual
-            found["sending_thread"] = round(sending, 5)
-            found["wall_with_sending"] = round(found["wall"]["mean"] + sending, 5)
-            found["processor_with_sending"] = round(found["processor"]["mean"] + sending, 5)
+            everything = variant.sent() / variant.steps / usual
+            outside = everything - variant.sent_within / variant.steps / usual
+            found["sending_thread"] = round(everything, 5)
+            found["sending_thread_outside"] = round(outside, 5)
+            found["wall_with_sending"] = round(found["wall"]["mean"] + outside, 5)
+            found["blocks_with_sending"] = round(found["blocks"]["median"] + outside, 5)
             found["reported"] = round(status["overhead"], 5)
             found |= {key: status[key] for key in ("cadence_layers", "cadence_spectra", "not_measured")}
         results[variant.name] = found
@@ -130,6 +153,22 @@ def extra(own: Sequence[float], plain: Sequence[float], turns: Sequence[int]) ->
         "mean": round(statistics.fmean(more), 5),
         "standard_error": round(statistics.stdev(more) / len(more) ** 0.5, 5),
         "median": round(statistics.median(more), 5),
+    }
+
+
+def of_blocks(own: Sequence[float], plain: Sequence[float], warmup: int) -> dict[str, float]:
+    """Median of what own took more than plain in the blocks after the warm-up, with the error of the median."""
+    starts = range(-(-warmup // BLOCK) * BLOCK, len(plain) - BLOCK + 1, BLOCK)
+    if len(starts) < 2:
+        return {"median": float("nan"), "standard_error": float("nan")}
+    usual = statistics.median(sum(plain[at : at + BLOCK]) for at in starts)
+    more = [(sum(own[at : at + BLOCK]) - sum(plain[at : at + BLOCK])) / usual for at in starts]
+    draw = random.Random(0)
+    medians = [statistics.median(draw.choices(more, k=len(more))) for _ in range(500)]
+    return {
+        "median": round(statistics.median(more), 5),
+        "standard_error": round(statistics.stdev(medians), 5),
+        "trimmed_mean": round(statistics.fmean(sorted(more)[len(more) // 5 : len(more) - len(more) // 5]), 5),
     }
 
 
@@ -155,6 +194,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         try:
             variants = [Variant(TASKS[options.task], n, server, folder) for n in options.variants.split(",")]
+            variants[0].begin(variants[0])
+            for variant in variants[1:]:
+                variant.begin(variants[0])
             order = random.Random(0)
             for _ in range((options.warmup + options.steps) // BLOCK):
                 for variant in order.sample(variants, len(variants)):
