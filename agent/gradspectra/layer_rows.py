@@ -14,7 +14,8 @@ from gradspectra.measure import HIGH, LOW, SQUARE, UPDATE, WEIGHT, LayerMarks
 class LayerRows:
     """Rows of a record, in the order of STATISTICS and COUNT_STATISTICS; norm: of the whole gradient before clipping.
 
-    values, present: (5, L); counts, counts_present: (1, L). update_norm: of the whole update, None where unknown.
+    values, present: (5, L), or (6, L) where drift was measured; counts, counts_present: (1, L). update_norm: of the
+    whole update, None where unknown.
     """
 
     values: Float32
@@ -27,12 +28,17 @@ class LayerRows:
 
 @np.errstate(all="ignore")
 def layer_rows(
-    rows: Float64, marks: LayerMarks, factors: Float64, part_sq: Float64 | None, foreign_norm: float | None
+    rows: Float64,
+    marks: LayerMarks,
+    factors: Float64,
+    part_sq: Float64 | None,
+    drift_sq: Float64 | None,
+    foreign_norm: float | None,
 ) -> LayerRows:
     """Make the layer numbers of one step.
 
-    rows: (5, L) as measured. factors: (L,) what clipping multiplied each gradient by. part_sq: (L,) or None where
-    parts were not measured. foreign_norm: the whole norm before a clip that only the user knows of.
+    rows: (5, L) as measured. factors: (L,) what clipping multiplied each gradient by. part_sq, drift_sq: (L,) or
+    None where they were not measured. foreign_norm: the whole norm before a clip that only the user knows of.
     """
     square, largest, finite = _gradient(rows, marks)
     whole = np.where(marks.gradient, rows[SQUARE], 0.0) / factors**2
@@ -43,12 +49,14 @@ def layer_rows(
     lost = ~(factors > 0)
     update = rows[UPDATE] * marks.factor
     measured = [square / factors**2, largest / factors, rows[WEIGHT], part_sq, update]
+    if drift_sq is not None:
+        measured.append(drift_sq)
     values = np.stack([np.zeros_like(square) if row is None else row for row in measured]).astype(np.float32)
     unbroken = marks.gradient.copy()
     unbroken[list(marks.repaired)] = False
     everywhere = np.ones_like(unbroken)
     parts = unbroken if part_sq is not None else ~everywhere
-    present = np.stack([finite & ~lost, finite & ~lost, everywhere, parts, marks.update])
+    present = np.stack([finite & ~lost, finite & ~lost, everywhere, parts, marks.update, everywhere])[: len(measured)]
     values[~present] = 0.0
     counts = np.zeros((1, len(square)), np.int64)
     for layer, left in marks.repaired.items():

@@ -16,7 +16,7 @@ from gradspectra.flat import CHUNK, dot_into, extremes_into, flat
 from gradspectra.inventory import Inventory, WatchedTensor
 from gradspectra.updates import intended_update, square_into
 
-STATISTICS = ("grad_sq", "grad_max", "weight_sq", "part_sq", "update_sq")
+STATISTICS = ("grad_sq", "grad_max", "weight_sq", "part_sq", "update_sq", "drift_sq")
 COUNT_STATISTICS = ("grad_nonfinite",)
 
 SQUARE, LOW, HIGH, WEIGHT, UPDATE = range(5)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gradspectra.budget import Budget
 from gradspectra.clipping import Clip
+from gradspectra.drift import TURN, Drift
 from gradspectra.flat import OneThread
 from gradspectra.guard import Guard
 from gradspectra.inventory import WatchedTensor, signature_of, take_inventory
@@ -35,7 +36,7 @@ class Measuring:
         budget: Budget,
         guard: Guard,
     ) -> None:
-        self.backward = Backward()
+        self.backward = Backward(guard)
         self._models = models
         self._optimizers = optimizers
         self._options = options
@@ -43,7 +44,8 @@ class Measuring:
         self._guard = guard
         self._several_parts = (options.parts or 1) > 1
         self._due_spectra: list[Candidate] | None = None
-        self._recorded = 0
+        self._recorded = self._measured = 0
+        self.drift: Drift | None = None
         self._take_inventory()
 
     def _take_inventory(self) -> None:
@@ -55,6 +57,15 @@ class Measuring:
         self._parts = PartSquares(tensors, layers, self.backward, self._guard)
         self.spectra = Spectra(self.inventory, self._options.spectra or None, self._budget)
         self.backward.follow(self.inventory.trainable)
+        if self._options.drift != "off":
+            known = self.drift.starts if self.drift is not None else {}
+            self.drift = Drift(self.inventory, self._options.drift == "exact", known)
+
+    def begin(self, starts: Mapping[str, Tensor]) -> None:
+        """The run starts with the weights as they are; starts: where it started, by layer name, as far as is known."""
+        if self.drift is not None:
+            self.drift.starts |= starts
+            self._guard.run("drift", self.drift.begin)
 
     def begins(self, step: OpenStep) -> None:
         """Make ready for a step: its spectra are still to be planned, its parts measured if it is their turn."""
@@ -133,9 +144,22 @@ class Measuring:
         self._due_spectra = waiting
         step.spectra_cost += time.perf_counter() - began
 
+    def take_drift(self, step: OpenStep) -> None:
+        """Measure how far the weights of a step that ends have come; within a budget only now and then."""
+        if self.drift is None or not step.measured:
+            return
+        if self._budget.share is None or self._measured % TURN == 0:
+            began = time.perf_counter()
+            with OneThread():
+                step.drift = self._guard.run("drift", self.drift.measure)
+            step.layers_cost += time.perf_counter() - began
+        self._measured += 1
+
     def part_sums(self, step: OpenStep) -> list[Tensor] | None:
         """Σ_j ‖h_j‖² per layer of a step that ends; None where its parts were not measured."""
-        return self._guard.run("parts", self._part_sums, step)
+        sums = self._guard.run("parts", self._part_sums, step)
+        self._parts.disarm()
+        return sums
 
     def _part_sums(self, step: OpenStep) -> list[Tensor] | None:
         self._several_parts = step.parts > 1
@@ -152,16 +176,17 @@ class Measuring:
         """A step has ended: count the backward passes anew, and look whether the layers have changed."""
         if step.due and not step.measured:
             self.tier.finish()
-        self._guard.run("inventory", self._follow_on, step)
+        passes, self.backward.passes = self.backward.passes, 0
+        self._guard.run("inventory", self._follow_on, step, passes)
 
-    def _follow_on(self, step: OpenStep) -> None:
-        unseen = step.measured and not self.backward.passes
+    def _follow_on(self, step: OpenStep, passes: int) -> None:
+        unseen = step.measured and not passes and self.backward.counted
         if unseen and any(tensor.parameter.grad is not None for tensor in self.inventory.tensors):
             self.backward.follow(self.inventory.trainable, every=True)
-        self.backward.passes = 0
         if (step.measured or not self.inventory.tensors) and self._changed():
             self.backward.stop()
             self._take_inventory()
+            self.begin({})
 
     def _changed(self) -> bool:
         return signature_of(self._models, self._optimizers) != self.inventory.signature

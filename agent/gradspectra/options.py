@@ -18,7 +18,10 @@ DRIFTS = ("sampled", "exact", "off")
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to measure. spectra: interval in steps, None for "auto", 0 for "off". parts: None for "auto"."""
+    """How to measure. spectra: interval in steps, None for "auto", 0 for "off". parts: None for "auto".
+
+    drift: one of DRIFTS.
+    """
 
     every: int
     budget: float | None
@@ -26,6 +29,7 @@ class Options:
     choose: Choice
     batch_size: float | Callable[..., Any] | None
     parts: int | None
+    drift: str
     scaler: Any
     start_step: int | None
     on_alert: Callable[[dict[str, Any]], None] | None
@@ -65,6 +69,7 @@ def options(
         choose=choice_of(layers),
         batch_size=batch_size,
         parts=None if parts == "auto" else _whole("parts", parts, 1, '"auto" or '),
+        drift=drift,
         scaler=scaler,
         start_step=None if start_step is None else _whole("start_step", start_step, 0),
         on_alert=on_alert,

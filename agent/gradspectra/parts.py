@@ -35,8 +35,9 @@ HELD_BYTES = 1 << 20
 class Backward:
     """Counts the backward passes since the last step."""
 
-    def __init__(self) -> None:
+    def __init__(self, guard: Guard) -> None:
         self.passes = 0
+        self._guard = guard
         self._last = -1
         self._nodes: list[Any] = []
         self._handles: list[Any] = []
@@ -58,7 +59,12 @@ class Backward:
         self._nodes.clear()
 
     def _hook(self, _: Any) -> None:
-        self.saw()
+        self._guard.run("backward", self.saw)
+
+    @property
+    def counted(self) -> bool:
+        """Whether passes are still counted."""
+        return "backward" not in self._guard.off
 
     def saw(self) -> int:
         """A node of the pass that runs now was reached. Returns the number of the pass, from 1."""
@@ -136,15 +142,16 @@ class PartSquares:
     def _hook(self, index: int) -> Callable[[Any], None]:
         def prehook(gradients: Sequence[Tensor | None]) -> None:
             began = time.perf_counter()
-            part = self._backward.saw()
-            if gradients[0] is not None:
-                self._guard.run("parts", self._arrives, index, part, gradients[0])
+            self._guard.run("parts", self._arrives, index, gradients[0])
             self.seconds += time.perf_counter() - began
 
         return prehook
 
-    def _arrives(self, index: int, part: int, gradient: Tensor) -> None:
+    def _arrives(self, index: int, gradient: Tensor | None) -> None:
         """A part's gradient is about to be added to a tensor's `.grad`."""
+        part = self._backward.saw()
+        if gradient is None:
+            return
         if part > len(self._rows):
             self._begin(part)
         row, tensor = self._rows[part - 1], self._tensors[index]

@@ -33,6 +33,25 @@ def as_number(value: Any) -> Number | None:
         return None
 
 
+class Total:
+    """A count that grows with calls of log, kept where the numbers are: adding waits for nothing."""
+
+    def __init__(self) -> None:
+        self._here = 0
+        self._there: Tensor | None = None
+
+    def add(self, number: Number) -> None:
+        """Add one number; on the host what is not finite is left out."""
+        if isinstance(number, Tensor):
+            self._there = number.long() if self._there is None else self._there + number.long()
+        elif math.isfinite(number):
+            self._here += round(number)
+
+    def read(self) -> int:
+        """The total so far; waits for its device."""
+        return self._here + (0 if self._there is None else int(self._there))
+
+
 class StepLog:
     """The logged numbers of one step. Losses are averaged by tokens, else by examples; the last counts of others."""
 

@@ -16,7 +16,7 @@ from gradspectra.guard import Guard
 from gradspectra.measuring import Measuring
 from gradspectra.options import Options
 from gradspectra.record import StepRecord
-from gradspectra.scalars import Number, as_number, rates
+from gradspectra.scalars import Number, Total, as_number, rates
 from gradspectra.step import DISAGREEMENT, ClosedStep, OpenStep
 
 PAUSE = 5.0
@@ -44,6 +44,9 @@ class Session:
         self.measuring = Measuring(models, self.optimizers, options, self.budget, guard)
         self.step = 0
         self.disagreements = 0
+        self.tokens = Total()
+        """Logged so far, those of before the checkpoint included."""
+        self._starts: Mapping[str, Tensor] = {}
         self._guard = guard
         self._emit = emit
         self._background = background
@@ -62,6 +65,19 @@ class Session:
         self.step = steps_taken
         self.open.number = steps_taken + 1
         self.open.due = self.budget.due(steps_taken + 1)
+        self.measuring.begin(self._starts)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs: steps, tokens so far, and the weights that drift is measured from."""
+        drift = self.measuring.drift
+        starts = {} if drift is None else drift.starts
+        return {"step": self.step, "tokens": self.tokens.read(), "drift": dict(starts)}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave, but for the steps."""
+        self.tokens = Total()
+        self.tokens.add(state.get("tokens", 0))
+        self._starts = dict(state.get("drift", {}))
 
     def index_of(self, optimizer: Any) -> int | None:
         """Which of the session's optimizers this is."""
@@ -86,7 +102,10 @@ class Session:
         if self._stepped:
             self._end_step()
         values = dict(values)
-        if step is None and (self.measuring.backward.passes or not self._closed):
+        if "tokens" in values:
+            self.tokens.add(values["tokens"])
+        backward = self.measuring.backward
+        if step is None and (backward.passes or not backward.counted or not self._closed):
             self.settle()
             step = self.open.number
         if step is None:
@@ -108,7 +127,7 @@ class Session:
     def settle(self, wait: bool = False) -> None:
         """Hand on the steps to which nothing can be added any more, as far as their numbers have arrived."""
         while self._closed and (wait or self._closed[0].ready()):
-            self._emit(self._closed.popleft())
+            self._guard.run("handing on", self._emit, self._closed.popleft())
 
     def record(self, closed: ClosedStep) -> StepRecord | None:
         """Make the record of a step that was handed on, in any thread; None if that fails."""
@@ -141,7 +160,7 @@ class Session:
         step.parts_unclear |= passes - self._passes_seen > 1  # a closure that was called more than once
         self._passes_seen = passes
         self._stepped.add(index)
-        self._log_rates(index)
+        self._guard.run("rates", self._log_rates, index)
         self.measuring.stepped(step, index, skipped)
         if len(self._stepped) == len(self.optimizers):
             self._end_step()
@@ -157,7 +176,7 @@ class Session:
                     self.stepped(index)
             return
         for index in range(len(self.optimizers)):
-            self._log_rates(index)
+            self._guard.run("rates", self._log_rates, index)
         self.measuring.all_stepped(self.open)
         self._end_step()
 
@@ -196,12 +215,15 @@ class Session:
         interval = self.measuring.spectra.interval()
         if interval is not None:
             step.counts["cadence_spectra"] = interval
+        self.measuring.take_drift(step)
         sums = self.measuring.part_sums(step)
         self.settle()
-        self._closed.append(ClosedStep(step, self.measuring.tier, sums))
+        closed = self._guard.run("record", ClosedStep, step, self.measuring.tier, sums)
+        if closed is not None:
+            self._closed.append(closed)
         self.measuring.ended(step)
         self.open = self._next_step()
-        self._account(step)
+        self._guard.run("overhead", self._account, step)
 
     def _account(self, step: OpenStep) -> None:
         """Close the books on a step: what of its time was the agent's."""
@@ -223,7 +245,22 @@ class Session:
 
     def not_measured(self) -> list[str]:
         """What is not measured, and why, in words."""
-        return not_measured(self.optimizers, self.measuring.inventory, self.measuring.spectra)
+        reasons = not_measured(self.optimizers, self.measuring.inventory, self.measuring.spectra)
+        return reasons + [f"{stage}: {why}" for stage, why in self._guard.off.items()]
+
+    def status(self) -> dict[str, Any]:
+        """What is measured how often, what is not, and what it costs."""
+        return {
+            "step": self.step,
+            "layers": len(self.measuring.inventory.table),
+            "cadence_layers": self.budget.cadence,
+            "cadence_spectra": self.measuring.spectra.interval(),
+            "budget": self.budget.share,
+            "overhead": self.budget.overhead,
+            "step_seconds": self.budget.step_seconds,
+            "not_measured": self.not_measured(),
+            "norms_that_disagreed": self.disagreements,
+        }
 
     def close(self) -> None:
         """End an unfinished step and hand on everything."""

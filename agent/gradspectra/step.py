@@ -13,6 +13,7 @@ from gradspectra_core.records import Float64
 from torch import Tensor
 
 from gradspectra.clipping import StepClips
+from gradspectra.drift import DriftSums
 from gradspectra.layer_rows import LayerRows, layer_rows
 from gradspectra.measure import COUNT_STATISTICS, STATISTICS, UPDATE, FirstTier, LayerMarks
 from gradspectra.readout import Readout
@@ -46,6 +47,7 @@ class OpenStep:
     scale: Number | None = None
     parts: int = 0
     parts_unclear: bool = False
+    drift: DriftSums | None = None
     examples: list[float] = field(default_factory=list)
     spectra: list[SpectrumRecord] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
@@ -64,6 +66,8 @@ class ClosedStep:
         self._part_sums = part_sums
         self._needed = step.clips.needed(tier.inventory)
         flags = [value for value in (step.found_inf, step.scale) if isinstance(value, Tensor)]
+        if step.drift is not None:
+            flags += step.drift.results
         tensors = [*self._results, *(part_sums or []), *step.log.tensors(), *step.clips.totals(), *flags]
         self._readouts = [Readout(tensors)] if tensors else []
 
@@ -159,10 +163,13 @@ class ClosedStep:
             scale = 1.0 if self.step.scale is None else self._read(self.step.scale)
             summed = np.sum([self._host[id(sums)] for sums in self._part_sums], axis=0)
             part_sq = summed * self.step.parts / scale**2
-        return layer_rows(rows, self._marks, factors, part_sq, foreign)
+        drift_sq = None
+        if self.step.drift is not None:
+            drift_sq = self.step.drift.scale * sum(self._host[id(sums)] for sums in self.step.drift.results)
+        return layer_rows(rows, self._marks, factors, part_sq, drift_sq, foreign)
 
     def _put(self, record: StepRecord, rows: LayerRows, total: float | None) -> None:
-        record.statistics, record.values, record.present = STATISTICS, rows.values, rows.present
+        record.statistics, record.values, record.present = STATISTICS[: len(rows.values)], rows.values, rows.present
         record.count_statistics, record.counts_values = COUNT_STATISTICS, rows.counts
         record.counts_present = rows.counts_present
         if rows.update_norm is not None:

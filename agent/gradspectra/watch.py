@@ -67,10 +67,11 @@ def watch(
     included; None: `every` exactly, at any cost. spectra: "auto", an interval in steps, or "off". layers: regular
     expression or callable on parameter names; the callable may also give the blocks of a fused tensor. batch_size:
     examples per part, a number or a callable on the model's inputs; else from `log(examples=…)`. parts: backward
-    passes per step, "auto" counts them. scaler: a loss scaler that is not torch's. start_step: steps already taken.
-    resume: a run id, or "auto" for the last run of this name. on_alert: called in the training thread at the step
-    after. stop_on: severity from which InstabilityError is raised there. server, token, spool: else from
-    GRADSPECTRA_SERVER, GRADSPECTRA_TOKEN, GRADSPECTRA_SPOOL.
+    passes per step, "auto" counts them. drift: of "sampled" weights (1 in 61 of large layers), "exact" or "off".
+    scaler: a loss scaler that is not torch's. start_step: steps already taken. resume: a run id, or "auto" for the
+    last run of this name. on_alert: called in the training thread at the step after. stop_on: severity from which
+    InstabilityError is raised there. server, token, spool: else from GRADSPECTRA_SERVER, GRADSPECTRA_TOKEN,
+    GRADSPECTRA_SPOOL.
 
     Raises TypeError or ValueError for a wrong argument; after that only what on_alert and stop_on ask for.
     """
@@ -107,7 +108,8 @@ class Watch:
         enabled: bool,
     ) -> None:
         self._options = chosen
-        self._sending = {**sending, "environment": environment(models, optimizers), "on_alerts": self._alerts_come}
+        facts = environment(models, optimizers) | {"drift": chosen.drift}
+        self._sending = {**sending, "environment": facts, "on_alerts": self._alerts_come}
         self._transport = Transport(**self._sending, start_step=chosen.start_step or 0)
         self._reactions = Reactions(chosen.on_alert, chosen.stop_on)
         self._rules = LocalRules(self._transport.local_key)
@@ -119,6 +121,8 @@ class Watch:
         self._complaints: set[str] = set()
         self._start_step = chosen.start_step
         self._started = False
+        self._enabled = enabled
+        self._loaded: dict[str, Any] = {}
         self._hooks: Hooks | None = None
         self._inputs: Inputs | None = None
         if not enabled:
@@ -146,6 +150,11 @@ class Watch:
         """Address of the run's page; None until the server has made the run."""
         self._start()
         return self._transport.url
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
 
     @property
     def overhead(self) -> float:
@@ -191,25 +200,20 @@ class Watch:
 
     def status(self) -> dict[str, Any]:
         """What is measured how often, what is not and why, what it costs, and how the sending goes."""
-        session, budget = self._session, self._session.budget
         return {
             "enabled": self._hooks is not None,
             "closed": self._closed,
-            "step": session.step,
-            "layers": len(session.measuring.inventory.table),
-            "cadence_layers": budget.cadence,
-            "cadence_spectra": session.measuring.spectra.interval(),
-            "budget": budget.share,
-            "overhead": budget.overhead,
-            "step_seconds": budget.step_seconds,
-            "not_measured": session.not_measured() + [f"{stage}: {why}" for stage, why in self._guard.off.items()],
-            "norms_that_disagreed": session.disagreements,
+            **self._session.status(),
             "sending": self._transport.status(),
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs to go on counting from here."""
-        return {"version": 1, "step": self._session.step, "run_id": self.run_id}
+        """What a checkpoint needs to go on from here: the run, steps, tokens, the weights drift is measured from."""
+        state = {"version": 1, "run_id": self.run_id, **self._session.state()}
+        if not self._enabled:
+            taken = max(self._start_step or 0, steps_taken(self._session.optimizers))
+            state |= self._loaded | {"step": taken}
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint; raises ValueError once a step was taken, or for a state of another kind."""
@@ -218,7 +222,13 @@ class Watch:
         step = state.get("step")
         if state.get("version") != 1 or not isinstance(step, int) or step < 0:
             raise ValueError(f"state must come from watch.state_dict(), got {dict(state)!r:.200}")
+        if self._started and step != self._start_step:
+            raise ValueError(f"load_state_dict must come before log, run_id and url: the run was begun without {step}")
         self._start_step = step
+        self._loaded = dict(state)
+        self._session.load(state)
+        if self._started:
+            self._session.begin_at(step)
 
     def close(self, timeout: float = 5.0, state: str = "finished") -> None:
         """End the watch: take all hooks away and send what is left, for at most timeout seconds."""
@@ -228,9 +238,9 @@ class Watch:
         if self._hooks is None:
             return
         self._start()
-        self._hooks.close()
+        self._guard.run("close", self._hooks.close)
         if self._inputs is not None:
-            self._inputs.close()
+            self._guard.run("close", self._inputs.close)
         with torch.no_grad():
             self._guard.run("record", self._session.close)
         self._hooks = None
@@ -253,9 +263,12 @@ class Watch:
 
     def _start(self) -> None:
         """Start sending, once it is known from which step on."""
-        if self._started:
+        if self._started or not self._enabled:
             return
         self._started = True
+        self._guard.run("start", self._begin)
+
+    def _begin(self) -> None:
         if self._start_step is None:
             self._start_step = self._guard.run("start", steps_taken, self._session.optimizers) or 0
         self._session.begin_at(self._start_step)

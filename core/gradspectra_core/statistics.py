@@ -65,6 +65,8 @@ _ON_READ: dict[str, tuple[tuple[str, ...], Callable[..., Float64]]] = {
     "weight_norm": (("weight_sq",), root),
     "update_norm": (("update_sq",), root),
     "update_ratio": (("update_sq", "weight_sq"), root_ratio),
+    "drift_norm": (("drift_sq",), root),
+    "drift_ratio": (("drift_sq", "weight_sq"), root_ratio),
 }
 
 
@@ -117,6 +119,7 @@ STATISTICS = _statistics(
     ("weight_sq", "float32", "weight²", "Sum of squares of the weights after the step; NaN if one is NaN."),
     ("part_sq", "float32", "gradient²", "Sum over parts of the part's squared norm divided by its weight."),
     ("update_sq", "float32", "weight²", "Sum of squares of the step's intended update."),
+    ("drift_sq", "float32", "weight²", "Squared distance of the weights from where the run started."),
 )
 """Measured per layer and step, by name."""
 
@@ -126,6 +129,8 @@ METRICS = _metrics(
     ("weight_norm", "weight", "Norm of the layer's weights after the step.", "√weight_sq"),
     ("update_norm", "weight", "Norm of the layer's intended update.", "√update_sq"),
     ("update_ratio", "", "Norm of the update relative to that of the weights.", "√(update_sq/weight_sq)"),
+    ("drift_norm", "weight", "Distance of the layer's weights from where the run started.", "√drift_sq"),
+    ("drift_ratio", "", "Distance from the start relative to the norm of the weights.", "√(drift_sq/weight_sq)"),
     ("effective_rank", "directions", "Exponential of the entropy of the gradient's singular values.", ROY),
     ("stable_rank", "directions", "Energy of the gradient relative to that of its first direction.", RUDELSON),
     ("participation_ratio", "directions", "Number of directions that share the gradient's energy.", GAO),

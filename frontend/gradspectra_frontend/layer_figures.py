@@ -26,6 +26,8 @@ TITLES = {
     "weight_norm": "Weight norm",
     "update_norm": "Update norm",
     "update_ratio": "Update-to-weight ratio",
+    "drift_norm": "Distance from the start",
+    "drift_ratio": "Distance from the start, relative to the weights",
     "effective_rank": "Effective rank of the gradient",
     "stable_rank": "Stable rank of the gradient",
     "participation_ratio": "Participation ratio of the gradient",

@@ -34,7 +34,7 @@ def test_counts_are_whole_numbers():
 
 def test_metrics_on_read_are_functions_of_statistics():
     on_read = {name: metric for name, metric in METRICS.items() if metric.function}
-    assert set(on_read) == {"grad_norm", "weight_norm", "update_norm", "update_ratio"}
+    assert set(on_read) == {"grad_norm", "weight_norm", "update_norm", "update_ratio", "drift_norm", "drift_ratio"}
     for metric in on_read.values():
         assert set(metric.inputs) <= set(STATISTICS)
     numbers = np.array([[9, 0, np.inf, np.nan, -1]], np.float32)
@@ -42,6 +42,7 @@ def test_metrics_on_read_are_functions_of_statistics():
     ratio = on_read["update_ratio"].function(np.array([4, 1, 0], np.float32), np.array([16, 0, 0], np.float32))
     assert ratio == pytest.approx([0.5, np.inf, np.nan], nan_ok=True)
     assert ratio.dtype == np.float64
+    assert on_read["drift_ratio"].function(np.float32([2]), np.float32([8])) == pytest.approx([0.5])
 
 
 def test_importing_core_loads_numpy_and_nothing_else_from_outside():

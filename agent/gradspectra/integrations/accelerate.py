@@ -38,7 +38,7 @@ class _Losses:
     def saw(self, accelerator: Accelerator, loss: Any) -> None:
         if accelerator is not self._accelerator:
             return
-        if self._watch.status()["closed"]:
+        if self._watch.closed:
             patch.close(self)
         elif isinstance(loss, Tensor):
             self._watch.log(loss=loss.detach())

@@ -36,6 +36,8 @@ class GradSpectraCallback(Callback):  # type: ignore[misc, unused-ignore]
             "resume": self._saved["run_id"] if self._saved else None,
         } | self._options
         self.watch = watch(pl_module, trainer.optimizers, **options)
+        if self._saved and self._saved["step"] == options["start_step"]:
+            self.watch.load_state_dict(self._saved)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         """Log loss and sizes of the part that went through."""
