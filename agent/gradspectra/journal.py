@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import BinaryIO
 
 from gradspectra import frames
 from gradspectra.frames import Frame
+
+log = logging.getLogger("gradspectra")
 
 
 class Journal:
@@ -100,6 +103,7 @@ class Journal:
         self._file, self._path, self.end = target, None, target.tell()
         if error is not None:
             self.failure = str(error)
+            log.warning("gradspectra: the spool cannot be used (%s); what waits is kept in memory", error)
 
 
 def open_file(path: Path) -> BinaryIO:

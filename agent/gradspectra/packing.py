@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -12,8 +13,11 @@ from numpy.typing import NDArray
 
 from gradspectra.record import SpectrumRecord, StepRecord
 
+log = logging.getLogger("gradspectra")
+
 MAX_STEPS = 64
 MAX_BYTES = 1 << 20
+NOT_PACKED = "its record could not be packed"
 
 
 def record_bytes(record: StepRecord) -> int:
@@ -29,13 +33,14 @@ class Packer:
     """Packs records into batches of at most 64 steps and about 1 MiB; their session and sequence are filled in later.
 
     start_step: the last step taken before the first record. A record whose step does not go up is left out, and
-    `out_of_order` counts it.
+    `out_of_order` counts it. A record that cannot be packed becomes a gap; that is said once, and `failed` counts it.
     """
 
     def __init__(self, start_step: int = 0) -> None:
         self._complete_through = start_step
         self._tables: set[str] = set()
         self.out_of_order = 0
+        self.failed = 0
 
     def pack(self, records: Iterable[StepRecord], gaps: Sequence[Gap] = ()) -> list[Batch]:
         """Return the batches of these records in order; the gaps, which lie after them, go with the last."""
@@ -43,7 +48,23 @@ class Packer:
         if gaps and not parts:
             parts.append([])
         last = len(parts) - 1
-        return [self._batch(part, gaps if index == last else ()) for index, part in enumerate(parts)]
+        return [batch for i, part in enumerate(parts) for batch in self._batches(part, gaps if i == last else ())]
+
+    def _batches(self, records: list[StepRecord], gaps: Sequence[Gap]) -> list[Batch]:
+        """One batch; where that fails one for each record, with a gap in the place of those that are at fault."""
+        try:
+            return [self._batch(records, gaps)]
+        except Exception as error:
+            if len(records) > 1:
+                alone = [batch for record in records for batch in self._batches([record], ())]
+                return alone + ([self._batch([], gaps)] if gaps else [])
+            if not records:
+                raise
+            self.failed += 1
+            if self.failed == 1:
+                step = records[0].step
+                log.warning("gradspectra: step %d cannot be packed (%r); it is a gap", step, error, exc_info=error)
+            return [self._batch([], (Gap(records[0].step, records[0].step, "all", NOT_PACKED), *gaps))]
 
     def _in_order(self, records: Iterable[StepRecord]) -> Iterator[StepRecord]:
         last = self._complete_through
@@ -56,15 +77,13 @@ class Packer:
 
     def _batch(self, records: list[StepRecord], gaps: Sequence[Gap]) -> Batch:
         steps = [record.step for record in records]
-        self._complete_through = max([self._complete_through, *steps, *(gap.last for gap in gaps)])
+        complete = max([self._complete_through, *steps, *(gap.last for gap in gaps)])
         table = next((record.table for record in records if _has_layers(record)), None)
         new = table is not None and table.digest not in self._tables
-        if table is not None:
-            self._tables.add(table.digest)
-        return Batch(
+        batch = Batch(
             session="unset",
             sequence=1,
-            complete_through=self._complete_through,
+            complete_through=complete,
             steps=np.array(steps, np.int64),
             times=np.array([record.time for record in records], np.float64),
             scalars=_columns([record.scalars for record in records], np.float64),
@@ -74,6 +93,10 @@ class Packer:
             spectra=_spectrum_block(records, table) if table is not None else None,
             gaps=tuple(gaps),
         )
+        self._complete_through = complete
+        if table is not None:
+            self._tables.add(table.digest)
+        return batch
 
 
 def _has_layers(record: StepRecord) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -15,11 +16,14 @@ from gradspectra_core.wire import decode_batch, encode_batch
 
 from gradspectra.frames import LAYERS, SPECTRA, STAMPED, Frame, frame_bytes
 from gradspectra.journal import Journal, open_file
-from gradspectra.shedding import Excess, Sized, shed_flagged, shed_steps
+from gradspectra.shedding import Excess, Sized, shed_flagged, shed_steps, without_steps
+
+log = logging.getLogger("gradspectra")
 
 DEFAULT_LIMIT = 256 << 20
 MEMORY_LIMIT = 64 << 20
 KEEP_ACKNOWLEDGED = 4 << 20
+NOT_SPOOLED = "its batch could not be spooled"
 LOST_BY_SERVER = "the server lost it after storing it"
 _ACKNOWLEDGED = struct.Struct("<QI")
 
@@ -44,6 +48,7 @@ class Spool:
         self.next_sequence = 1
         self.waiting_steps = 0
         self.times_thinned = 0
+        self.failed = 0
         self._count()
 
     @property
@@ -56,8 +61,15 @@ class Spool:
         self._session = session
 
     def append(self, batch: Batch) -> None:
-        """Add a batch, giving it the next sequence number."""
-        data = self._frame(batch, self.next_sequence)
+        """Add a batch, giving it the next sequence number; one that cannot be encoded becomes a gap, said once."""
+        try:
+            data = self._frame(batch, self.next_sequence)
+        except Exception as error:
+            if not self.failed:
+                log.warning("gradspectra: a batch cannot be spooled (%r); it is a gap", error, exc_info=error)
+            self.failed += 1
+            batch = without_steps(batch, NOT_SPOOLED)
+            data = self._frame(batch, self.next_sequence)
         self.journal.append(data)
         self.next_sequence += 1
         self.waiting_steps += len(batch.steps)

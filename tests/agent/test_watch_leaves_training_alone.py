@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import copy
+import errno
 import io
+import logging
 import random
 
 import numpy as np
 import pytest
 import torch
-from agent.watched_training import attention, gradients, loss_of, squares, value, watched
+from agent.scripted_server import Handler, ScriptedServer
+from agent.watched_training import KeepingTransport, attention, gradients, loss_of, squares, value, watched
+from gradspectra import journal
+from gradspectra.drift import Drift
 from gradspectra.measure import FirstTier
 from gradspectra.measuring import Measuring
-from gradspectra.parts import PartSquares
+from gradspectra.packing import Packer
+from gradspectra.parts import Backward, PartSquares
+from gradspectra.readout import Readout
+from gradspectra.rules import LocalRules
 from gradspectra.session import Session
 from gradspectra.spectra import Spectra
+from gradspectra.spool import Spool
 from gradspectra.step import ClosedStep
 
 
@@ -118,39 +127,152 @@ def test_copies_of_model_and_optimizer_are_not_watched(kept):
     assert value(kept()[1], "grad_sq", "head.weight") == pytest.approx(expected, rel=1e-5)
 
 
+LAYERS = {"grad_sq", "weight_sq", "update_sq", "part_sq", "drift_sq"}
+EVERYTHING = LAYERS | {"spectra", "loss", "learning_rate", "clip_coefficient", "parts", "step_seconds"}
 STAGES = [
-    (FirstTier, "take"),
-    (FirstTier, "repair"),
-    (PartSquares, "arm"),
-    (PartSquares, "_measure"),
-    (PartSquares, "sums"),
-    (Spectra, "take"),
-    (Spectra, "due"),
-    (ClosedStep, "record"),
-    (ClosedStep, "__init__"),
-    (Session, "clips_norm"),
-    (Session, "log"),
-    (Session, "opens"),
-    (Session, "_log_rates"),
-    (Session, "_account"),
-    (Measuring, "_follow_on"),
+    (FirstTier, "take", "layers", LAYERS),
+    (FirstTier, "repair", "layers", LAYERS),
+    (PartSquares, "arm", "parts", {"part_sq"}),
+    (PartSquares, "_measure", "parts", {"part_sq"}),
+    (PartSquares, "sums", "parts", {"part_sq"}),
+    (Backward, "saw", "backward", {"part_sq", "parts"}),
+    (Drift, "begin", "drift", {"drift_sq"}),
+    (Drift, "measure", "drift", {"drift_sq"}),
+    (Spectra, "take", "spectra", {"spectra"}),
+    (Spectra, "due", "spectra", {"spectra"}),
+    (ClosedStep, "__init__", "record", EVERYTHING),
+    (ClosedStep, "record", "record", EVERYTHING),
+    (Readout, "arrays", "record", EVERYTHING),
+    (Session, "clips_norm", "clipping", {"clip_coefficient"}),
+    (Session, "log", "log", {"loss"}),
+    (Session, "opens", "step", {"part_sq", "parts"}),
+    (Session, "_log_rates", "rates", {"learning_rate"}),
+    (Session, "_account", "overhead", {"step_seconds"}),
+    (Measuring, "_follow_on", "inventory", set()),
+    (LocalRules, "observe", "rules", set()),
+    (KeepingTransport, "record", "handing on", EVERYTHING),
+    (KeepingTransport, "start", None, set()),
 ]
+"""Where a failure is injected, the stage that is then switched off, and what the records lack for it."""
 
 
-@pytest.mark.parametrize(("place", "name"), STAGES, ids=[f"{place.__name__}.{name}" for place, name in STAGES])
-def test_a_failure_anywhere_is_said_once_and_changes_nothing(place, name, kept, monkeypatch, caplog):
+def found(records):
+    """What is there in any of the records."""
+    names = {name for r in records for name in (*r.scalars, *r.counts)} & EVERYTHING
+    for record in records:
+        names |= {"spectra"} if record.spectra else set()
+        for row, name in enumerate(record.statistics):
+            names |= {name} & LAYERS if record.present[row].any() else set()
+    return names
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "stage", "lost"), STAGES, ids=[f"{place.__name__}.{name}" for place, name, *_ in STAGES]
+)
+def test_a_failure_anywhere_is_said_once_and_the_other_stages_go_on(
+    place, name, stage, lost, kept, monkeypatch, caplog
+):
     plain, _, _ = trained(False)
 
     def fail(*_, **__):
         raise OSError("broken on purpose")
 
     monkeypatch.setattr(place, name, fail)
+    reacting = {"on_alert": lambda _: None} if place is LocalRules else {}
+    seen, _, watch = trained(True, **reacting)
+    assert all(map(torch.equal, plain.state_dict().values(), seen.state_dict().values()))
+    assert sum("training goes on without it" in message for message in caplog.messages) == 1
+    status = watch.status()
+    off = [reason.split(":")[0] for reason in status["not_measured"] if "switched off" in reason]
+    assert off == ([stage] if stage else [])
+    assert (status["step"], watch.state_dict()["step"]) == (12, 12)
+    assert KeepingTransport.last.closed == "finished"
+    assert found([record for record in kept() if record.step > 6]) == EVERYTHING - lost
+    if lost != EVERYTHING:
+        assert [record.step for record in kept()] == list(range(1, 13))
+
+
+def test_a_failure_that_comes_twice_switches_nothing_off(kept, monkeypatch):
+    calls, take = [], FirstTier.take
+
+    def fail_twice(*arguments):
+        calls.append(1)
+        if len(calls) < 3:
+            raise OSError("broken on purpose")
+        take(*arguments)
+
+    monkeypatch.setattr(FirstTier, "take", fail_twice)
+    _, _, watch = trained(True)
+    assert watch.status()["not_measured"] == []
+    assert [r.step for r in kept() if "grad_sq" in r.statistics] == list(range(3, 13))
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    server = ScriptedServer()
+    monkeypatch.setenv("GRADSPECTRA_SERVER", server.url)
+    monkeypatch.setenv("GRADSPECTRA_SPOOL", str(tmp_path))
+    yield server
+    server.stop()
+
+
+def warnings_of(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize(("place", "name"), [(Packer, "_batch"), (Spool, "_frame")])
+def test_a_record_that_cannot_be_sent_is_a_gap_and_the_others_arrive(place, name, server, monkeypatch, caplog):
+    """One record breaks packing, or every batch with it the spooling."""
+    plain, _, _ = trained(False)
+    original = getattr(place, name)
+
+    def fail(self, what, *rest):
+        steps = what.steps.tolist() if place is Spool else [record.step for record in what]
+        if 5 in steps:
+            raise OSError("broken on purpose")
+        return original(self, what, *rest)
+
+    monkeypatch.setattr(place, name, fail)
     seen, _, watch = trained(True)
     assert all(map(torch.equal, plain.state_dict().values(), seen.state_dict().values()))
-    assert any("broken on purpose" in reason for reason in watch.status()["not_measured"])
-    assert sum("training goes on without it" in message for message in caplog.messages) == 1
-    if (place, name) not in {(ClosedStep, "record"), (ClosedStep, "__init__"), (Session, "_log_rates")}:
-        assert kept()[-1].step == 12 or name in {"opens", "_account"}
+    gaps = [step for first, last, what in server.gaps() if what == "all" for step in range(first, last + 1)]
+    assert 5 in gaps
+    assert sorted([*server.steps(), *gaps]) == list(range(1, 13))
+    assert place is Spool or gaps == [5]
+    assert len(warnings_of(caplog)) == 1
+    assert "broken on purpose" in caplog.text
+    assert watch.status()["sending"]["waiting_steps"] == 0
+    assert server.finished == [{"session": "session1", "state": "finished"}]
+
+
+def test_a_full_disk_is_said_once_and_the_records_arrive_from_memory(server, monkeypatch, caplog):
+    class Full(io.FileIO):
+        def write(self, data):
+            if self.tell() > 2000:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().write(data[: max(1, 2000 - self.tell())])
+
+    monkeypatch.setattr(journal, "open_file", lambda path: path.touch() or Full(path, "r+"))
+    plain, _, _ = trained(False)
+    seen, _, watch = trained(True)
+    assert all(map(torch.equal, plain.state_dict().values(), seen.state_dict().values()))
+    assert server.steps() == list(range(1, 13))
+    (warning,) = warnings_of(caplog)
+    assert "No space left on device" in warning
+    assert "kept in memory" in warning
+    assert watch.status()["sending"]["waiting_steps"] == 0
+
+
+def test_a_server_that_breaks_off_every_answer_changes_nothing_and_nothing_is_lost(server, caplog, tmp_path):
+    plain, _, _ = trained(False)
+    server.on_make_run = Handler.drop
+    seen, _, watch = trained(True)
+    assert all(map(torch.equal, plain.state_dict().values(), seen.state_dict().values()))
+    status = watch.status()["sending"]
+    assert status["waiting_steps"] == 12
+    assert status["last_error"]
+    assert sum("the records are kept in" in message for message in warnings_of(caplog)) == 1
+    assert len(list(tmp_path.glob("*/batches"))) == 1
 
 
 def test_without_any_server_training_goes_on_and_one_warning_is_given(tmp_path, monkeypatch, caplog):
