@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -64,3 +65,30 @@ def test_the_gpt_example_resumes_from_its_checkpoint_as_a_new_attempt(rest: Rest
     assert (run["name"], run["attempt"], run["last_step"]) == ("byte-gpt", 2, 50)
     steps = rest.get(f"/runs/{run['id']}/series", names="loss", columns=100)["x"]
     assert steps == list(range(1, 51))
+
+
+@needs_torch
+@pytest.mark.slow
+def test_the_learning_rate_falls_at_a_warning(rest: Rest, tmp_path: Path) -> None:
+    printed = run_example(rest, tmp_path, "lower_lr_on_warning.py")
+    (run,) = rest.get("/runs")["items"]
+    assert (run["name"], run["state"], run["last_step"]) == ("lower-lr", "finished", 600)
+    assert "1 cuts" in printed
+    (cut,) = [line for line in printed.splitlines() if line.startswith("step 30")]
+    assert "the learning rate is now 0.0015" in cut
+    rates = rest.values(run["id"], "learning_rate")
+    assert (rates[:300], rates[-280:]) == ([0.003] * 300, [0.0015] * 280)
+
+
+@needs_torch
+@pytest.mark.slow
+def test_a_restart_skips_the_batches_that_broke_the_run(rest: Rest, tmp_path: Path) -> None:
+    assert "stopped at step 231" in run_example(rest, tmp_path, "skip_batches.py")
+    assert json.loads((tmp_path / "skip-batches" / "skip.json").read_text())["batches"] == [229, 230]
+    again = run_example(rest, tmp_path, "skip_batches.py")
+    assert "going on from step 200 without the batches [229, 230]" in again
+    (run,) = rest.get("/runs")["items"]
+    assert (run["name"], run["state"], run["attempt"], run["last_step"]) == ("skip-batches", "finished", 2, 400)
+    losses = rest.values(run["id"], "loss")
+    assert len(losses) == 400
+    assert max(losses[200:]) < max(losses[:10])
