@@ -3,6 +3,7 @@
 from gradspectra_backend.routes import (
     alerts,
     channels,
+    export,
     figures,
     health,
     layers,
@@ -21,6 +22,7 @@ API = (
     records.router,
     series.router,
     layers.router,
+    export.router,
     figures.router,
     alerts.router,
     live.router,

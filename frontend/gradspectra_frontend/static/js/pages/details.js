@@ -1,5 +1,6 @@
-// Details of a run: what it was started with, on what, its attempts and gaps; tags and notes; deleting it.
+// Details of a run: what it was started with, on what, its attempts and gaps; tags and notes; files; deleting it.
 
+import { address } from "../api.js";
 import { useGet } from "../data.js";
 import { date, flattened, percent, whole, words } from "../format.js";
 import { html, useState } from "../html.js";
@@ -23,6 +24,7 @@ export function Details({ run, onChanged }) {
       <section class="panel"><h3 class="pad-head">Environment</h3><${Pairs} pairs=${flattened(run.environment)} none="Nothing was recorded." /></section>
       <section class="panel"><h3 class="pad-head">Attempts</h3><${Loaded} answer=${attempts}>${(/** @type {any} */ data) => html`<${Table} rows=${data.items} none="One attempt." />`}</${Loaded}></section>
       <section class="panel"><h3 class="pad-head">Gaps</h3><${Loaded} answer=${gaps}>${(/** @type {any} */ data) => html`<${Table} rows=${data.items} none="No step was lost." />`}</${Loaded}></section>
+      <${Export} path=${path} />
       <${Delete} run=${run} path=${path} />
     </div>`;
 }
@@ -66,6 +68,18 @@ function Edit({ run, path, onChanged }) {
       <label>Notes <textarea name="notes" rows="5" value=${draft.notes} onInput=${type}></textarea></label>
       ${problem}<div class="actions"><button class="primary">Save</button><span role="status" class="muted">${said}</span></div>
     </form>`;
+}
+
+const TABLES = { series: "Scalars and run metrics", layers: "Layer values", spectra: "Spectra" };
+const FORMATS = { csv: "CSV", json: "JSON", parquet: "Parquet" };
+
+/** Links to the run's files; without `download`, so that a refusal is shown and says why. @param {{path: string}} props */
+function Export({ path }) {
+  return html`
+    <section class="panel"><h3 class="pad-head">Export</h3>
+      <div class="scroll"><table class="data export"><tbody>${Object.entries(TABLES).map(([what, title]) => html`<tr><th scope="row">${title}</th>
+        <td class="actions">${Object.entries(FORMATS).map(([format, name]) => html`<a href=${address(`${path}/export`, { format, what })} aria-label=${`${title} as ${name}`}>${name}</a>`)}</td></tr>`)}</tbody></table></div>
+      <p class="note">Every recorded step, not only what the figures show.</p></section>`;
 }
 
 /** @param {{run: any, path: string}} props */

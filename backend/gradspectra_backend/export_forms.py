@@ -1,0 +1,80 @@
+"""Tables written piece by piece: CSV and JSON by the standard library and orjson, Parquet where pyarrow is there."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import orjson
+from gradspectra_core.jsonform import json_array
+
+from gradspectra_backend.export_tables import Cells, Kind, Table
+
+Format = Literal["csv", "json", "parquet"]
+MEDIA_TYPES: dict[Format, str] = {
+    "csv": "text/csv; charset=utf-8",
+    "json": "application/json",
+    "parquet": "application/vnd.apache.parquet",
+}
+ROWS_AT_ONCE = 4096
+
+
+def written(table: Table, form: Format) -> Iterator[bytes]:
+    """Write a table in one of the forms, a few thousand rows at a time; parquet needs pyarrow."""
+    if form == "csv":
+        return as_csv(table)
+    if form == "json":
+        return as_json(table)
+    from gradspectra_backend.parquet import as_parquet
+
+    return as_parquet(table)
+
+
+def as_csv(table: Table) -> Iterator[bytes]:
+    """CSV with a line of names. Numbers read back as they were; nan, inf and -inf; a missing one is an empty cell.
+
+    Lists are their entries separated by spaces.
+    """
+    yield _csv_lines([list(table.columns)])
+    kinds = list(table.columns.values())
+    for piece in table.pieces:
+        rows = zip(*(_csv_cells(cells, kind) for cells, kind in zip(piece, kinds, strict=True)), strict=True)
+        while taken := [row for row, _ in zip(rows, range(ROWS_AT_ONCE), strict=False)]:
+            yield _csv_lines(taken)
+
+
+def as_json(table: Table) -> Iterator[bytes]:
+    """A JSON list with an object per row, each on a line; "NaN", "Infinity" and "-Infinity"; null for missing."""
+    names, kinds = list(table.columns), list(table.columns.values())
+    separator = b"[\n"
+    for piece in table.pieces:
+        rows = zip(*(_json_cells(cells, kind) for cells, kind in zip(piece, kinds, strict=True)), strict=True)
+        while taken := [row for row, _ in zip(rows, range(ROWS_AT_ONCE), strict=False)]:
+            yield separator + b",\n".join(orjson.dumps(dict(zip(names, row, strict=True))) for row in taken)
+            separator = b",\n"
+    yield b"[]\n" if separator == b"[\n" else b"\n]\n"
+
+
+def _csv_lines(rows: list[Any]) -> bytes:
+    lines = io.StringIO(newline="")
+    csv.writer(lines, lineterminator="\n").writerows(rows)
+    return lines.getvalue().encode()
+
+
+def _csv_cells(cells: Cells, kind: Kind) -> list[Any]:
+    if kind in ("integers", "numbers"):
+        return [" ".join(map(repr, entry.tolist())) for entry in cells.values]
+    entries = cells.values if kind == "text" else cells.values.tolist()
+    if cells.present is None:
+        return list(entries)
+    return [entry if there else None for entry, there in zip(entries, cells.present.tolist(), strict=True)]
+
+
+def _json_cells(cells: Cells, kind: Kind) -> list[Any]:
+    if kind == "text":
+        return list(cells.values)
+    if kind in ("integers", "numbers"):
+        return [json_array(entry) for entry in cells.values]
+    return json_array(cells.values, cells.present)

@@ -1,0 +1,281 @@
+"""What is exported equals what was sent: every step, special numbers, gaps, attempts, layers that change."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from backend.callers import API, Caller, batch, columns, layer_block, spectrum_block, table
+from fastapi.testclient import TestClient
+from gradspectra_backend import export_tables
+from gradspectra_store import read
+from gradspectra_store.errors import StoreUnavailable
+
+OLD, NEW = ("layers.0.up.weight", "layers.1.up.weight"), ("layers.1.up.weight", "head.weight")
+LOSS = [1.0, math.nan, math.inf, None, -math.inf, 0.1]
+NEWER_LOSS = [0.30000000000000004, 5e-324, -0.0]
+FORMS = ("csv", "json", "parquet")
+WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def send_all(caller: Caller) -> str:
+    """A run of two attempts: steps 1 to 8 without 4, and again from 6 on to 9 without 7, with other layers."""
+    run = caller.start(name="Größe/1")
+    of, later = table(OLD), table(NEW)
+    block = layer_block(of, [1, 2], weight_sq=[[0.1, math.nan], [math.inf, -math.inf]], grad_sq=[[4.0, 9.0]] * 2)
+    tokens = columns(2, np.int64, tokens=[7, None])
+    spectra = spectrum_block(of, 2, 1, [3.0, 1.0])
+    first = {"layer_table": of, "layers": block, "spectra": spectra, "counts": tokens, "step": [0.5] * 2}
+    caller.must_send(run["id"], batch(run["session"], 1, [1, 2], loss=LOSS[:2], **first))
+    tokens = columns(3, np.int64, tokens=[2**53, 9, 9])
+    caller.must_send(run["id"], batch(run["session"], 2, [3, 5, 6], loss=LOSS[2:5], counts=tokens, step=[0.5] * 3))
+    spectra = spectrum_block(of, 8, 1, [5.0])
+    caller.must_send(run["id"], batch(run["session"], 3, [8], loss=LOSS[5:], spectra=spectra))
+    newer = caller.start(resume=run["id"], start_step=5)
+    block = layer_block(later, [6], weight_sq=[[2.5, 3.5]], mine=[[math.nan, 1.0]])
+    spectra = spectrum_block(later, 6, 0, [4.0, 2.0, 1.0])
+    caller.must_send(
+        run["id"],
+        batch(newer["session"], 1, [6, 8, 9], layer_table=later, layers=block, spectra=spectra, loss=NEWER_LOSS),
+    )
+    caller.derived(run["id"], 9)
+    return str(run["id"])
+
+
+@pytest.fixture(scope="module")
+def caller(shared_caller: Caller) -> Caller:
+    return shared_caller
+
+
+@pytest.fixture(scope="module")
+def run(caller: Caller) -> str:
+    return send_all(caller)
+
+
+def rows_of(answer: Any, form: str) -> list[dict[str, Any]]:
+    """The rows of an export: numbers, None for missing, lists of numbers."""
+    if form == "parquet":
+        parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed (the extra export has it)")
+        return list(parquet.read_table(io.BytesIO(answer)).to_pylist())
+    if form == "json":
+        return [{name: _read(value) for name, value in row.items()} for row in json.loads(answer)]
+    return [
+        {name: _cell(name, text) for name, text in row.items()} for row in csv.DictReader(io.StringIO(answer.decode()))
+    ]
+
+
+def _read(value: Any) -> Any:
+    return [_read(entry) for entry in value] if isinstance(value, list) else WORDS.get(value, value)
+
+
+def _cell(name: str, text: str) -> Any:
+    if name in ("layer", "role", "of", "method"):
+        return text
+    if name in ("index", "singular_values"):
+        return [float(entry) for entry in text.split()]
+    return float(text) if text else None
+
+
+def exported(caller: Caller, run: str, form: str, **params: Any) -> list[dict[str, Any]]:
+    if form == "parquet":
+        pytest.importorskip("pyarrow", reason="pyarrow is not installed (the extra export has it)")
+    answer = caller.client.get(f"{API}/runs/{run}/export", params={"format": form, **params})
+    assert answer.status_code == 200, answer.text
+    return rows_of(answer.content, form)
+
+
+def unguarded(caller: Caller) -> TestClient:
+    """A client of the same server that raises what a server's log would have."""
+    return TestClient(caller.client.app, base_url="http://127.0.0.1:7117")
+
+
+def same(found: list[Any], expected: list[Any]) -> bool:
+    """Whether both hold the same numbers to the last bit, NaN at the same places, and None at the same places."""
+    return repr([None if one is None else float(one) for one in found]) == repr(
+        [None if one is None else float(one) for one in expected]
+    )
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_series_come_back_as_they_were_sent_with_attempts_joined_at_the_cut(caller: Caller, run: str, form: str):
+    rows = exported(caller, run, form)
+    assert [(row["step"], row["attempt"]) for row in rows] == [(1, 1), (2, 1), (3, 1), (5, 1), (6, 2), (8, 2), (9, 2)]
+    assert same([row["loss"] for row in rows], LOSS[:4] + NEWER_LOSS)
+    assert same([row["tokens"] for row in rows], [7, None, 2**53, 9, None, None, None])
+    assert same([row["step_value"] for row in rows], [0.5] * 4 + [None] * 3)
+    assert list(rows[0]) == ["step", "attempt", "loss", "step_value", "tokens"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_attempt_by_itself_has_what_a_newer_one_hides(caller: Caller, run: str, form: str):
+    rows = exported(caller, run, form, attempt=1)
+    assert [(row["step"], row["attempt"]) for row in rows] == [(step, 1) for step in (1, 2, 3, 5, 6, 8)]
+    assert same([row["loss"] for row in rows], LOSS)
+    only = exported(caller, run, form, attempt=1, names="loss")
+    assert [row["step"] for row in only] == [1, 2, 3, 6, 8]
+    assert [row["step"] for row in exported(caller, run, form, start=3, stop=8)] == [3, 5, 6]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_layers_come_in_long_form_also_where_they_change(caller: Caller, run: str, form: str):
+    rows = exported(caller, run, form, what="layers")
+    places = [(row["step"], row["attempt"], row["layer"], row["depth"]) for row in rows]
+    assert places == [
+        (1, 1, OLD[0], 0),
+        (1, 1, OLD[1], 0),
+        (2, 1, OLD[0], 0),
+        (2, 1, OLD[1], 0),
+        (6, 2, NEW[0], 0),
+        (6, 2, NEW[1], 1),
+    ]
+    assert same([row["weight_sq"] for row in rows], [float(np.float32(0.1)), math.nan, math.inf, -math.inf, 2.5, 3.5])
+    assert same([row["grad_norm"] for row in rows], [2, 3, 2, 3, None, None])
+    assert same([row["mine"] for row in rows], [None] * 4 + [math.nan, 1.0])
+    assert {row["role"] for row in rows} == {"up"}
+    chosen = exported(caller, run, form, what="layers", names="weight_norm", pattern="1", stop=3)
+    assert [list(row) for row in chosen] == [["step", "attempt", "layer", "role", "depth", "weight_norm"]] * 2
+    assert same([row["weight_norm"] for row in chosen], [math.nan, math.nan])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_spectra_come_with_their_singular_values(caller: Caller, run: str, form: str):
+    rows = exported(caller, run, form, what="spectra")
+    assert [(row["layer"], row["step"], row["attempt"]) for row in rows] == [(OLD[1], 2, 1), (OLD[1], 6, 2)]
+    assert [row["singular_values"] for row in rows] == [[3.0, 1.0], [4.0, 2.0, 1.0]]
+    assert [row["index"] for row in rows] == [[0, 1], [0, 1, 2]]
+    assert [(row["of"], row["nuclear"], row["rows"], row["columns"]) for row in rows] == [
+        ("gradient", 4.0, 8, 4),
+        ("gradient", 7.0, 8, 4),
+    ]
+    hidden = exported(caller, run, form, what="spectra", attempt=1, start=3)
+    assert [(row["step"], row["singular_values"]) for row in hidden] == [(8, [5.0])]
+    assert exported(caller, run, form, what="spectra", of="weight") == []
+
+
+def test_the_same_rows_come_whatever_is_read_at_once(caller: Caller, run: str, monkeypatch):
+    whole = {what: exported(caller, run, "json", what=what) for what in ("series", "layers", "spectra")}
+    monkeypatch.setattr(export_tables, "VALUES_AT_ONCE", 1)
+    monkeypatch.setattr("gradspectra_backend.export_forms.ROWS_AT_ONCE", 2)
+    for what, rows in whole.items():
+        assert repr(exported(caller, run, "json", what=what)) == repr(rows)
+
+
+def test_what_is_read_at_once_does_not_grow_with_the_run(caller: Caller, monkeypatch):
+    run = caller.start()
+    sizes: list[int] = []
+    real = read.read_series
+
+    def counted(*arguments: Any) -> Any:
+        series = real(*arguments)
+        sizes.append(len(series.x) * len(series.series))
+        return series
+
+    first = 1
+    for sequence, (count, apart) in enumerate(((300, 100), (2000, 1)), 1):
+        steps = list(range(first, first + count * apart, apart))
+        first = steps[-1] + 1
+        caller.must_send(run["id"], batch(run["session"], sequence, steps, loss=[0.5] * count, mine=[1.0] * count))
+    monkeypatch.setattr(export_tables, "VALUES_AT_ONCE", 64)
+    monkeypatch.setattr(export_tables.read, "read_series", counted)
+    rows = exported(caller, run["id"], "json", names="loss,mine")
+    assert len(rows) == 2300
+    assert max(sizes) <= 64 * export_tables.MOST_GROWTH
+    assert sum(sizes) == 4600
+
+
+def test_a_job_that_resumes_meanwhile_changes_nothing_in_an_export_that_has_begun(caller: Caller, monkeypatch):
+    run = caller.start()
+    caller.must_send(run["id"], batch(run["session"], 1, [1, 2, 3, 4], loss=[1.0, 2.0, 3.0, 4.0]))
+    monkeypatch.setattr(export_tables, "VALUES_AT_ONCE", 1)
+    monkeypatch.setattr(export_tables, "MOST_GROWTH", 1)
+    asked = []
+    real = read.read_series
+
+    def resumed(*arguments: Any) -> Any:
+        asked.append(arguments)
+        if len(asked) == 2:
+            newer = caller.start(resume=run["id"], start_step=1)
+            caller.must_send(run["id"], batch(newer["session"], 1, [2, 3, 4, 5], loss=[9.0] * 4))
+        return real(*arguments)
+
+    monkeypatch.setattr(export_tables.read, "read_series", resumed)
+    assert [row["loss"] for row in exported(caller, run["id"], "json", names="loss")] == [1.0, 2.0, 3.0, 4.0]
+    monkeypatch.undo()
+    assert [row["loss"] for row in exported(caller, run["id"], "json", names="loss")] == [1.0, 9.0, 9.0, 9.0, 9.0]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("what", ["series", "layers", "spectra"])
+def test_a_run_without_records_gives_an_empty_table(caller: Caller, form: str, what: str):
+    assert exported(caller, caller.start()["id"], form, what=what) == []
+
+
+def test_a_file_has_a_name_that_every_system_takes(caller: Caller, run: str):
+    headers = caller.client.get(f"{API}/runs/{run}/export", params={"what": "layers"}).headers
+    assert headers["content-disposition"] == f'attachment; filename="Gr-e-1-{run}-layers.csv"'
+    assert headers["content-type"] == "text/csv; charset=utf-8"
+
+
+@pytest.mark.parametrize(
+    ("params", "status", "field", "told"),
+    [
+        ({"format": "xml"}, 422, "format", "csv"),
+        ({"names": "los"}, 422, "names", "'los'"),
+        ({"what": "layers", "names": "los"}, 404, None, "'los'"),
+        ({"what": "layers", "layers": "layers.7"}, 404, "layer", "'layers.7'"),
+        ({"what": "spectra", "layers": f"{OLD[1]},layers.7"}, 404, "layer", "'layers.7'"),
+        ({"what": "spectra", "names": "loss"}, 422, "names", "spectra"),
+        ({"layers": OLD[0]}, 422, "layers", "series"),
+        ({"attempt": 3}, 422, "attempt", "attempts 1 to 2, got 3"),
+        ({"start": 4, "stop": 2}, 422, "stop", "4, got 2"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_before_anything_is_sent(
+    caller: Caller, run: str, params: dict[str, Any], status: int, field: str | None, told: str
+):
+    refused = caller.client.get(f"{API}/runs/{run}/export", params=params).json()
+    assert (refused["status"], refused.get("field")) == (status, field)
+    assert told in refused["detail"]
+
+
+def test_an_unknown_run_and_a_missing_library_are_said(caller: Caller, run: str, monkeypatch):
+    assert caller.client.get(f"{API}/runs/none/export").json()["type"] == "/problems/unknown-run"
+    monkeypatch.setattr("gradspectra_backend.forms.find_spec", lambda _: None)
+    missing = caller.client.get(f"{API}/runs/{run}/export", params={"format": "parquet"}).json()
+    assert missing["status"] == 406
+    assert "pip install 'gradspectra[export]'" in missing["remedy"]
+
+
+def test_a_database_that_fails_at_once_is_a_problem_and_one_that_fails_later_breaks_the_answer_off(
+    caller: Caller, run: str, monkeypatch
+):
+    monkeypatch.setattr(export_tables, "VALUES_AT_ONCE", 1)
+    monkeypatch.setattr(export_tables, "MOST_GROWTH", 1)
+    real, good = read.read_series, 0
+
+    def failing(*arguments: Any) -> Any:
+        nonlocal good
+        good -= 1
+        if good < 0:
+            raise StoreUnavailable("the database is away")
+        return real(*arguments)
+
+    monkeypatch.setattr(export_tables.read, "read_series", failing)
+    refused = caller.client.get(f"{API}/runs/{run}/export")
+    assert (refused.status_code, refused.json()["type"]) == (503, "/problems/unavailable")
+    good = 2
+    with pytest.raises(RuntimeError, match="response already started"):
+        unguarded(caller).get(f"{API}/runs/{run}/export")
+
+
+def test_the_same_comes_from_postgresql(anywhere: Caller):
+    run = send_all(anywhere)
+    rows = exported(anywhere, run, "json")
+    assert same([row["loss"] for row in rows], LOSS[:4] + NEWER_LOSS)
+    assert len(exported(anywhere, run, "json", what="layers")) == 6
+    assert len(exported(anywhere, run, "json", what="spectra")) == 2
