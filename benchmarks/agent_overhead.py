@@ -7,7 +7,8 @@ Prints JSON: shares of the plain step, from wall time and from the training thre
 same on a machine that is busy with other things (with --threads 1, where that thread does all the work). `blocks` are
 the same differences of eight steps together, whose median is the figure to trust: a cadence of 8 costs each of them
 alike, and what else the machine does is left out. What the sending thread took outside the variant's own steps, where
-nobody sees it, is added as it is.
+nobody sees it, is added as it is. watch: at the default budget while nobody has a page open; watch-viewed: while
+somebody has.
 `python benchmarks/agent_overhead.py --task demo --steps 400`
 """
 
@@ -59,7 +60,7 @@ class Variant:
         self.steps = 0
         self.sent_within = 0.0
         options: dict[str, Any] = {"project": "benchmark", "run": name, "server": server, "spool": f"{folder}/{name}"}
-        if name == "watch":
+        if name in ("watch", "watch-viewed"):
             self.watch = gradspectra.watch(self.model, self.optimizer, **options)
         elif name == "watch-every-step":
             self.watch = gradspectra.watch(self.model, self.optimizer, budget=None, every=1, spectra="off", **options)

@@ -14,6 +14,8 @@ from typing import Any
 
 RUN = {"id": "benchmark", "attempt": 1, "session": "one", "next_sequence": 1, "url": "http://sink"}
 STORED = {"status": "stored", "next_sequence": 1, "alerts": [], "stop_at_step": None}
+VIEWED = b"-viewed"
+"""Runs whose name has this in it are told that somebody looks at them."""
 
 
 def _answer(status: str, members: dict[str, Any]) -> bytes:
@@ -22,12 +24,14 @@ def _answer(status: str, members: dict[str, Any]) -> bytes:
     return head.encode() + body
 
 
-MADE, TAKEN = _answer("201 Created", RUN), _answer("200 OK", STORED)
+MADE = _answer("201 Created", RUN)
+TAKEN = {viewed: _answer("200 OK", STORED | {"viewed": viewed}) for viewed in (False, True)}
 
 
 def _talk(connection: socket.socket) -> None:
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     received = b""
+    viewed = False
     while True:
         while b"\r\n\r\n" not in received:
             received += (piece := connection.recv(1 << 20))
@@ -39,8 +43,10 @@ def _talk(connection: socket.socket) -> None:
             received += (piece := connection.recv(1 << 20))
             if not piece:
                 return
-        received = received[wanted:]
-        connection.sendall(MADE if head.split(b" ", 2)[1].endswith(b"/runs") else TAKEN)
+        body, received = received[:wanted], received[wanted:]
+        makes_run = head.split(b" ", 2)[1].endswith(b"/runs")
+        viewed = VIEWED in body if makes_run else viewed
+        connection.sendall(MADE if makes_run else TAKEN[viewed])
 
 
 def _serve(pipe: Connection) -> None:

@@ -31,6 +31,8 @@ PACE, PACE_AWAY = 0.1, 1.0
 HEARTBEAT = 10.0
 REST_PER_CPU, LONGEST_REST = 300.0, 0.5
 """After each round the thread rests so many times the CPU time it cost (0.3% of a core), but at most 0.5 s."""
+UNVIEWED_REST = 2.0
+"""How long it rests while the server says that nobody has a page open."""
 CATCHING_UP_PER_CPU = 19.0
 """The same between batches while a backlog is sent (5% of a core)."""
 
@@ -91,6 +93,7 @@ class Transport:
         self.attempt: int | None = None
         self.stop_at_step: int | None = None
         self.seconds_spent = 0.0
+        self._viewed = True
 
     @property
     def local_key(self) -> str:
@@ -188,13 +191,18 @@ class Transport:
             except Exception:
                 logger.exception("gradspectra: records were lost")
             self.seconds_spent = time.thread_time()
-            rest = min(LONGEST_REST, (self.seconds_spent - before) * REST_PER_CPU)
-            self._closing.wait(max(rest, PACE if self._sender.last_error is None else PACE_AWAY))
+            self._closing.wait(self._rest(self._sender, self.seconds_spent - before))
         try:
             self._end(self._sender)
         except Exception:
             logger.exception("gradspectra: closing failed")
         self.seconds_spent = time.thread_time()
+
+    def _rest(self, sender: Sender, spent: float) -> float:
+        """Seconds to rest after a round that took `spent` seconds of the processor."""
+        if sender.last_error is not None:
+            return PACE_AWAY
+        return max(PACE, min(LONGEST_REST, spent * REST_PER_CPU)) if self._viewed else UNVIEWED_REST
 
     def _open(self) -> Sender:
         folder, why = make_folder(self._spool_place, self._request, self._http.server)
@@ -254,6 +262,7 @@ class Transport:
     def _answered(self, members: dict[str, Any]) -> None:
         stop = members.get("stop_at_step")
         self.stop_at_step = stop if isinstance(stop, int) else None
+        self._viewed = members.get("viewed") is not False
         alerts = members.get("alerts")
         if alerts and self._on_alerts is not None:
             try:

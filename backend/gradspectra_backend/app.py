@@ -20,6 +20,7 @@ from gradspectra_worker.dispatch import InlineDispatcher
 from gradspectra_worker.redis_urls import for_redis
 
 from gradspectra_backend import manual, openapi, pages, problems, store_problems
+from gradspectra_backend.audience import Audience
 from gradspectra_backend.context import Context
 from gradspectra_backend.door import RequestBounds, SecurityHeaders, TrustedHosts
 from gradspectra_backend.live import Hub
@@ -101,7 +102,7 @@ async def _embedded(app: FastAPI, settings: Settings, store: Store, hub: Hub) ->
         hub.announce(announcement)
 
     dispatcher = InlineDispatcher(store, announce, allow_hosts=settings.alert_allow_hosts)
-    app.state.context = Context(settings, store, hub, dispatcher, announce, Meters(), news, lambda: None)
+    app.state.context = Context(settings, store, hub, dispatcher, announce, Meters(), news, Audience(hub), lambda: None)
     dispatcher.start()
     try:
         yield
@@ -116,14 +117,17 @@ async def _with_redis(app: FastAPI, settings: Settings, store: Store, hub: Hub, 
     news = AlertNews()
     announcer = RedisAnnouncer(for_redis(url))
     dispatcher = CeleryDispatcher(url)
-    pump = Pump(for_redis(url), hub, news.heard)
-    app.state.context = Context(settings, store, hub, dispatcher, announcer, Meters(), news, pump.problem)
+    audience = Audience(hub)
+    pump = Pump(for_redis(url), hub, news.heard, audience.heard)
+    app.state.context = Context(settings, store, hub, dispatcher, announcer, Meters(), news, audience, pump.problem)
     dispatcher.start()
     pump.start()
+    telling = asyncio.create_task(audience.tell(announcer), name="audience")
     try:
         yield
     finally:
         hub.close()
+        telling.cancel()
         await pump.stop()
         await asyncio.to_thread(dispatcher.stop, 5.0)
         announcer.close()

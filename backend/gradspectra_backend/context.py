@@ -11,6 +11,7 @@ from fastapi import Depends, Request
 from gradspectra_store import Store
 from gradspectra_worker.dispatch import Dispatcher
 
+from gradspectra_backend.audience import Audience
 from gradspectra_backend.live import Hub
 from gradspectra_backend.login_limit import LoginLimit
 from gradspectra_backend.meters import Meters
@@ -35,6 +36,7 @@ class Context:
     announce: Announce
     meters: Meters
     news: AlertNews
+    audience: Audience
     dispatcher_problem: Callable[[], str | None]
     logins: LoginLimit = field(default_factory=LoginLimit)
     clock: Callable[[], float] = field(default=time.time)

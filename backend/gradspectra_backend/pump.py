@@ -12,6 +12,7 @@ import redis.asyncio
 from gradspectra_worker.announce import LIVE_CHANNEL
 from redis.exceptions import RedisError
 
+from gradspectra_backend.audience import AUDIENCE
 from gradspectra_backend.live import RESYNC, Hub
 
 log = logging.getLogger(__name__)
@@ -24,13 +25,18 @@ PAUSE_SECONDS = 0.5
 class Pump:
     """Forwards the announcements on Redis to the hub, reconnecting for ever.
 
+    heard: gets each of them; audience: is called when a process tells that it has live streams open.
+
     After each lost connection streams are told to ask anew, because announcements were missed; the database has all.
     """
 
-    def __init__(self, url: str, hub: Hub, heard: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(
+        self, url: str, hub: Hub, heard: Callable[[dict[str, Any]], None], audience: Callable[[], None]
+    ) -> None:
         self._url = url
         self._hub = hub
         self._heard = heard
+        self._audience = audience
         self._task: asyncio.Task[None] | None = None
         self.connected = False
 
@@ -73,6 +79,9 @@ class Pump:
             announcement = json.loads(data)
         except ValueError:
             log.warning("not an announcement on %s: %r", LIVE_CHANNEL, data[:100])
+            return
+        if announcement["type"] == AUDIENCE:
+            self._audience()
             return
         self._heard(announcement)
         self._hub.publish(announcement)

@@ -196,11 +196,13 @@ class Stored(Open):
     last_step: int
     alerts: list[Alert]
     stop_at_step: int | None
+    viewed: bool
 
 
 class Beaten(Open):
     alerts: list[Alert]
     stop_at_step: int | None
+    viewed: bool
 
 
 class Finished(Open):

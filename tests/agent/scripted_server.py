@@ -31,6 +31,7 @@ class ScriptedServer:
         self.on_make_run: Script | None = None
         self.alerts: list[dict[str, Any]] = []
         self.stop_at_step: int | None = None
+        self.viewed = True
         self.expected_token: str | None = None
         self._http = _Server(("127.0.0.1", port), Handler)
         self._http.owner = self
@@ -166,7 +167,13 @@ class Handler(BaseHTTPRequestHandler):
         alerts, owner.alerts = owner.alerts, []
         self.answer(
             200,
-            {"status": status, "next_sequence": expected, "alerts": alerts, "stop_at_step": owner.stop_at_step},
+            {
+                "status": status,
+                "next_sequence": expected,
+                "alerts": alerts,
+                "stop_at_step": owner.stop_at_step,
+                "viewed": owner.viewed,
+            },
         )
 
     def log_message(self, *_: Any) -> None:

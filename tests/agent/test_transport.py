@@ -254,6 +254,24 @@ def test_alerts_and_stop_at_step_come_from_the_answers(server: ScriptedServer, t
     assert seen == [{"rule": "loss_spike", "opened_step": 1}]
 
 
+def test_the_thread_rests_longer_while_nobody_looks_and_close_does_not_wait_for_it(
+    server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transport_module, "UNVIEWED_REST", 60.0)
+    transport = started(server, tmp_path)
+    for step in (1, 2):
+        transport.record(scalar_record(step))
+        server.wait_for(lambda step=step: server.steps()[-1:] == [step])
+    server.viewed = False
+    transport.record(scalar_record(3))
+    server.wait_for(lambda: server.steps() == [1, 2, 3])
+    transport.record(scalar_record(4))
+    time.sleep(2 * transport_module.LONGEST_REST)
+    assert server.steps() == [1, 2, 3]
+    transport.close()
+    assert server.steps() == [1, 2, 3, 4]
+
+
 def test_heartbeats_carry_the_overhead(server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport_module, "HEARTBEAT", 0.2)
     transport = started(server, tmp_path)

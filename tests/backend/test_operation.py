@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import shutil
 import subprocess
 import time
@@ -16,6 +18,7 @@ from backend.servers import serving
 from backend.test_live import Listening
 from gradspectra_backend.problems import KINDS
 from gradspectra_store.errors import StoreError, StoreFull, StoreUnavailable
+from gradspectra_worker.announce import LIVE_CHANNEL
 
 
 def counter(caller: Caller, name: str) -> float:
@@ -120,6 +123,39 @@ def test_two_processes_tell_each_other_over_redis(tmp_path, redis_url):
         for listener in listeners:
             listener.join(3)
         assert all(listener.clean for listener in listeners)
+
+
+def test_an_answer_says_whether_anybody_looks_here_or_at_another_process(tmp_path, redis_url):
+    with (
+        serving(tmp_path, redis_url=redis_url) as server,
+        httpx2.Client(base_url=server.url, trust_env=False, timeout=20) as client,
+        redis.Redis.from_url(redis_url) as control,
+        control.pubsub() as told,
+    ):
+        caller = Caller(client)
+        run = caller.start()
+        numbers = itertools.count(1)
+
+        def viewed() -> bool:
+            number = next(numbers)
+            stored = caller.must_send(run["id"], batch(run["session"], number, [number]))
+            beat = client.post(f"{API}/runs/{run['id']}/heartbeat", json={"session": run["session"]}).json()
+            assert beat["viewed"] == stored["viewed"]
+            return stored["viewed"]
+
+        assert not viewed()
+        control.publish(LIVE_CHANNEL, json.dumps({"type": "audience"}))
+        deadline = time.monotonic() + 5
+        while not viewed():
+            assert time.monotonic() < deadline
+        told.subscribe(LIVE_CHANNEL)
+        listener = Listening(f"{server.url}{API}/live")
+        listener.start()
+        deadline = time.monotonic() + 10
+        while (told.get_message(timeout=1) or {}).get("data") != b'{"type": "audience"}':
+            assert time.monotonic() < deadline
+        assert viewed()
+        assert not [event for event in listener.events if event[0] == "audience"]
 
 
 def test_a_lost_redis_is_said_stored_through_and_caught_up(tmp_path, redis_url):

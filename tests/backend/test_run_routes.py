@@ -179,7 +179,7 @@ def test_a_heartbeat_keeps_the_overhead(anywhere: Caller):
     answer = anywhere.client.post(
         f"{API}/runs/{run['id']}/heartbeat", json={"session": run["session"], "overhead": 0.007}
     )
-    assert answer.json() == {"alerts": [], "stop_at_step": None}
+    assert answer.json() == {"alerts": [], "stop_at_step": None, "viewed": False}
     assert anywhere.get(f"/runs/{run['id']}")["overhead"] == 0.007
 
 

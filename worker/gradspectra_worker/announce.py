@@ -15,7 +15,8 @@ LIVE_CHANNEL = "gradspectra:live"
 
 Announcement = dict[str, Any]
 """{"type": "run", "run", "batch", "step", "derived_step"} after records were derived, and
-{"type": "alert", "run", "batch", "step", "alert": {…}} for each alert that opened or changed."""
+{"type": "alert", "run", "batch", "step", "alert": {…}} for each alert that opened or changed. Server processes tell
+each other {"type": "audience"} while they have live streams open."""
 
 Announce = Callable[[Announcement], None]
 

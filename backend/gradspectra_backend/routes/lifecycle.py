@@ -99,7 +99,8 @@ def beat(context: Shared, run: RunId, heartbeat: Heartbeat) -> Response:
     overhead = None if heartbeat.overhead is None else number_from_json(heartbeat.overhead, "overhead")
     with context.store.write() as conn:
         stop = stored.heartbeat(conn, run, heartbeat.session, overhead, context.clock())
-    return answer({"alerts": plain(fresh_alerts(context, run, heartbeat.session, look=True)), "stop_at_step": stop})
+    alerts = plain(fresh_alerts(context, run, heartbeat.session, look=True))
+    return answer({"alerts": alerts, "stop_at_step": stop, "viewed": context.audience.present})
 
 
 @router.post("/runs/{run}/finish", response_model=schemas.Finished, dependencies=[INGEST])

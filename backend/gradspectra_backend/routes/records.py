@@ -44,7 +44,8 @@ async def post_records(context: Shared, run: RunId, request: Request) -> Respons
     """Store one batch of records, in the binary form or as JSON, plain or gzipped.
 
     The same (session, sequence) again answers "repeated" and changes nothing; a missing number is 409 with the one
-    expected. The answer carries the run's alerts that this session was not told of yet.
+    expected. The answer carries the run's alerts that this session was not told of yet, and
+    whether anybody is looking.
     """
     body = await request.body()
     content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
@@ -77,6 +78,7 @@ def _store(context: Context, run: str, body: bytes, content_type: str, encoding:
             "last_step": done.last_step,
             "alerts": plain(alerts),
             "stop_at_step": done.stop_at_step,
+            "viewed": context.audience.present,
         }
     )
 
