@@ -11,6 +11,7 @@ from gradspectra_core.identity import FusedBlock, block_shape, fused_blocks
 from gradspectra_core.layers import Layer, LayerTable
 from gradspectra_core.roles import depths_of, role_of
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 Choice = Callable[[str], bool | Sequence[FusedBlock]]
 """Whether a parameter is watched, by its name; or the blocks (suffix, axis, start, stop) it is split into."""
@@ -133,16 +134,30 @@ def _homes(optimizers: Sequence[Any]) -> dict[int, tuple[int, dict[str, Any]]]:
 
 
 def _names(models: Models) -> dict[int, tuple[str, Tensor, str]]:
-    """Full name, parameter and kind of its module by the parameter's identity; the first name of tied ones."""
+    """Full name, parameter and kind of its module by the parameter's identity; the first name of tied ones.
+
+    Names are those of the model without the wrappers of torch.compile and DistributedDataParallel.
+    """
     found: dict[int, tuple[str, Tensor, str]] = {}
     for prefix, model in models.items():
+        wrappers = [path for path, m in model.named_modules(prefix=prefix) if isinstance(m, DistributedDataParallel)]
         for path, module in model.named_modules(prefix=prefix):
+            path = _without(wrappers, path)
             path = path.replace("_orig_mod.", "").removesuffix("_orig_mod")
             for name, parameter in module._parameters.items():
                 if parameter is not None and id(parameter) not in found:
                     full = f"{path}.{name}" if path else name
                     found[id(parameter)] = (full, parameter, type(module).__name__)
     return found
+
+
+def _without(wrappers: Sequence[str], path: str) -> str:
+    """A module's path without the `module.` of each wrapper it lies in; wrappers: their paths, outer ones first."""
+    for wrapper in reversed(wrappers):
+        inner = f"{wrapper}.module" if wrapper else "module"
+        if path == inner or path.startswith(f"{inner}."):
+            path = f"{wrapper}{path[len(inner) :]}".removeprefix(".")
+    return path
 
 
 def _strangers(optimizers: Sequence[Any], known: set[int]) -> list[tuple[str, Tensor, str]]:

@@ -35,6 +35,7 @@ class Measuring:
         options: Options,
         budget: Budget,
         guard: Guard,
+        ranks: int,
     ) -> None:
         self.backward = Backward(guard)
         self._models = models
@@ -42,7 +43,8 @@ class Measuring:
         self._options = options
         self._budget = budget
         self._guard = guard
-        self._several_parts = (options.parts or 1) > 1
+        self._ranks = ranks
+        self._several_parts = (options.parts or 1) * ranks > 1
         self._due_spectra: list[Candidate] | None = None
         self._recorded = self._measured = 0
         self.drift: Drift | None = None
@@ -54,7 +56,7 @@ class Measuring:
         self._of_optimizer = [[t for t in tensors if t.optimizer == i] for i in range(len(self._optimizers))]
         self._identities = [frozenset(id(t.parameter) for t in own) for own in self._of_optimizer]
         self.tier = FirstTier(self.inventory)
-        self._parts = PartSquares(tensors, layers, self.backward, self._guard)
+        self._parts = PartSquares(tensors, layers, self.backward, self._guard, self._ranks)
         self.spectra = Spectra(self.inventory, self._options.spectra or None, self._budget)
         self.backward.follow(self.inventory.trainable)
         if self._options.drift != "off":
@@ -70,7 +72,8 @@ class Measuring:
     def begins(self, step: OpenStep) -> None:
         """Make ready for a step: its spectra are still to be planned, its parts measured if it is their turn."""
         self._due_spectra = None
-        if self._several_parts and step.due and self._options.parts != 1 and self._turn_of_parts():
+        wanted = self._options.parts != 1 or self._ranks > 1
+        if self._several_parts and step.due and wanted and self._turn_of_parts():
             self._guard.run("parts", self._parts.arm)
 
     def _turn_of_parts(self) -> bool:
@@ -155,21 +158,21 @@ class Measuring:
             step.layers_cost += time.perf_counter() - began
         self._measured += 1
 
-    def part_sums(self, step: OpenStep) -> list[Tensor] | None:
-        """Σ_j ‖h_j‖² per layer of a step that ends; None where its parts were not measured."""
-        sums = self._guard.run("parts", self._part_sums, step)
+    def parts(self, step: OpenStep) -> list[Tensor] | None:
+        """‖h_j‖² per part and layer of a step that ends; None where its parts were not measured."""
+        squares = self._guard.run("parts", self._part_squares, step)
         self._parts.disarm()
-        return sums
+        return squares
 
-    def _part_sums(self, step: OpenStep) -> list[Tensor] | None:
-        self._several_parts = step.parts > 1
+    def _part_squares(self, step: OpenStep) -> list[Tensor] | None:
+        self._several_parts = step.parts * self._ranks > 1
         if not self._parts.armed:
             return None
         self._parts.disarm()
         step.layers_cost += self._parts.seconds
         step.own += self._parts.seconds
-        if step.measured and step.parts > 1 and step.parts == self.backward.passes:
-            return self._parts.sums()
+        if step.measured and self._several_parts and step.parts == self.backward.passes:
+            return self._parts.squares()
         return None
 
     def ended(self, step: OpenStep) -> None:

@@ -92,9 +92,15 @@ class PartSquares:
     Measuring in every hook would be slow: between two hooks the training fills the caches with its own. What the first
     part brings to an empty `.grad` is measured there, when the second begins; what a later part brings is held until
     HELD_BYTES have come together. (A first part's gradient is not held: torch would copy it instead of taking it.)
+
+    ranks: how many average their gradients. With several, `.grad` is soon the average: the first part is held too, and
+    one part of this rank is enough.
     """
 
-    def __init__(self, tensors: Sequence[WatchedTensor], layers: int, backward: Backward, guard: Guard) -> None:
+    def __init__(
+        self, tensors: Sequence[WatchedTensor], layers: int, backward: Backward, guard: Guard, ranks: int = 1
+    ) -> None:
+        self._ranks = ranks
         self._tensors = tensors
         self._layers = layers
         self._backward = backward
@@ -157,7 +163,7 @@ class PartSquares:
         row, tensor = self._rows[part - 1], self._tensors[index]
         self._twice |= row.reached[index]
         row.reached[index] = True
-        if part == 1 and tensor.parameter.grad is None:
+        if part == 1 and self._ranks == 1 and tensor.parameter.grad is None:
             self._in_grad.append(tensor)
             return
         self._held.append((row, tensor, gradient))
@@ -204,19 +210,22 @@ class PartSquares:
         self._held.clear()
         self._held_bytes = 0
 
-    def sums(self) -> list[Tensor] | None:
-        """Σ_j ‖h_j‖² per layer, (L,) for each device; None where no part was measured, or a tensor came twice in one.
+    def squares(self) -> list[Tensor] | None:
+        """‖h_j‖² of each part j and layer, (K, L) for each device; None where no parts were measured, or a tensor came
+        twice in one.
 
         (It does under reentrant checkpointing, where h_j is never there as a whole.)
         """
         self._measure()
-        if len(self._rows) < 2 or self._twice:
+        if len(self._rows) * self._ranks < 2 or self._twice:
             return None
         devices = {device for row in self._rows for device in row.results}
         return [
-            torch.stack([row.results[device] for row in self._rows if device in row.results]).sum(0)
-            for device in devices
+            torch.stack([row.results.get(device, self._nothing(device)) for row in self._rows]) for device in devices
         ]
+
+    def _nothing(self, device: torch.device) -> Tensor:
+        return torch.zeros(self._layers, device=device)
 
 
 class _Row:

@@ -53,12 +53,16 @@ class Total:
 
 
 class StepLog:
-    """The logged numbers of one step. Losses are averaged by tokens, else by examples; the last counts of others."""
+    """The logged numbers of one step. Losses are averaged by tokens, else by examples; the last counts of others.
+
+    part_weights: of the parts in the step's loss, in their order, where they were logged as `part_weight`.
+    """
 
     def __init__(self) -> None:
         self.losses: list[tuple[Number, dict[str, Number]]] = []
         self.sums: dict[str, list[Number]] = {}
         self.last: dict[str, Number] = {}
+        self.part_weights: list[Number] = []
 
     def add(self, values: Mapping[str, Number]) -> None:
         """Add one call of log."""
@@ -68,6 +72,8 @@ class StepLog:
                 self.losses.append((value, weights))
             elif name in SUMMED:
                 self.sums.setdefault(name, []).append(value)
+            elif name == "part_weight":
+                self.part_weights.append(value)
             else:
                 self.last[name] = value
 
@@ -77,6 +83,7 @@ class StepLog:
         for name, values in other.sums.items():
             self.sums.setdefault(name, []).extend(values)
         self.last.update(other.last)
+        self.part_weights += other.part_weights
 
     def tensors(self) -> list[Tensor]:
         """The numbers that still lie on a device."""
@@ -85,7 +92,7 @@ class StepLog:
     def _numbers(self) -> list[Number]:
         weights = [weight for _, named in self.losses for weight in named.values()]
         summed = [number for numbers in self.sums.values() for number in numbers]
-        return [*(loss for loss, _ in self.losses), *weights, *summed, *self.last.values()]
+        return [*(loss for loss, _ in self.losses), *weights, *summed, *self.last.values(), *self.part_weights]
 
     def resolve(self, read: Callable[[Number], float]) -> tuple[dict[str, float], dict[str, int]]:
         """Scalars and counts by name. read: gives the value of a number, also of one of `tensors`."""

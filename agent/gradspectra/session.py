@@ -18,6 +18,7 @@ from gradspectra.options import Options
 from gradspectra.record import StepRecord
 from gradspectra.scalars import Number, Total, as_number, rates
 from gradspectra.step import DISAGREEMENT, ClosedStep, OpenStep
+from gradspectra.surroundings import ranks_averaged
 
 PAUSE = 5.0
 """A step that took this many times the usual is a pause (an evaluation, a checkpoint), not a step."""
@@ -41,11 +42,12 @@ class Session:
         self.optimizers = list(optimizers)
         self.options = options
         self.budget = Budget(options.budget, options.every, options.spectra != 0)
-        self.measuring = Measuring(models, self.optimizers, options, self.budget, guard)
+        self.ranks = ranks_averaged(models)
+        self.measuring = Measuring(models, self.optimizers, options, self.budget, guard, self.ranks)
         self.step = 0
         self.disagreements = 0
-        self.tokens = Total()
-        """Logged so far, those of before the checkpoint included."""
+        self._tokens = Total()
+        self._tokens_before = 0
         self._starts: Mapping[str, Tensor] = {}
         self._guard = guard
         self._emit = emit
@@ -71,12 +73,12 @@ class Session:
         """What a checkpoint needs: steps, tokens so far, and the weights that drift is measured from."""
         drift = self.measuring.drift
         starts = {} if drift is None else drift.starts
-        return {"step": self.step, "tokens": self.tokens.read(), "drift": dict(starts)}
+        tokens = self._tokens_before + self._tokens.read() * max(self.ranks, 1)
+        return {"step": self.step, "tokens": tokens, "drift": dict(starts)}
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` gave, but for the steps."""
-        self.tokens = Total()
-        self.tokens.add(state.get("tokens", 0))
+        self._tokens_before = int(state.get("tokens", 0))
         self._starts = dict(state.get("drift", {}))
 
     def index_of(self, optimizer: Any) -> int | None:
@@ -103,7 +105,7 @@ class Session:
             self._end_step()
         values = dict(values)
         if "tokens" in values:
-            self.tokens.add(values["tokens"])
+            self._tokens.add(values["tokens"])
         backward = self.measuring.backward
         if step is None and (backward.passes or not backward.counted or not self._closed):
             self.settle()
@@ -206,7 +208,8 @@ class Session:
         self._stepped.clear()
         self.step = step.number
         passes = 0 if step.parts_unclear else self.measuring.backward.passes
-        step.parts = self.options.parts or passes
+        step.parts = (self.options.parts or passes) if self.ranks else 0
+        step.ranks = max(self.ranks, 1)
         self._passes_seen = 0
         if self.options.scaler is not None:
             step.scale = as_number(self.options.scaler.get_scale())
@@ -216,9 +219,9 @@ class Session:
         if interval is not None:
             step.counts["cadence_spectra"] = interval
         self.measuring.take_drift(step)
-        sums = self.measuring.part_sums(step)
+        parts = self.measuring.parts(step)
         self.settle()
-        closed = self._guard.run("record", ClosedStep, step, self.measuring.tier, sums)
+        closed = self._guard.run("record", ClosedStep, step, self.measuring.tier, parts)
         if closed is not None:
             self._closed.append(closed)
         self.measuring.ended(step)
@@ -246,6 +249,8 @@ class Session:
     def not_measured(self) -> list[str]:
         """What is not measured, and why, in words."""
         reasons = not_measured(self.optimizers, self.measuring.inventory, self.measuring.spectra)
+        if not self.ranks:
+            reasons.append("noise is not measured: of several ranks; pass the model that is wrapped in DDP")
         return reasons + [f"{stage}: {why}" for stage, why in self._guard.off.items()]
 
     def status(self) -> dict[str, Any]:

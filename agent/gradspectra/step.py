@@ -18,7 +18,7 @@ from gradspectra.layer_rows import LayerRows, layer_rows
 from gradspectra.measure import COUNT_STATISTICS, STATISTICS, UPDATE, FirstTier, LayerMarks
 from gradspectra.readout import Readout
 from gradspectra.record import SpectrumRecord, StepRecord
-from gradspectra.scalars import Number, StepLog
+from gradspectra.scalars import SUMMED, Number, StepLog
 
 DISAGREEMENT = 0.01
 """Layer norms must give the total norm within this, or clipping was not seen as it was."""
@@ -30,7 +30,8 @@ class OpenStep:
 
     due: its layer numbers are to be measured; measured: they were. scale: of the loss; found_inf: not 0 where a
     fused optimizer skipped. examples: of each part, where batch_size gave them. own: seconds the agent took, of
-    which for layers and spectra. parts_unclear: its backward passes are not the parts of one batch.
+    which for layers and spectra. parts: backward passes of this rank. parts_unclear: they are not the parts of one
+    batch. ranks: how many average their gradients.
     """
 
     number: int
@@ -47,6 +48,7 @@ class OpenStep:
     scale: Number | None = None
     parts: int = 0
     parts_unclear: bool = False
+    ranks: int = 1
     drift: DriftSums | None = None
     examples: list[float] = field(default_factory=list)
     spectra: list[SpectrumRecord] = field(default_factory=list)
@@ -56,19 +58,19 @@ class OpenStep:
 class ClosedStep:
     """A step that has ended. Its log may still grow until `record` is asked for."""
 
-    def __init__(self, step: OpenStep, tier: FirstTier, part_sums: list[Tensor] | None) -> None:
+    def __init__(self, step: OpenStep, tier: FirstTier, parts: list[Tensor] | None) -> None:
         self.step = step
         self.disagreement: float | None = None
         self._time = time.time()
         self._tier = tier
         self._marks: LayerMarks | None = tier.finish() if step.measured else None
         self._results = tier.results() if step.measured else []
-        self._part_sums = part_sums
+        self._parts = parts
         self._needed = step.clips.needed(tier.inventory)
         flags = [value for value in (step.found_inf, step.scale) if isinstance(value, Tensor)]
         if step.drift is not None:
             flags += step.drift.results
-        tensors = [*self._results, *(part_sums or []), *step.log.tensors(), *step.clips.totals(), *flags]
+        tensors = [*self._results, *(parts or []), *step.log.tensors(), *step.clips.totals(), *flags]
         self._readouts = [Readout(tensors)] if tensors else []
 
     def add(self, values: dict[str, Number]) -> None:
@@ -120,10 +122,14 @@ class ClosedStep:
         counts["skipped"] = int(step.skipped)
         if step.examples:
             counts["examples"] = round(sum(step.examples))
+        for name in SUMMED:
+            if name in counts:
+                counts[name] *= step.ranks
         if step.parts:
-            counts["parts"] = step.parts
-            if step.parts > 1:
-                scalars["noise_w"], scalars["noise_w2"] = self._noise_weights(counts.get("examples"))
+            counts["parts"] = step.parts * step.ranks
+            weights = self._weights()
+            if counts["parts"] > 1 and weights is not None:
+                scalars["noise_w"], scalars["noise_w2"] = self._noise_weights(weights, counts.get("examples"))
         coefficient = step.clips.coefficient(totals)
         if coefficient is not None:
             scalars["clip_coefficient"] = coefficient
@@ -134,13 +140,26 @@ class ClosedStep:
             scalars["step_seconds"] = step.seconds
         scalars["agent_seconds"] = step.own
 
-    def _noise_weights(self, examples: int | None) -> tuple[float, float]:
-        """Σ w(1−w)/b and Σ w²/b of equally weighted parts, in 1/examples, or in 1/batches where B is not known."""
-        parts = self.step.parts
+    def _weights(self) -> list[float] | None:
+        """Weights of this rank's parts in its loss, summing to 1: equal, or as logged; None where that is unclear."""
+        parts, given = self.step.parts, [self._read(number) for number in self.step.log.part_weights]
+        if not given:
+            return [1 / parts] * parts
+        total = math.fsum(given)
+        if len(given) != parts or not min(given) > 0 or not total < math.inf:
+            return None
+        return [weight / total for weight in given]
+
+    def _noise_weights(self, weights: list[float], examples: int | None) -> tuple[float, float]:
+        """Σ w(1−w)/b and Σ w²/b over all parts, in 1/examples, or in 1/batches where B is not known.
+
+        The other ranks' parts are taken to be like this one's.
+        """
+        ranks = self.step.ranks
         sizes = self.step.examples or [self._read(number) for number in self.step.log.sums.get("examples", [])]
-        if len(sizes) != parts or not min(sizes) > 0:
-            sizes = [(examples or 1.0) / parts] * parts
-        return _equal_weights(tuple(sizes))
+        if len(sizes) != len(weights) or not min(sizes) > 0:
+            sizes = [(examples or 1.0) / ranks * weight for weight in weights]
+        return _weight_sums(tuple(weights), tuple(sizes), ranks)
 
     def _factors(self, totals: list[float]) -> Float64:
         """What clipping multiplied each layer's gradient by, (L,); 1 where that is not known."""
@@ -159,10 +178,11 @@ class ClosedStep:
         if self.step.skipped:
             rows[UPDATE] = 0.0  # a fused optimizer is called, but found_inf keeps it from doing anything
         part_sq = None
-        if self._part_sums is not None:
+        weights = self._weights() if self._parts is not None else None
+        if self._parts is not None and weights is not None:
             scale = 1.0 if self.step.scale is None else self._read(self.step.scale)
-            summed = np.sum([self._host[id(sums)] for sums in self._part_sums], axis=0)
-            part_sq = summed * self.step.parts / scale**2
+            squares = np.sum([self._host[id(parts)] for parts in self._parts], axis=0)
+            part_sq = (squares / np.array(weights)[:, None]).sum(0) / scale**2
         drift_sq = None
         if self.step.drift is not None:
             drift_sq = self.step.drift.scale * sum(self._host[id(sums)] for sums in self.step.drift.results)
@@ -181,8 +201,8 @@ class ClosedStep:
 
 
 @lru_cache(maxsize=64)
-def _equal_weights(sizes: tuple[float, ...]) -> tuple[float, float]:
-    return weight_sums([1 / len(sizes)] * len(sizes), sizes)
+def _weight_sums(weights: tuple[float, ...], sizes: tuple[float, ...], ranks: int) -> tuple[float, float]:
+    return weight_sums([weight / ranks for weight in weights] * ranks, sizes * ranks)
 
 
 def unclipped(spectrum: SpectrumRecord, factor: float) -> SpectrumRecord:

@@ -8,12 +8,24 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 def rank() -> int:
     """Rank of this process among those that train together; 0 alone."""
     distributed = torch.distributed
     return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+
+
+def ranks_averaged(models: Mapping[str, nn.Module]) -> int:
+    """Over how many ranks DistributedDataParallel averages the gradients; 1 alone, 0 where several run without it."""
+    wrappers = (m for model in models.values() for m in model.modules() if isinstance(m, DistributedDataParallel))
+    wrapper = next(wrappers, None)
+    distributed = torch.distributed
+    if wrapper is not None:
+        return distributed.get_world_size(wrapper.process_group)
+    alone = not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1
+    return 1 if alone else 0
 
 
 def steps_taken(optimizers: Sequence[Any]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import reference
 import torch
 from agent.watched_training import (
     Attention,
@@ -107,6 +108,56 @@ def test_noise_of_a_linear_regression_comes_out_right(kept):
     tr_sigma, signal_sq = np.mean(terms, axis=0)
     assert tr_sigma == pytest.approx(26.0, rel=0.1)
     assert tr_sigma / signal_sq == pytest.approx(26.0, rel=0.15)
+
+
+@pytest.mark.parametrize("told", ["tokens", "share", "device"])
+def test_parts_of_unequal_weight_are_those_of_the_twin(told, kept):
+    """The loss is a mean over all tokens of the step: a part weighs as much as its share of them."""
+    torch.manual_seed(0)
+    model = nn.Linear(6, 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sizes, tokens = (5, 3, 2), (70, 20, 10)
+    weights = [count / 100 for count in tokens]
+    with watched(model, optimizer) as watch:
+        for _ in range(2):
+            own = []
+            for size, weight in zip(sizes, weights, strict=True):
+                x = torch.randn(size, 6)
+                loss = model(x).square().mean()
+                own.append(torch.autograd.grad(loss, model.weight, retain_graph=True)[0].flatten().double().numpy())
+                (loss * weight).backward()
+                number = {"tokens": weight * 100, "share": weight, "device": torch.tensor(weight)}[told]
+                watch.log(loss=loss, examples=size, part_weight=number)
+            optimizer.step()
+            optimizer.zero_grad()
+    record = kept()[1]
+    assert value(record, "part_sq", "weight") == pytest.approx(reference.part_sq(own, weights), rel=1e-5)
+    terms = noise_terms_from_sums(
+        value(record, "part_sq", "weight"),
+        value(record, "grad_sq", "weight"),
+        record.scalars["noise_w"],
+        record.scalars["noise_w2"],
+    )
+    assert terms == pytest.approx(reference.noise_terms(own, weights, sizes), rel=1e-4)
+    assert "part_weight" not in record.scalars
+
+
+@pytest.mark.parametrize("told", [(1.0,), (1.0, 0.0), (1.0, -1.0), (1.0, float("nan")), (1.0, float("inf"))])
+def test_weights_that_cannot_be_right_leave_the_noise_out(told, kept):
+    model = attention()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watched(model, optimizer) as watch:
+        for _ in range(2):
+            for part in range(2):
+                loss_of(model, 4, part).backward()
+                watch.log(**({"part_weight": told[part]} if part < len(told) else {"loss": 1.0}))
+            optimizer.step()
+            optimizer.zero_grad()
+    record = kept()[1]
+    assert record.counts["parts"] == 2
+    assert "noise_w" not in record.scalars
+    assert set(column(record, "part_sq").values()) == {None}
+    assert value(record, "grad_sq", "head.weight") > 0
 
 
 def test_gradients_taken_by_autograd_grad_are_no_part(kept):

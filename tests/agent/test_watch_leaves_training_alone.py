@@ -134,7 +134,7 @@ STAGES = [
     (FirstTier, "repair", "layers", LAYERS),
     (PartSquares, "arm", "parts", {"part_sq"}),
     (PartSquares, "_measure", "parts", {"part_sq"}),
-    (PartSquares, "sums", "parts", {"part_sq"}),
+    (PartSquares, "squares", "parts", {"part_sq"}),
     (Backward, "saw", "backward", {"part_sq", "parts"}),
     (Drift, "begin", "drift", {"drift_sq"}),
     (Drift, "measure", "drift", {"drift_sq"}),

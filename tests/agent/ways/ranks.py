@@ -1,0 +1,124 @@
+"""Two processes that train one model by DistributedDataParallel over gloo; run as a program it is the second one.
+
+python -m agent.ways.ranks FOLDER PLAN prints as JSON what the watch of that process did.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import gradspectra
+import torch
+from agent.watched_training import attention, loss_of
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+RANKS, STEPS, EXAMPLES = 2, 3, 4
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the two train. no_sync: gradients are exchanged in the last backward pass of a step alone."""
+
+    parts: int = 1
+    no_sync: bool = False
+    bucket_view: bool = False
+    clip: float | None = None
+
+
+def part_loss(model: nn.Module, rank: int, step: int, part: int, parts: int) -> torch.Tensor:
+    """Loss of one part of one rank, as it goes into its backward pass."""
+    return loss_of(model, EXAMPLES, 100 * rank + 10 * step + part) / parts
+
+
+def wrapped(model: nn.Module, plan: Plan) -> DistributedDataParallel:
+    """The model in small buckets; one of its layers has no part in the loss."""
+    return DistributedDataParallel(
+        model, bucket_cap_mb=1e-3, find_unused_parameters=True, gradient_as_bucket_view=plan.bucket_view
+    )
+
+
+def train(model: Any, optimizer: Any, watch: Any, rank: int, plan: Plan, around: Callable[..., Any]) -> None:
+    """Take the steps of one rank; around(step) is entered for each optimizer step."""
+    for step in range(STEPS):
+        for part in range(plan.parts):
+            apart = plan.no_sync and part < plan.parts - 1
+            with model.no_sync() if apart else nullcontext():
+                loss = part_loss(model, rank, step, part, plan.parts)
+                loss.backward()
+            watch.log(loss=loss.detach() * plan.parts, examples=EXAMPLES, tokens=7)
+        if plan.clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
+        with around(step):
+            optimizer.step()
+        optimizer.zero_grad()
+
+
+def weight_sum(model: nn.Module) -> float:
+    """The same on all ranks, to the last bit."""
+    return sum(float(p.detach().double().sum()) for p in model.parameters())
+
+
+@contextmanager
+def group(folder: Path, rank: int) -> Iterator[None]:
+    """This process as one of the ranks."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS, timeout=timedelta(seconds=120)
+    )
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def second_rank(folder: Path, plan: Plan) -> Iterator[dict[str, Any]]:
+    """Run the other process beside; what it tells is in the given dictionary afterwards."""
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "GRADSPECTRA_SPOOL": str(folder / "spool"),
+        "GRADSPECTRA_SERVER": "http://127.0.0.1:9",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "agent.ways.ranks", str(folder), json.dumps(asdict(plan))]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    told: dict[str, Any] = {}
+    try:
+        yield told
+        out, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        told |= json.loads(out.splitlines()[-1])
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def main(folder: Path, plan: Plan) -> None:
+    with group(folder, 1):
+        model = wrapped(attention(), plan)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with gradspectra.watch(model, optimizer, budget=None, spectra=1) as watch:
+            train(model, optimizer, watch, 1, plan, lambda _: nullcontext())
+            state = watch.state_dict()
+        told = {
+            "enabled": watch.status()["enabled"],
+            "threads": [thread.name for thread in threading.enumerate()],
+            "spooled": [path.name for path in folder.glob("spool/*")],
+            "run_id": state["run_id"],
+            "sum": weight_sum(model),
+        }
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Plan(**json.loads(sys.argv[2])))
