@@ -72,17 +72,17 @@ class Hooks:
 
     def clips_norm(self, clip: Clip) -> None:
         """torch is about to clip a norm."""
-        self._timed("clipping", self._session.clips_norm, clip)
+        self._session.open.clipping_unseen |= not self._timed("clipping", self._session.clips_norm, clip)
 
     def clips_value(self, gradients: Iterable[Tensor]) -> None:
         """torch is about to clip values."""
-        self._timed("clipping", self._session.clips_value, list(gradients))
+        self._session.open.clipping_unseen |= not self._timed("clipping", self._session.clips_value, list(gradients))
 
     def scaler_steps(self, scaler: Any, optimizer: Any) -> None:
         """A loss scaler is about to step one of the optimizers, or to skip it."""
         self._calls = 0
         if self._session.index_of(optimizer) is not None:
-            self._timed("scaling", self._session.scaled, scaler)
+            self._session.open.parts_unclear |= not self._timed("scaling", self._session.scaled, scaler)
 
     def scaler_stepped(self, optimizer: Any) -> None:
         """The scaler has stepped the optimizer; if no hook was called meanwhile it skipped it."""
@@ -92,7 +92,8 @@ class Hooks:
             self._react()
             self._timed("measure", self._session.stepped, index, True)
 
-    def _timed(self, stage: str, work: Callable[..., Any], *args: Any) -> None:
+    def _timed(self, stage: str, work: Callable[..., Any], *args: Any) -> Any:
         self._session.enter()
-        self._guard.run(stage, work, *args)
+        result = self._guard.run(stage, work, *args)
         self._session.leave()
+        return result

@@ -182,22 +182,24 @@ class Session:
         self.measuring.all_stepped(self.open)
         self._end_step()
 
-    def scaled(self, scaler: Any) -> None:
-        """A loss scaler steps: its scale is that of this step's backward passes."""
+    def scaled(self, scaler: Any) -> bool:
+        """A loss scaler steps: its scale is that of this step's backward passes. True, as the two below, once seen."""
         scale = scaler._get_scale_async()
         if scale is not None:
             self.open.scale = as_number(scale)
+        return True
 
-    def clips_norm(self, clip: Clip) -> None:
+    def clips_norm(self, clip: Clip) -> bool:
         """A norm is about to be clipped."""
-        if self.measuring.inventory.parameters.isdisjoint(clip.parameters):
-            return
-        self.open.clips.clips.append(clip)
-        self.measuring.before_clipping(self.open, clip)
+        if not self.measuring.inventory.parameters.isdisjoint(clip.parameters):
+            self.open.clips.clips.append(clip)
+            self.measuring.before_clipping(self.open, clip)
+        return True
 
-    def clips_value(self, gradients: Sequence[Tensor]) -> None:
+    def clips_value(self, gradients: Sequence[Tensor]) -> bool:
         """Values are about to be clipped."""
         self.measuring.before_clipping_values(self.open, gradients)
+        return True
 
     def _log_rates(self, index: int) -> None:
         self.open.log.last = rates(self.optimizers, index) | self.open.log.last

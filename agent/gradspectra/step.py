@@ -31,7 +31,8 @@ class OpenStep:
     due: its layer numbers are to be measured; measured: they were. scale: of the loss; found_inf: not 0 where a
     fused optimizer skipped. examples: of each part, where batch_size gave them. own: seconds the agent took, of
     which for layers and spectra. parts: backward passes of this rank. parts_unclear: they are not the parts of one
-    batch. ranks: how many average their gradients.
+    batch. ranks: how many average their gradients. clipping_unseen: the gradient was clipped, and how is
+    not known: nothing is said of it.
     """
 
     number: int
@@ -49,6 +50,7 @@ class OpenStep:
     parts: int = 0
     parts_unclear: bool = False
     ranks: int = 1
+    clipping_unseen: bool = False
     drift: DriftSums | None = None
     examples: list[float] = field(default_factory=list)
     spectra: list[SpectrumRecord] = field(default_factory=list)
@@ -64,6 +66,10 @@ class ClosedStep:
         self._time = time.time()
         self._tier = tier
         self._marks: LayerMarks | None = tier.finish() if step.measured else None
+        if step.clipping_unseen:
+            step.spectra.clear()
+            if self._marks is not None:
+                self._marks.gradient[:] = False
         self._results = tier.results() if step.measured else []
         self._parts = parts
         self._needed = step.clips.needed(tier.inventory)

@@ -143,7 +143,7 @@ STAGES = [
     (ClosedStep, "__init__", "record", EVERYTHING),
     (ClosedStep, "record", "record", EVERYTHING),
     (Readout, "arrays", "record", EVERYTHING),
-    (Session, "clips_norm", "clipping", {"clip_coefficient"}),
+    (Session, "clips_norm", "clipping", {"clip_coefficient", "grad_sq", "part_sq", "spectra"}),
     (Session, "log", "log", {"loss"}),
     (Session, "opens", "step", {"part_sq", "parts"}),
     (Session, "_log_rates", "rates", {"learning_rate"}),
@@ -205,6 +205,38 @@ def test_a_failure_that_comes_twice_switches_nothing_off(kept, monkeypatch):
     _, _, watch = trained(True)
     assert watch.status()["not_measured"] == []
     assert [r.step for r in kept() if "grad_sq" in r.statistics] == list(range(3, 13))
+
+
+def test_what_a_failure_would_make_wrong_is_left_out(kept, monkeypatch):
+    """The scale of a loss scaler, and a clipping by value, which nobody can undo."""
+
+    def fail(*_):
+        raise OSError("broken on purpose")
+
+    monkeypatch.setattr(Session, "scaled", fail)
+    monkeypatch.setattr(Session, "clips_value", fail)
+    model = attention()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler, unclipped = torch.amp.GradScaler("cpu", init_scale=1024.0), None
+    with watched(model, optimizer, spectra=1):
+        for step in range(4):
+            for part in range(2):
+                scaler.scale(loss_of(model, 4, part) / 2).backward()
+            scaler.unscale_(optimizer)
+            if step == 3:
+                torch.nn.utils.clip_grad_value_(model.parameters(), 1e-4)
+            expected = squares(gradients(model))["head.weight"]
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            unclipped = expected if step == 2 else unclipped
+    assert value(kept()[2], "grad_sq", "head.weight") == pytest.approx(unclipped, rel=1e-5)
+    assert value(kept()[3], "grad_sq", "head.weight") is None
+    assert value(kept()[3], "grad_max", "head.weight") is None
+    assert [len(record.spectra) > 0 for record in kept()] == [True, True, True, False]
+    for record in kept():
+        assert value(record, "part_sq", "head.weight") is None
+        assert value(record, "weight_sq", "head.weight") > 0
 
 
 @pytest.fixture
