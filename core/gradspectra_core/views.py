@@ -29,16 +29,20 @@ class Buckets:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Scalars or run-level metrics over one axis. x: (N,), one entry per bucket that holds anything."""
+    """Scalars or run-level metrics over one axis. x: (N,), one entry per bucket that holds anything.
+
+    damaged: first and last steps of ranges that could not be read back; what is there of them is missing.
+    """
 
     axis: str
     x: NDArray[np.float64] | Int64
     series: dict[str, Buckets]
+    damaged: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class LayerSeries:
-    """One statistic or metric of L layers at N positions; all arrays (L, N), as in Buckets."""
+    """One statistic or metric of L layers at N positions; all arrays (L, N), as in Buckets; damaged as in Series."""
 
     statistic: str
     axis: str
@@ -51,6 +55,7 @@ class LayerSeries:
     max: Float64
     nonfinite: Int64
     present: Bool
+    damaged: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

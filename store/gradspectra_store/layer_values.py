@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
-from gradspectra_core.buckets import Bucketed, bucket
+from gradspectra_core.blocks import Recorded
+from gradspectra_core.buckets import Bucketed, level_of, shown
 from gradspectra_core.layers import Layer
+from gradspectra_core.pyramid import FACTOR
 from gradspectra_core.records import Bool, Int64
 from gradspectra_core.statistics import METRICS, STATISTICS
 from gradspectra_core.views import LayerSeries
-from numpy.typing import NDArray
 
 from gradspectra_store.attempts import visible_spans
+from gradspectra_store.block_rows import Source
 from gradspectra_store.errors import UnknownLayer, UnknownStatistic
 from gradspectra_store.layer_tables import RunTable, run_tables
+from gradspectra_store.levels import Levels, Quantity
 from gradspectra_store.names import known_names
-from gradspectra_store.pieces import joined_buckets
+from gradspectra_store.pieces import joined_buckets, merged_damage
 from gradspectra_store.ranges import Grid, Range
-from gradspectra_store.scan import Found, extent, find, load, pieces
-from gradspectra_store.segments import layer_part
-
-_Values = tuple[Int64, NDArray[Any], Bool]
+from gradspectra_store.scan import Found, extent, find, load, reaches
+from gradspectra_store.segments import LayerPart, layer_part
 
 
 def read_layers(
@@ -49,27 +49,72 @@ def read_layers(
     if statistic not in known and statistic not in STATISTICS and statistic not in METRICS:
         raise UnknownStatistic(statistic, known.keys() | STATISTICS.keys() | METRICS.keys())
     tables = run_tables(conn, run)
-    rows = _chosen(tables, layers)
+    every = _every(tables)
+    rows = _chosen(every, layers)
     metric = METRICS.get(statistic)
-    inputs = metric.inputs if metric is not None and metric.function is not None else (statistic,)
-    derived = known.get(statistic, statistic in METRICS) and inputs == (statistic,)
+    computed = metric is not None and metric.function is not None
+    derived = not computed and known.get(statistic, statistic in METRICS)
+    quantity = layer_quantity(statistic, len(every))
     found = find(conn, run, "layers", spans, wanted.start, wanted.stop, derived=derived)
-    grid = Grid.of(*(extent(found) or (0, -1)), columns)
-    function = None if metric is None else metric.function
+    segments = partial(_segments, conn, derived, row_places(tables))
+    order = {name: at for at, name in enumerate(every)}
+    places = np.array([order[layer.name] for layer in rows], np.int64)
+    reach = reaches(conn, run, "layers", derived=derived)
+    levels = Levels(conn, Source(run, "layers", derived, 0, 0), found, segments, reach, places)
+    grid = Grid.of(*(extent([reach], spans, wanted.start, wanted.stop) or (0, -1)), columns)
+    number = level_of(grid.width)
     answers = []
-    for piece in pieces(found, grid.piece(len(rows) * len(inputs))):
-        read = [_read(conn, piece, name, tables, rows, derived=derived) for name in inputs]
-        steps, values, present = read[0] if function is None else _computed(function, read)
-        some: Bool = np.any(present, axis=1)
-        if not some.all():
-            steps, values, present = steps[some], values[some], present[some]
-        answers.append(bucket(steps, values.T, present.T, grid.width))
-    return _shown(statistic, rows, joined_buckets(answers, len(rows)), keep_empty=layers is not None)
+    for first, end in grid.pieces(len(every) * len(quantity.inputs), number, levels.loose):
+        stretches = Range(max(first, wanted.start), min(end, wanted.stop)).stretches(spans)
+        (level,) = levels.read([quantity], number, stretches)
+        answers.append(_there(shown(level, grid.width // FACTOR**number)))
+    buckets = joined_buckets(answers, len(rows))
+    return _shown(statistic, rows, buckets, merged_damage([levels]), keep_empty=layers is not None)
 
 
-def _chosen(tables: dict[str, RunTable], names: Sequence[str] | None) -> list[Layer]:
-    """The layers to give: of a layer that changed its shape, the newest."""
-    every = {layer.name: layer for table in tables.values() for layer in table.table.layers}
+def layer_quantity(name: str, rows: int) -> Quantity:
+    """What a statistic or metric is made of, for so many layers."""
+    metric = METRICS.get(name)
+    if metric is None or metric.function is None:
+        return Quantity(name, (name,), rows, last=False)
+    return Quantity(name, metric.inputs, rows, last=False, function=metric.function)
+
+
+def row_places(tables: dict[str, RunTable]) -> dict[str, Int64]:
+    """Return for each table of a run, by digest, the place of its layers in the order of the run's layers."""
+    place = {name: at for at, name in enumerate(_every(tables))}
+    return {digest: np.array([place[name] for name in table.table.names]) for digest, table in tables.items()}
+
+
+def placed(part: LayerPart, places: Int64) -> Recorded:
+    """Return a statistic of a segment with a row for each of the run's layers up to the last that it has.
+
+    places: of the segment's layers in the order of the run's.
+    """
+    values, present = part.values.T, None if part.present is None else part.present.T
+    if (places == np.arange(len(places))).all():
+        return Recorded(part.steps, values, present)
+    shape = int(places.max(initial=-1)) + 1, len(part.steps)
+    wide, there = np.zeros(shape, values.dtype), np.zeros(shape, np.bool_)
+    wide[places] = values
+    there[places] = True if present is None else present
+    return Recorded(part.steps, wide, there)
+
+
+def _segments(
+    conn: sa.Connection, derived: bool, places: dict[str, Int64], name: str, found: Sequence[Found]
+) -> Iterator[tuple[Found, Recorded]]:
+    for segment, part in load(conn, found, partial(layer_part, statistic=name), name, derived=derived):
+        if len(part.steps):
+            yield segment, placed(part, places[segment.digest or ""])
+
+
+def _every(tables: dict[str, RunTable]) -> dict[str, Layer]:
+    """The run's layers in order of arrival: of one that changed its shape, the newest."""
+    return {layer.name: layer for table in tables.values() for layer in table.table.layers}
+
+
+def _chosen(every: dict[str, Layer], names: Sequence[str] | None) -> list[Layer]:
     if names is None:
         return list(every.values())
     for name in names:
@@ -78,75 +123,18 @@ def _chosen(tables: dict[str, RunTable], names: Sequence[str] | None) -> list[La
     return [every[name] for name in dict.fromkeys(names)]
 
 
-def _read(
-    conn: sa.Connection,
-    found: Sequence[Found],
-    statistic: str,
-    tables: dict[str, RunTable],
-    rows: list[Layer],
-    *,
-    derived: bool,
-) -> _Values:
-    """Steps (S,), values and presence (S, L) of one stored statistic, as recorded."""
-    places = {digest: _places(table, rows) for digest, table in tables.items()}
-    pieces = []
-    for segment, part in load(conn, found, partial(layer_part, statistic=statistic), statistic, derived=derived):
-        cut = segment.cut(part.steps) if len(part.steps) else slice(0, 0)
-        if cut.stop > cut.start:
-            pieces.append((part.steps[cut], part.values[cut], part.present, cut, places[segment.digest or ""]))
-    steps = np.concatenate([piece[0] for piece in pieces]) if pieces else np.empty(0, np.int64)
-    dtype = np.result_type(np.float32, *{piece[1].dtype for piece in pieces})
-    values = np.full((len(steps), len(rows)), np.nan, dtype)
-    present = np.zeros(values.shape, np.bool_)
-    end = 0
-    for own_steps, own_values, own_present, cut, (source, target) in pieces:
-        begin, end = end, end + len(own_steps)
-        values[begin:end, target] = own_values[:, source]
-        present[begin:end, target] = True if own_present is None else own_present[cut][:, source]
-    return _sorted(steps, values, present)
+def _there(buckets: Bucketed) -> Bucketed:
+    """The buckets in which any of the layers has a value."""
+    x, mean, low, high, last, nonfinite, present = buckets
+    some: Bool = np.any(present, axis=0)
+    if some.all():
+        return buckets
+    return x[some], mean[:, some], low[:, some], high[:, some], last[:, some], nonfinite[:, some], present[:, some]
 
 
-def _places(table: RunTable, rows: list[Layer]) -> tuple[Any, Any]:
-    """Which columns of a segment of this table go to which columns of the answer; slices where all go as they are."""
-    target = {layer.name: place for place, layer in enumerate(rows)}
-    names = table.table.names
-    if names == tuple(target):
-        return slice(None), slice(None)
-    source = [place for place, name in enumerate(names) if name in target]
-    return source, [target[names[place]] for place in source]
-
-
-def _sorted(steps: Int64, values: NDArray[Any], present: Bool) -> _Values:
-    """Bring steps in order and join rows of one step: metrics of one batch may come in several blocks."""
-    if (steps[1:] > steps[:-1]).all():
-        return steps, values, present
-    unique, row = np.unique(steps, return_inverse=True)
-    joined = np.full((len(unique), values.shape[1]), np.nan, values.dtype)
-    there = np.zeros(joined.shape, np.bool_)
-    at, layer = np.nonzero(present)
-    joined[row[at], layer] = values[at, layer]
-    there[row[at], layer] = True
-    return unique, joined, there
-
-
-def _computed(function: Any, inputs: list[_Values]) -> _Values:
-    """Apply an on-read metric where all its inputs are present, at the steps they share."""
-    steps = inputs[0][0]
-    for other, _, _ in inputs[1:]:
-        steps = np.intersect1d(steps, other, assume_unique=True)
-    taken = [(values, present) for _, values, present in (_at(one, steps) for one in inputs)]
-    present = np.logical_and.reduce([own for _, own in taken])
-    return steps, function(*(values for values, _ in taken)), present
-
-
-def _at(one: _Values, steps: Int64) -> _Values:
-    if len(one[0]) == len(steps):
-        return one
-    at = np.searchsorted(one[0], steps)
-    return steps, one[1][at], one[2][at]
-
-
-def _shown(statistic: str, rows: list[Layer], buckets: Bucketed, *, keep_empty: bool) -> LayerSeries:
+def _shown(
+    statistic: str, rows: list[Layer], buckets: Bucketed, damaged: tuple[tuple[int, int], ...], *, keep_empty: bool
+) -> LayerSeries:
     x, mean, low, high, _, nonfinite, present = buckets
     keep: Bool = np.any(present, axis=1)
     if not keep_empty and not keep.all():
@@ -164,4 +152,5 @@ def _shown(statistic: str, rows: list[Layer], buckets: Bucketed, *, keep_empty: 
         max=high,
         nonfinite=nonfinite,
         present=present,
+        damaged=damaged,
     )

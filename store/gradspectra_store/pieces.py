@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from gradspectra_core.buckets import Bucketed, bucket
+
+from gradspectra_store.levels import Levels
 
 
 def joined_buckets(pieces: Sequence[Bucketed], rows: int) -> Bucketed:
@@ -24,3 +26,14 @@ def joined_buckets(pieces: Sequence[Bucketed], rows: int) -> Bucketed:
         np.concatenate(nonfinite, axis=1),
         np.concatenate(present, axis=1),
     )
+
+
+def merged_damage(readers: Iterable[Levels]) -> tuple[tuple[int, int], ...]:
+    """Return the ranges of steps, first and last, that damaged blocks have lost; those that touch as one."""
+    found: list[tuple[int, int]] = []
+    for first, stop in sorted((one.first, one.stop) for reader in readers for one in reader.damaged):
+        if found and first <= found[-1][1] + 1:
+            found[-1] = found[-1][0], max(found[-1][1], stop - 1)
+        else:
+            found.append((first, stop - 1))
+    return tuple(found)

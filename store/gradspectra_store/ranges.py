@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gradspectra_core.buckets import bucket_width
+from gradspectra_core.pyramid import FACTOR
 
 from gradspectra_store.attempts import END
 from gradspectra_store.errors import BadRequest
+from gradspectra_store.stretches import Stretch
 
 MAX_COLUMNS = 100_000
 PIECE_VALUES = 1 << 22
@@ -34,6 +37,11 @@ class Range:
             raise BadRequest("stop", f"must not lie before start, {first}, got {end}")
         return cls(first, end)
 
+    def stretches(self, spans: dict[int, tuple[int, int]]) -> list[Stretch]:
+        """Return the part of the range that each attempt speaks for. spans: as `visible_spans` gives."""
+        cut = (Stretch(number, max(self.start, first), min(self.stop, end)) for number, (first, end) in spans.items())
+        return [one for one in cut if one.first < one.stop]
+
 
 @dataclass(frozen=True, slots=True)
 class Grid:
@@ -51,6 +59,12 @@ class Grid:
             width *= 2
         return cls(first, last, width)
 
-    def piece(self, rows: int) -> int:
-        """Return how many steps, a multiple of the width, to read at a time to bound what `rows` series take."""
-        return max(PIECE_VALUES // max(rows, 1) // self.width, 1) * self.width
+    def pieces(self, rows: int, level: int, loose: int) -> Iterator[tuple[int, int]]:
+        """Cut the steps into ranges [first, stop) of whole buckets that take a bounded space to read `rows` series of.
+
+        level: of the pyramid that is read; loose: how many steps may have to be read as they were recorded.
+        """
+        values = PIECE_VALUES // max(rows, 1)
+        steps = max(values * (FACTOR**level if loose <= values else 1) // self.width, 1) * self.width
+        for at in range(self.first // steps, self.last // steps + 1):
+            yield at * steps, (at + 1) * steps

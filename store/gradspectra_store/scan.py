@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
 import sqlalchemy as sa
-from gradspectra_core.records import Int64
 
+from gradspectra_store.block_schema import extents
 from gradspectra_store.schema import derived_segments, segments
 from gradspectra_store.segment_cache import SegmentCache
+from gradspectra_store.stretches import Stretch
 
 _AT_ONCE = 64
 
@@ -31,39 +31,56 @@ class Found:
     id: int
     derived: bool
     digest: str | None
+    attempt: int
     holds_first: int
     holds_last: int
     first: int
     stop: int
 
-    def cut(self, steps: Int64) -> slice:
-        """Return the slice of the segment's sorted steps that is asked for."""
-        if self.first <= self.holds_first and self.holds_last < self.stop:
-            return slice(0, len(steps))
-        first, stop = np.searchsorted(steps, (self.first, self.stop))
-        return slice(int(first), int(stop))
+    @property
+    def stretch(self) -> Stretch:
+        """The steps that are asked for and that it may have."""
+        return Stretch(self.attempt, max(self.first, self.holds_first), min(self.stop, self.holds_last + 1))
 
 
-def pieces(found: Sequence[Found], size: int) -> Iterator[list[Found]]:
-    """Give the segments by ranges of `size` steps, in order of steps; one over a bound is in both, each a part."""
-    ranges: dict[int, list[Found]] = {}
-    for one in found:
-        start = max(one.first, one.holds_first) // size
-        end = min(one.stop - 1, one.holds_last) // size
-        if start == end:
-            ranges.setdefault(start, []).append(one)
-            continue
-        for at in range(start, end + 1):
-            part = replace(one, first=max(one.first, at * size), stop=min(one.stop, (at + 1) * size))
-            ranges.setdefault(at, []).append(part)
-    for at in sorted(ranges):
-        yield ranges[at]
+Reaches = dict[int, tuple[int, int]]
 
 
-def extent(found: Iterable[Found]) -> tuple[int, int] | None:
-    """Return the first and last step that these segments can give, None where they give none."""
-    spans = [(max(one.first, one.holds_first), min(one.stop - 1, one.holds_last)) for one in found]
-    return (min(first for first, _ in spans), max(last for _, last in spans)) if spans else None
+def reaches(conn: sa.Connection, run: str, kind: str, *, derived: bool) -> Reaches:
+    """Return the first and last step of a kind of numbers in each attempt that has any, of rank 0.
+
+    Whether the numbers lie in segments or in blocks makes no difference.
+    """
+    found: Reaches = {}
+    for row in [*conn.execute(_in_segments(run, kind, derived)), *conn.execute(_in_blocks(run, kind, derived))]:
+        first, last = found.get(row.attempt, (row.first_step, row.last_step))
+        found[row.attempt] = min(first, row.first_step), max(last, row.last_step)
+    return found
+
+
+def extent(of: Iterable[Reaches], spans: dict[int, tuple[int, int]], start: int, stop: int) -> tuple[int, int] | None:
+    """Return the first and last step in [start, stop) that attempts reach to and speak for, None where none does."""
+    cut = []
+    for attempt, (first, last) in (item for one in of for item in one.items()):
+        begin, end = spans.get(attempt, (0, 0))
+        first, last = max(first, begin, start), min(last, end - 1, stop - 1)
+        if first <= last:
+            cut.append((first, last))
+    return (min(first for first, _ in cut), max(last for _, last in cut)) if cut else None
+
+
+def _in_segments(run: str, kind: str, derived: bool) -> sa.Select[Any]:
+    table = derived_segments if derived else segments
+    first, last = sa.func.min(table.c.first_step), sa.func.max(table.c.last_step)
+    query = sa.select(table.c.attempt, first.label("first_step"), last.label("last_step"))
+    query = query.where(table.c.run == run, table.c.kind == kind).group_by(table.c.attempt)
+    return query if derived else query.where(segments.c.rank == 0)
+
+
+def _in_blocks(run: str, kind: str, derived: bool) -> sa.Select[Any]:
+    key = {"run": run, "kind": kind, "derived": derived, "rank": 0}
+    query = sa.select(extents.c.attempt, extents.c.first_step, extents.c.last_step)
+    return query.where(*(extents.c[name] == value for name, value in key.items()))
 
 
 def find(
@@ -81,11 +98,12 @@ def find(
     if not derived:
         query = query.where(segments.c.rank == 0)
     found = []
-    for row in conn.execute(query.order_by(table.c.attempt, table.c.batch)):
+    order = (table.c.part,) if derived else ()
+    for row in conn.execute(query.order_by(table.c.attempt, table.c.batch, *order)):
         first, end = spans.get(row.attempt, (0, 0))
         first, end = max(first, start), min(end, stop)
         if row.last_step >= first and row.first_step < end:
-            found.append(Found(row.id, derived, row.digest, row.first_step, row.last_step, first, end))
+            found.append(Found(row.id, derived, row.digest, row.attempt, row.first_step, row.last_step, first, end))
     return found
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from gradspectra_core.blocks import Recorded
 from gradspectra_core.limits import Limits
 from gradspectra_core.records import Batch, Bool, Columns, Float64, Int64, LayerBlock, SpectrumBlock
 from gradspectra_core.wire import pack, unpack
@@ -36,6 +37,14 @@ class ScalarPart:
     def nbytes(self) -> int:
         """Bytes of the arrays, and of the names about."""
         return _nbytes(self.steps, self.values, self.present) + 100 * len(self.rows)
+
+    def recorded(self, name: str) -> Recorded:
+        """Return one of the series at the steps that have it."""
+        row = self.rows[name]
+        if self.present is None or self.present[row].all():
+            return Recorded(self.steps, self.values[row : row + 1], None)
+        there = self.present[row]
+        return Recorded(self.steps[there], self.values[row : row + 1, there], None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +136,25 @@ def scalar_part(payload: bytes) -> ScalarPart:
         present = np.concatenate([_present(blocks, kind, blocks[kind].shape) for kind in kinds])
     values = np.concatenate([np.asarray(blocks[kind], np.float64) for kind in kinds])
     return ScalarPart(blocks["steps"].copy(), {name: row for row, name in enumerate(names)}, values, present)
+
+
+def times_of(payload: bytes) -> tuple[Int64, Float64]:
+    """Return steps and their times, both (S,), of a segment of scalars of a batch."""
+    _, blocks = unpack(payload, limits=_LIMITS)
+    return blocks["steps"], blocks["times"]
+
+
+def layer_parts(payload: bytes) -> dict[str, LayerPart]:
+    """Return all statistics of a segment of layer statistics; they share its memory."""
+    block = unpack_layers(payload)
+    found = {}
+    for names, values, present in (
+        (block.statistics, block.values, block.present),
+        (block.count_statistics, block.counts, block.counts_present),
+    ):
+        for at, name in enumerate(names):
+            found[name] = LayerPart(block.steps, values[at], None if present[at].all() else present[at])
+    return found
 
 
 def layer_part(payload: bytes, statistic: str) -> LayerPart:

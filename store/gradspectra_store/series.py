@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 
-import numpy as np
 import sqlalchemy as sa
-from gradspectra_core.buckets import bucket
-from gradspectra_core.records import Bool, Float64, Int64
+from gradspectra_core.blocks import Recorded
+from gradspectra_core.buckets import level_of, shown
+from gradspectra_core.pyramid import FACTOR, stacked
 from gradspectra_core.views import Buckets, Series
 
 from gradspectra_store.attempts import visible_spans
+from gradspectra_store.block_rows import Source
+from gradspectra_store.levels import Levels, Quantity
 from gradspectra_store.names import known_names
-from gradspectra_store.pieces import joined_buckets
+from gradspectra_store.pieces import joined_buckets, merged_damage
 from gradspectra_store.ranges import Grid, Range
-from gradspectra_store.scan import Found, extent, find, load, pieces
+from gradspectra_store.scan import Found, extent, find, load, reaches
 from gradspectra_store.segments import scalar_part
 
 
@@ -42,57 +45,39 @@ def read_series(
     spans = visible_spans(conn, run, attempt)
     known = known_names(conn, run, "run")
     given = [name for name in dict.fromkeys(names) if name in known]
-    measured = [name for name in given if not known[name]]
-    derived = [name for name in given if known[name]]
-    found = []
-    for own, kind in ((measured, False), (derived, True)):
+    origins = []
+    for derived in (False, True):
+        own = [Quantity(name, (name,), 1, last=True) for name in given if known[name] == derived]
         if own:
-            found += find(conn, run, "scalars", spans, wanted.start, wanted.stop, derived=kind)
-    grid = Grid.of(*(extent(found) or (0, -1)), columns)
+            origins.append((own, _reader(conn, run, spans, wanted, derived=derived)))
+    reach = extent((levels.reaches for _, levels in origins), spans, wanted.start, wanted.stop)
+    grid = Grid.of(*(reach or (0, -1)), columns)
+    number = level_of(grid.width)
+    loose = sum(levels.loose for _, levels in origins)
     answers = []
-    for piece in pieces(found, grid.piece(len(given))):
-        steps, values, present = _joined(
-            _columns(conn, measured, [one for one in piece if not one.derived], derived=False),
-            _columns(conn, derived, [one for one in piece if one.derived], derived=True),
-        )
-        some = present.any(0)
-        answers.append(bucket(steps[some], values[:, some], present[:, some], grid.width))
+    for first, end in grid.pieces(len(given), number, loose):
+        stretches = Range(max(first, wanted.start), min(end, wanted.stop)).stretches(spans)
+        parts = [one for own, levels in origins for one in levels.read(own, number, stretches)]
+        answers.append(shown(stacked(parts), grid.width // FACTOR**number))
     x, *rows = joined_buckets(answers, len(given))
     buckets = (Buckets(*row) for row in zip(*rows, strict=True))
-    return Series("step", x, dict(zip(measured + derived, buckets, strict=True)))
+    damaged = merged_damage(levels for _, levels in origins)
+    return Series("step", x, dict(zip([one.name for own, _ in origins for one in own], buckets, strict=True)), damaged)
 
 
-_Columns = tuple[Int64, Float64, Bool]
+def _reader(
+    conn: sa.Connection, run: str, spans: dict[int, tuple[int, int]], wanted: Range, *, derived: bool
+) -> Levels:
+    """What reads the series of one origin."""
+    found = find(conn, run, "scalars", spans, wanted.start, wanted.stop, derived=derived)
+    segments = partial(_segments, conn, derived)
+    reach = reaches(conn, run, "scalars", derived=derived)
+    return Levels(conn, Source(run, "scalars", derived, 0, 0), found, segments, reach)
 
 
-def _columns(conn: sa.Connection, names: list[str], found: list[Found], *, derived: bool) -> _Columns:
-    """Steps (S,), values and presence (R, S) of R series of one origin, as recorded."""
-    steps, values, present = [np.empty(0, np.int64)], [np.empty((len(names), 0))], [np.empty((len(names), 0), np.bool_)]
+def _segments(
+    conn: sa.Connection, derived: bool, name: str, found: Sequence[Found]
+) -> Iterator[tuple[Found, Recorded]]:
     for segment, part in load(conn, found, scalar_part, "scalars", derived=derived):
-        cut = segment.cut(part.steps)
-        rows = [part.rows.get(name, -1) for name in names]
-        here = np.array(rows) >= 0
-        if not here.any():
-            continue
-        steps.append(part.steps[cut])
-        values.append(part.values[rows, cut])
-        mask = here.repeat(cut.stop - cut.start).reshape(len(names), -1)
-        present.append(mask if part.present is None else mask & part.present[rows, cut])
-    return np.concatenate(steps), np.concatenate(values, axis=1), np.concatenate(present, axis=1)
-
-
-def _joined(one: _Columns, other: _Columns) -> _Columns:
-    """Put series of two origins over the union of their steps."""
-    if not len(one[1]) or not len(other[1]):
-        return other if not len(one[1]) else one
-    steps = np.union1d(one[0], other[0])
-    values = np.full((len(one[1]) + len(other[1]), len(steps)), np.nan)
-    present = np.zeros(values.shape, np.bool_)
-    first = 0
-    for own_steps, own_values, own_present in (one, other):
-        rows = slice(first, first + len(own_values))
-        at = np.searchsorted(steps, own_steps)
-        values[rows, at] = own_values
-        present[rows, at] = own_present
-        first = rows.stop
-    return steps, values, present
+        if name in part.rows:
+            yield segment, part.recorded(name)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import sqlalchemy as sa
 from gradspectra_store import Store
-from gradspectra_store.schema import metadata
+from gradspectra_store.block_schema import metadata
 
 _PLACES = ("postgresql+psycopg://root@/test?host=/var/run/postgresql", "postgresql+psycopg://root@127.0.0.1:5432/test")
 

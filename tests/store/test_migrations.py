@@ -15,10 +15,10 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from gradspectra_store import Store, migrate
+from gradspectra_store.block_schema import metadata
 from gradspectra_store.errors import StoreTooNew
-from gradspectra_store.schema import metadata
 
-HEAD = "0003"
+HEAD = "0004"
 
 
 def emptied(url: str) -> str:

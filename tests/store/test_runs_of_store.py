@@ -27,6 +27,7 @@ def test_a_new_run_shows_what_was_said_of_it(store: Store) -> None:
     run = started(store, **said, environment={"torch": "2"})
     assert (run.attempt, run.next_sequence, len(run.run)) == (1, 1, 12)
     assert shown(store, run.run) == {
+        "stop_at_step": None,
         "id": run.run,
         "project": "p",
         "name": "n",

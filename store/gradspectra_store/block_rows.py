@@ -1,0 +1,148 @@
+"""Rows of blocks: found by the steps they reach over, read, and cut to size before they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import sqlalchemy as sa
+from gradspectra_core.blocks import DamagedBlock, Recorded, unpack_level, unpack_recorded
+from gradspectra_core.pyramid import FACTOR, Level
+from gradspectra_core.records import Int64
+
+from gradspectra_store.block_schema import blocks
+from gradspectra_store.segment_cache import SegmentCache
+from gradspectra_store.stretches import Stretch, united
+
+MOST_ENTRIES = 512
+MOST_VALUES = 1 << 18
+SPAN = 1 << 18
+"""No block reaches over more steps than this, times the width of its buckets: a search begins so far before."""
+
+_RANGES = 4
+_AT_ONCE = 64
+
+
+class Source(NamedTuple):
+    """Numbers that are compacted together."""
+
+    run: str
+    kind: str
+    derived: bool
+    attempt: int
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRow:
+    """A block without its payload: buckets of 8^level steps over the steps [first, stop)."""
+
+    id: int
+    attempt: int
+    name: str
+    level: int
+    first: int
+    stop: int
+    entries: int
+
+    @property
+    def stretch(self) -> Stretch:
+        """The steps it reaches over."""
+        return Stretch(self.attempt, self.first, self.stop)
+
+
+Content = Recorded | Level | DamagedBlock
+_COLUMNS = [blocks.c[name] for name in ("id", "attempt", "name", "level", "first", "stop", "entries")]
+_overlapping = sa.select(*_COLUMNS).where(
+    *(blocks.c[field] == sa.bindparam(f"of_{field}") for field in (*Source._fields, "level")),
+    blocks.c.name.in_(sa.bindparam("names", expanding=True)),
+    blocks.c.first >= sa.bindparam("reach"),
+    blocks.c.first < sa.bindparam("until"),
+    blocks.c.stop > sa.bindparam("since"),
+)
+_of_level = sa.select(*_COLUMNS).where(
+    *(blocks.c[field] == sa.bindparam(f"of_{field}") for field in (*Source._fields, "name", "level"))
+)
+_newest = _of_level.order_by(blocks.c.first.desc()).limit(sa.bindparam("most", type_=sa.Integer))
+_oldest = _of_level.order_by(blocks.c.first).limit(1)
+_contents = sa.select(blocks.c.id, blocks.c.payload).where(blocks.c.id.in_(sa.bindparam("ids", expanding=True)))
+
+
+def find_blocks(
+    conn: sa.Connection, source: Source, names: Sequence[str], level: int, stretches: Iterable[Stretch]
+) -> list[BlockRow]:
+    """Return the blocks of a level with steps in the stretches, by attempt, name and step; some more may be given.
+
+    source: its attempt is left out of account, the stretches have their own.
+    """
+    by_attempt: dict[int, list[Stretch]] = {}
+    for one in united(stretches):
+        by_attempt.setdefault(one.attempt, []).append(one)
+    found: dict[int, BlockRow] = {}
+    for own in by_attempt.values():
+        ranges = own if len(own) <= _RANGES else [Stretch(own[0].attempt, own[0].first, own[-1].stop)]
+        for one in ranges:
+            place = _bound(source._replace(attempt=one.attempt), of_level=level, names=list(names))
+            reach = max(one.first - SPAN * FACTOR**level, 0)
+            for row in conn.execute(_overlapping, place | {"reach": reach, "until": one.stop, "since": one.first}):
+                found[row.id] = BlockRow(*row)
+    return sorted(found.values(), key=lambda row: (row.attempt, row.name, row.first))
+
+
+def newest_blocks(conn: sa.Connection, source: Source, name: str, level: int, most: int) -> list[BlockRow]:
+    """Return up to `most` blocks of the latest steps, in order of steps."""
+    rows = conn.execute(_newest, _bound(source, of_name=name, of_level=level, most=most)).all()
+    return [BlockRow(*row) for row in reversed(rows)]
+
+
+def oldest_block(conn: sa.Connection, source: Source, name: str, level: int) -> BlockRow | None:
+    """Return the block of the first steps of a level, None where the level is not stored."""
+    row = conn.execute(_oldest, _bound(source, of_name=name, of_level=level)).one_or_none()
+    return None if row is None else BlockRow(*row)
+
+
+def _bound(source: Source, **more: Any) -> dict[str, Any]:
+    return {f"of_{field}": value for field, value in source._asdict().items()} | more
+
+
+def load_blocks(conn: sa.Connection, rows: Sequence[BlockRow]) -> dict[int, Content]:
+    """Read blocks by id, from the cache where they are kept; a damaged one is given as the error that says so."""
+    cache: SegmentCache | None = conn.get_execution_options().get("segment_cache")
+    found: dict[int, Content] = {}
+    missing: dict[int, BlockRow] = {}
+    for row in rows:
+        kept = None if cache is None else cache.get(("block", row.id))
+        if kept is None:
+            missing[row.id] = row
+        else:
+            found[row.id] = kept
+    ids = list(missing)
+    for begin in range(0, len(ids), _AT_ONCE):
+        for identity, payload in conn.execute(_contents, {"ids": ids[begin : begin + _AT_ONCE]}):
+            found[identity] = content = _content(payload, missing[identity])
+            if cache is not None and not isinstance(content, DamagedBlock):
+                cache.put(("block", identity), content)
+    return found
+
+
+def _content(payload: bytes, row: BlockRow) -> Content:
+    try:
+        return unpack_recorded(payload) if row.level == 0 else unpack_level(payload)
+    except DamagedBlock as error:
+        return error
+
+
+def most_entries(rows: int) -> int:
+    """Return how many steps or buckets of so many rows a block may hold."""
+    return max(min(MOST_ENTRIES, MOST_VALUES // max(rows, 1)), 8)
+
+
+def portions(numbers: Int64, rows: int) -> Iterator[slice]:
+    """Cut steps (level 0) or bucket numbers (above), strictly increasing, into what one block may hold each."""
+    most, begin = most_entries(rows), 0
+    while begin < len(numbers):
+        end = min(begin + most, int(np.searchsorted(numbers, numbers[begin] + SPAN)))
+        yield slice(begin, end)
+        begin = end

@@ -1,0 +1,190 @@
+"""Read a level of the pyramid over stretches of steps: from blocks where they reach, the rest from the level below.
+
+What is not compacted yet is read from segments; buckets that hold such steps, or the edge of a stretch, are made of
+the buckets below them. The same steps thus give the same bits however they are stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+from gradspectra_core.blocks import DamagedBlock, Recorded
+from gradspectra_core.pyramid import FACTOR, Level, coarser, joined, leaves
+from gradspectra_core.recorded import between, overlaid
+from gradspectra_core.records import Int64
+
+from gradspectra_store.block_rows import BlockRow, Content, Source, find_blocks, load_blocks
+from gradspectra_store.scan import Found, Reaches
+from gradspectra_store.stretches import Stretch, united, whole, within, without
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """A stored series or statistic, or a metric that `function` makes of several, of so many rows.
+
+    name: of its pyramid; inputs: of what is recorded; last: whether the last value of a bucket is kept.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    rows: int
+    last: bool
+    function: Callable[..., Any] | None = None
+
+    def leaves(self, recorded: Sequence[Recorded]) -> tuple[Level, np.dtype[Any]]:
+        """Return level 0 of the inputs, as given, and the type of the levels above."""
+        single = all(part.values.dtype == np.float32 for part in recorded)
+        dtype = np.dtype(np.float32 if single else np.float64)
+        if self.function is None:
+            (part,) = recorded
+            return leaves(part.steps, part.values, part.present, last=self.last), dtype
+        steps = recorded[0].steps
+        for part in recorded[1:]:
+            steps = np.intersect1d(steps, part.steps, assume_unique=True)
+        parts = [_at(part, steps) for part in recorded]
+        values = self.function(*(part.values for part in parts))
+        masks = [part.present for part in parts if part.present is not None]
+        if not masks:
+            return leaves(steps, values, None, last=self.last), dtype
+        computed = overlaid([Recorded(steps, values, np.logical_and.reduce(masks))], self.rows)
+        return leaves(computed.steps, computed.values, computed.present, last=self.last), dtype
+
+
+def _at(part: Recorded, steps: Int64) -> Recorded:
+    if len(part.steps) == len(steps):
+        return part
+    at = np.searchsorted(part.steps, steps)
+    return Recorded(steps, part.values[:, at], None if part.present is None else part.present[:, at])
+
+
+Segments = Callable[[str, Sequence[Found]], Iterable[tuple[Found, Recorded]]]
+"""Gives what segments hold of a name, in the order in which later numbers take the place of earlier ones."""
+
+
+class Levels:
+    """Reads the levels of one source's quantities.
+
+    found: the segments that are not compacted and lie in what will be asked for; segments: reads them. reaches: first
+    and last step of each attempt. chosen: the rows to give of each quantity, None for all. damaged: afterwards, the
+    steps that a damaged block has lost.
+    """
+
+    def __init__(
+        self,
+        conn: sa.Connection,
+        source: Source,
+        found: Sequence[Found] = (),
+        segments: Segments | None = None,
+        reaches: Reaches | None = None,
+        chosen: Int64 | None = None,
+    ) -> None:
+        self.damaged: set[Stretch] = set()
+        self.reaches = reaches or {}
+        self._conn = conn
+        self._source = source
+        self._found = found
+        self._segments = segments
+        self._chosen = chosen
+        self._loose = united(one.stretch for one in found)
+
+    @property
+    def loose(self) -> int:
+        """Steps that are not compacted."""
+        return sum(one.stop - one.first for one in self._loose)
+
+    def read(self, quantities: Sequence[Quantity], number: int, stretches: Sequence[Stretch]) -> list[Level]:
+        """Return level `number` of each over the stretches, which hold no step twice."""
+        rest = {quantity.name: self._from_the_beginning(stretches) for quantity in quantities}
+        taken: dict[str, dict[int, list[tuple[Level, Stretch]]]] = {quantity.name: {} for quantity in quantities}
+        for level in range(number, 0, -1):
+            rows = find_blocks(self._conn, self._source, list(rest), level, _all(rest.values()))
+            wanted = {row.id: (row, self._clean(row, rest[row.name])) for row in rows}
+            contents = load_blocks(self._conn, [row for row, parts in wanted.values() if parts])
+            for row, parts in wanted.values():
+                content = contents.get(row.id)
+                if isinstance(content, Level):
+                    taken[row.name].setdefault(level, []).extend((content, part) for part in parts)
+            for name, left in rest.items():
+                gone = united(part for _, part in taken[name].get(level, ()))
+                rest[name] = [piece for one in left for piece in without(one, gone)]
+        recorded = self._recorded({quantity: rest[quantity.name] for quantity in quantities})
+        return [
+            self._raised(quantity, own, taken[quantity.name], number)
+            for quantity, own in zip(quantities, recorded, strict=True)
+        ]
+
+    def _from_the_beginning(self, stretches: Sequence[Stretch]) -> list[Stretch]:
+        """The same stretches; where the first begins with its attempt's numbers, the bucket there is a whole one."""
+        found = sorted(stretches, key=lambda one: one.first)
+        if found and found[0].first <= self.reaches.get(found[0].attempt, (-1, -1))[0]:
+            found[0] = found[0]._replace(first=0)
+        return found
+
+    def recorded(self, names: Sequence[str], rows: int, stretches: Sequence[Stretch]) -> list[Recorded]:
+        """Return what was recorded of each name over the stretches, all of its `rows` rows."""
+        quantities = {Quantity(name, (name,), rows, last=False): list(stretches) for name in names}
+        return [parts[0] for parts in self._recorded(quantities)]
+
+    def _clean(self, row: BlockRow, rest: Sequence[Stretch]) -> list[Stretch]:
+        """The whole buckets of a block that are asked for and have nothing in segments."""
+        width = FACTOR**row.level
+        pieces = (whole(piece, width) for one in within(rest, row.stretch) for piece in without(one, self._loose))
+        return [piece for piece in pieces if piece.first < piece.stop]
+
+    def _raised(
+        self, quantity: Quantity, recorded: list[Recorded], taken: dict[int, list[tuple[Level, Stretch]]], number: int
+    ) -> Level:
+        current, dtype = quantity.leaves(recorded)
+        current = self._select(current)
+        for level in range(1, number + 1):
+            current = coarser(current, dtype=dtype)
+            width = FACTOR**level
+            parts = [current]
+            for content, part in taken.get(level, ()):
+                begin, end = np.searchsorted(content.numbers, (part.first // width, part.stop // width))
+                parts.append(self._select(content.cut(slice(int(begin), int(end))), quantity.rows))
+            current = joined(parts)
+            dtype = current.mean.dtype if len(current.numbers) else dtype
+        return current
+
+    def _select(self, level: Level, rows: int | None = None) -> Level:
+        if self._chosen is not None:
+            return level.select(self._chosen)
+        return level if rows is None or rows == level.rows else level.select(np.arange(rows))
+
+    def _recorded(self, wanted: dict[Quantity, list[Stretch]]) -> list[list[Recorded]]:
+        """What was recorded of each quantity's inputs over its own stretches."""
+        names = sorted({name for quantity in wanted for name in quantity.inputs})
+        rows = find_blocks(self._conn, self._source, names, 0, _all(wanted.values())) if names else []
+        contents = load_blocks(self._conn, rows)
+        return [
+            [self._one(name, quantity.rows, stretches, rows, contents) for name in quantity.inputs]
+            for quantity, stretches in wanted.items()
+        ]
+
+    def _one(
+        self, name: str, rows: int, stretches: list[Stretch], blocks: list[BlockRow], contents: dict[int, Content]
+    ) -> Recorded:
+        parts = []
+        for row in blocks:
+            if row.name != name:
+                continue
+            content = contents.get(row.id)
+            for piece in within(stretches, row.stretch):
+                if isinstance(content, DamagedBlock):
+                    self.damaged.add(piece)
+                elif isinstance(content, Recorded):
+                    parts.append(between(content, piece.first, piece.stop))
+        if self._segments is not None:
+            own = [one for one in self._found if within(stretches, one.stretch)]
+            for one, part in self._segments(name, own):
+                parts += [between(part, *piece[1:]) for piece in within(stretches, one.stretch)]
+        return overlaid(parts, rows)
+
+
+def _all(stretches: Iterable[Sequence[Stretch]]) -> list[Stretch]:
+    return united(one for own in stretches for one in own)

@@ -1,0 +1,215 @@
+"""Make the blocks of a round: new numbers are laid over what is recorded, and the pyramid above them is made again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import sqlalchemy as sa
+from gradspectra_core.blocks import DamagedBlock, Recorded, pack_level, pack_recorded
+from gradspectra_core.pyramid import FACTOR, Level, coarser, joined
+from gradspectra_core.recorded import between, overlaid
+from gradspectra_core.records import Int64
+
+from gradspectra_store.block_rows import (
+    BlockRow,
+    Content,
+    Source,
+    find_blocks,
+    load_blocks,
+    most_entries,
+    newest_blocks,
+    oldest_block,
+    portions,
+)
+from gradspectra_store.compaction import NewBlock
+from gradspectra_store.levels import Levels, Quantity
+from gradspectra_store.stretches import Stretch, united
+
+TOP = 17
+"""Buckets of 8^17 steps hold any step a run can have."""
+
+
+@dataclass(slots=True)
+class Making:
+    """The blocks that come and go in a round. through: below this step the pyramid was whole before the round."""
+
+    conn: sa.Connection
+    source: Source
+    through: int
+    new: list[NewBlock] = field(default_factory=list)
+    replaced: list[int] = field(default_factory=list)
+
+    def add(self, fresh: dict[str, Recorded], quantities: Sequence[Quantity], through: int) -> None:
+        """Add numbers at steps from `self.through` on; the pyramid is then whole below `through`."""
+        for quantity in quantities:
+            if set(quantity.inputs) & fresh.keys():
+                self._grow(quantity, fresh, through)
+        for name, recorded in fresh.items():
+            self._record(name, recorded)
+
+    def amend(self, late: dict[str, Recorded], quantities: Sequence[Quantity]) -> None:
+        """Add numbers at any steps; whole buckets of the pyramid that hold such steps are made again."""
+        for quantity in quantities:
+            if set(quantity.inputs) & late.keys():
+                self._mend(quantity, late)
+        for name, recorded in late.items():
+            self._record(name, recorded)
+
+    def _record(self, name: str, fresh: Recorded) -> None:
+        """Lay numbers over the blocks of level 0 they meet, else after the newest ones."""
+        if not len(fresh.steps):
+            return
+        rows = fresh.values.shape[0]
+        first, stop = int(fresh.steps[0]), int(fresh.steps[-1]) + 1
+        met = find_blocks(self.conn, self.source, [name], 0, [Stretch(self.source.attempt, first, stop)])
+        if not met:
+            met = self._to_join(name, 0, first, len(fresh.steps), rows)
+        parts = [part for part in self._taken(met) if isinstance(part, Recorded)]
+        whole = overlaid([*parts, fresh], max([rows, *(part.values.shape[0] for part in parts)]))
+        for cut in portions(whole.steps, whole.values.shape[0]):
+            present = None if whole.present is None else whole.present[:, cut]
+            part = Recorded(
+                whole.steps[cut], whole.values[:, cut], None if present is None or present.all() else present
+            )
+            at, end = int(part.steps[0]), int(part.steps[-1]) + 1
+            self.new.append(NewBlock(name, 0, at, end, len(part.steps), pack_recorded(part)))
+
+    def _grow(self, quantity: Quantity, fresh: dict[str, Recorded], through: int) -> None:
+        """Make the buckets that become whole, level by level, while there are any."""
+        levels = Levels(self.conn, self.source)
+        attempt, begin = self.source.attempt, _floor(self.through, 1)
+        if _floor(through, 1) == begin:
+            return
+        old = levels.recorded(quantity.inputs, quantity.rows, [Stretch(attempt, begin, through)])
+        parts = [
+            overlaid([one, *([fresh[name]] if name in fresh else ())], quantity.rows)
+            for name, one in zip(quantity.inputs, old, strict=True)
+        ]
+        lower, dtype = quantity.leaves(parts)
+        for number in range(1, TOP + 1):
+            width = FACTOR**number
+            end = _floor(through, number)
+            if end == _floor(self.through, number):
+                return
+            below = lower.cut(lower.numbers < end // (width // FACTOR))
+            level = coarser(below, dtype=dtype)
+            if self._worth(quantity, number, level, below):
+                self._raise(quantity, number, level)
+            begin, stop = _floor(self.through, number + 1), _floor(self.through, number)
+            (old_level,) = levels.read([quantity], number, [Stretch(attempt, begin, stop)] if begin < stop else [])
+            lower = joined([old_level, level])
+
+    def _worth(self, quantity: Quantity, number: int, level: Level, below: Level) -> bool:
+        """Whether buckets are stored: a level begins where it is coarser than the numbers, and then goes on.
+
+        Steps between two blocks of one level thus have no numbers.
+        """
+        if not len(level.numbers):
+            return False
+        return len(level.numbers) < len(below.numbers) or self._begins(quantity.name, number) is not None
+
+    def _begins(self, name: str, level: int) -> int | None:
+        oldest = oldest_block(self.conn, self.source, name, level)
+        return None if oldest is None else oldest.first
+
+    def _raise(self, quantity: Quantity, number: int, level: Level) -> None:
+        """Write buckets after the newest ones of their level."""
+        width = FACTOR**number
+        met = self._to_join(quantity.name, number, int(level.numbers[0]) * width, len(level.numbers), quantity.rows)
+        parts = [part for part in self._taken(met, together=True) if isinstance(part, Level)]
+        places = np.arange(max([quantity.rows, *(part.rows for part in parts)]))
+        whole = joined([part.select(places) for part in (*parts, level)])
+        for cut in portions(whole.numbers, whole.rows):
+            self._put(quantity.name, number, whole.cut(cut))
+
+    def _put(self, name: str, number: int, level: Level, row: BlockRow | None = None) -> None:
+        width = FACTOR**number
+        first, stop = int(level.numbers[0]) * width, (int(level.numbers[-1]) + 1) * width
+        if row is not None:
+            first, stop = row.first, row.stop
+        self.new.append(NewBlock(name, number, first, stop, len(level.numbers), pack_level(number, level)))
+
+    def _mend(self, quantity: Quantity, late: dict[str, Recorded]) -> None:
+        """Make the whole buckets again that hold the steps of late numbers."""
+        levels = Levels(self.conn, self.source)
+        steps = np.unique(np.concatenate([late[name].steps for name in quantity.inputs if name in late]))
+        numbers = self._whole(steps, 1)
+        if not len(numbers):
+            return
+        stretches = self._over(numbers, 1)
+        old = levels.recorded(quantity.inputs, quantity.rows, stretches)
+        parts = []
+        for name, one in zip(quantity.inputs, old, strict=True):
+            own = [between(late[name], at.first, at.stop) for at in stretches] if name in late else []
+            parts.append(overlaid([one, *own], quantity.rows))
+        below, dtype = quantity.leaves(parts)
+        for number in range(1, TOP + 1):
+            level = coarser(below, dtype=dtype)
+            self._replace(quantity, number, numbers, level)
+            wider = self._whole(numbers * FACTOR**number, number + 1)
+            if not len(wider):
+                return
+            (whole,) = levels.read([quantity], number, self._over(wider, number + 1))
+            below = joined([whole.cut(~np.isin(whole.numbers, numbers)), level])
+            below = below.cut(np.isin(below.numbers // FACTOR, wider))
+            numbers = wider
+
+    def _replace(self, quantity: Quantity, number: int, numbers: Int64, level: Level) -> None:
+        """Put buckets in the place of those of the same numbers, in the blocks that reach over them."""
+        rows = find_blocks(self.conn, self.source, [quantity.name], number, self._over(numbers, number))
+        contents = load_blocks(self.conn, rows)
+        first = level.numbers * FACTOR**number
+        begins = self._begins(quantity.name, number)
+        alone = np.full(len(first), begins is not None) & (first >= (begins or 0))
+        for row in rows:
+            content = contents[row.id]
+            mine = (first >= row.first) & (first < row.stop)
+            alone &= ~mine
+            if isinstance(content, Level) and mine.any():
+                places = np.arange(max(quantity.rows, content.rows))
+                kept = content.cut(~np.isin(content.numbers, level.numbers[mine])).select(places)
+                self.replaced.append(row.id)
+                self._put(quantity.name, number, joined([kept, level.cut(mine).select(places)]), row)
+        for at in np.flatnonzero(alone).tolist():
+            self._put(quantity.name, number, level.cut(slice(at, at + 1)))
+
+    def _to_join(self, name: str, level: int, first: int, entries: int, rows: int) -> list[BlockRow]:
+        """The newest blocks to put together with new entries: eight of a size become one, full ones stay."""
+        most = most_entries(rows)
+        met: list[BlockRow] = []
+        for row in reversed(newest_blocks(self.conn, self.source, name, level, 3 * FACTOR)):
+            if row.stop > first or row.entries > most // 2 or _size(row.entries) > _size(entries):
+                break
+            met.insert(0, row)
+        return met if len(met) >= FACTOR - 1 else []
+
+    def _taken(self, rows: Sequence[BlockRow], *, together: bool = False) -> list[Content]:
+        """Read blocks that are to be replaced; damaged ones stay where they are, if `together` with all others."""
+        contents = load_blocks(self.conn, rows)
+        good = [row for row in rows if not isinstance(contents[row.id], DamagedBlock)]
+        if together and len(good) < len(rows):
+            return []
+        self.replaced += [row.id for row in good]
+        return [contents[row.id] for row in good]
+
+    def _whole(self, steps: Int64, level: int) -> Int64:
+        """Numbers of the whole buckets below `through` that hold these steps."""
+        numbers: Int64 = np.unique(steps // FACTOR**level)
+        whole: Int64 = numbers[(numbers + 1) * FACTOR**level <= self.through]
+        return whole
+
+    def _over(self, numbers: Int64, level: int) -> list[Stretch]:
+        width, attempt = FACTOR**level, self.source.attempt
+        return united(Stretch(attempt, at * width, (at + 1) * width) for at in numbers.tolist())
+
+
+def _floor(step: int, level: int) -> int:
+    width: int = FACTOR**level
+    return step // width * width
+
+
+def _size(entries: int) -> int:
+    """0 below eight, 1 below 64, 2 below 512."""
+    return (entries.bit_length() - 1) // 3
