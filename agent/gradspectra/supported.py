@@ -18,8 +18,13 @@ def refuse_unsupported(models: Mapping[str, nn.Module], optimizers: Sequence[Any
     for model in models.values():
         if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
             raise ValueError(f"FullyShardedDataParallel (FSDP1) is not supported: {INSTEAD}")
-        sharded = next((name for name, p in model.named_parameters() if hasattr(p, "placements")), None)
-        if sharded is not None:
+    named = [named for model in models.values() for named in model.named_parameters()]
+    groups = [group for optimizer in optimizers for group in getattr(optimizer, "param_groups", ())]
+    named += [("a parameter of the optimizer", parameter) for group in groups for parameter in group["params"]]
+    for name, parameter in named:
+        if hasattr(parameter, "placements"):
             raise ValueError(
-                f"{sharded} is a DTensor: sharded parameters (FSDP2, tensor parallelism) are not supported: {INSTEAD}"
+                f"{name} is a DTensor: sharded parameters (FSDP2, tensor parallelism) are not supported: {INSTEAD}"
             )
+        if type(parameter).__name__ == "FlatParameter":
+            raise ValueError(f"{name} is a FlatParameter: FullyShardedDataParallel (FSDP1) is not supported: {INSTEAD}")

@@ -35,6 +35,16 @@ def test_a_wrapper_that_hides_gradients_is_refused(name, module, said):
 
 
 @pytest.mark.usefixtures("kept")
+def test_the_parts_of_a_wrapper_are_refused_as_the_wrapper_is():
+    class FlatParameter(nn.Parameter):
+        pass
+
+    optimizer = torch.optim.SGD([FlatParameter(torch.ones(3))], lr=0.1)
+    with pytest.raises(ValueError, match=r"a parameter of the optimizer is a FlatParameter: .* is not supported"):
+        watched(attention(), optimizer)
+
+
+@pytest.mark.usefixtures("kept")
 def test_sharded_parameters_are_refused_and_named(tmp_path):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -45,5 +55,7 @@ def test_sharded_parameters_are_refused_and_named(tmp_path):
         fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
         with pytest.raises(ValueError, match=r"embed\.weight is a DTensor: sharded parameters .* not supported"):
             watched(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        with pytest.raises(ValueError, match="a parameter of the optimizer is a DTensor"):
+            watched(attention(), torch.optim.SGD(model.parameters(), lr=0.1))
     finally:
         torch.distributed.destroy_process_group()
