@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any, Literal
 
 import orjson
@@ -41,7 +42,7 @@ def as_csv(table: Table) -> Iterator[bytes]:
     kinds = list(table.columns.values())
     for piece in table.pieces:
         rows = zip(*(_csv_cells(cells, kind) for cells, kind in zip(piece, kinds, strict=True)), strict=True)
-        while taken := [row for row, _ in zip(rows, range(ROWS_AT_ONCE), strict=False)]:
+        while taken := list(islice(rows, ROWS_AT_ONCE)):
             yield _csv_lines(taken)
 
 
@@ -51,7 +52,7 @@ def as_json(table: Table) -> Iterator[bytes]:
     separator = b"[\n"
     for piece in table.pieces:
         rows = zip(*(_json_cells(cells, kind) for cells, kind in zip(piece, kinds, strict=True)), strict=True)
-        while taken := [row for row, _ in zip(rows, range(ROWS_AT_ONCE), strict=False)]:
+        while taken := list(islice(rows, ROWS_AT_ONCE)):
             yield separator + b",\n".join(orjson.dumps(dict(zip(names, row, strict=True))) for row in taken)
             separator = b",\n"
     yield b"[]\n" if separator == b"[\n" else b"\n]\n"

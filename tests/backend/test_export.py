@@ -157,12 +157,26 @@ def test_spectra_come_with_their_singular_values(caller: Caller, run: str, form:
     assert exported(caller, run, form, what="spectra", of="weight") == []
 
 
-def test_the_same_rows_come_whatever_is_read_at_once(caller: Caller, run: str, monkeypatch):
-    whole = {what: exported(caller, run, "json", what=what) for what in ("series", "layers", "spectra")}
-    monkeypatch.setattr(export_tables, "VALUES_AT_ONCE", 1)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("what", ["series", "layers", "spectra"])
+def test_the_same_rows_come_whatever_is_read_and_written_at_once(
+    caller: Caller, run: str, form: str, what: str, monkeypatch
+):
+    whole = repr(exported(caller, run, form, what=what))
     monkeypatch.setattr("gradspectra_backend.export_forms.ROWS_AT_ONCE", 2)
-    for what, rows in whole.items():
-        assert repr(exported(caller, run, "json", what=what)) == repr(rows)
+    assert repr(exported(caller, run, form, what=what)) == whole
+    monkeypatch.setattr(export_tables, "VALUES_AT_ONCE", 1)
+    assert repr(exported(caller, run, form, what=what)) == whole
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_ten_thousand_steps_all_come(caller: Caller, form: str):
+    run = caller.start()
+    for sequence, first in enumerate((1, 4001, 8001), 1):
+        steps = list(range(first, first + 4000))
+        caller.must_send(run["id"], batch(run["session"], sequence, steps, loss=[step / 7 for step in steps]))
+    rows = exported(caller, run["id"], form, names="loss")
+    assert [(row["step"], row["loss"]) for row in rows] == [(step, step / 7) for step in range(1, 12_001)]
 
 
 def test_what_is_read_at_once_does_not_grow_with_the_run(caller: Caller, monkeypatch):
