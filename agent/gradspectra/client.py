@@ -1,19 +1,20 @@
-"""Reading runs back: lists, series, layers, spectra, suggestions, alerts and figures, as numpy arrays and objects."""
+"""Reading runs back: lists, series, layers, spectra, suggestions, alerts, figures and files; arrays and objects."""
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-import numpy as np
-from gradspectra_core.views import Spectrum
-
+from gradspectra.files import EXPORT_FORMATS, write_whole
 from gradspectra.http_client import HttpClient
 from gradspectra.learning_rates import groups_of
 from gradspectra.settings import access_token, server_address
-from gradspectra.tables import RunLayers, RunSeries, numbers
+from gradspectra.tables import RunLayers, RunSeries, RunSpectra
 
 Json = dict[str, Any]
 PAGE = 100
@@ -27,7 +28,8 @@ class Client:
     """
 
     def __init__(self, server: str | None = None, token: str | None = None, timeout: float = 30.0) -> None:
-        self._http = HttpClient(server_address(server), access_token(token), timeout)
+        self._connected_to = server_address(server), access_token(token), timeout
+        self._http = HttpClient(*self._connected_to)
         self._lock = threading.Lock()
 
     @property
@@ -64,9 +66,12 @@ class Client:
 
     def get(self, path: str, **query: Any) -> Any:
         """Return the JSON that GET of a path below /api/v1 answers; parameters that are None are left out."""
-        given = {name: value for name, value in query.items() if value is not None}
         with self._lock:
-            return self._http.call("GET", f"{path}?{urlencode(given)}" if given else path)
+            return self._http.call("GET", _with_query(path, query))
+
+    def parts(self, path: str, **query: Any) -> Iterator[bytes]:
+        """Give the body of a GET below /api/v1 as it comes, over a connection of its own."""
+        return HttpClient(*self._connected_to).parts(_with_query(path, query))
 
     def close(self) -> None:
         """Close the connection; the next call opens it again."""
@@ -162,12 +167,15 @@ class Run:
         columns: int = 100,
         of: str = "gradient",
         attempt: int | None = None,
-    ) -> list[Spectrum]:
-        """Return spectra of one layer, evenly spread if there are more than `columns`. step: only of that step."""
+    ) -> RunSpectra:
+        """Return a list of spectra of one layer, evenly spread if there are more than `columns`.
+
+        step: only of that step. of: "gradient", "weight" or "update".
+        """
         if step is not None:
             start, stop = step, step + 1
         query = {"layer": layer, "start": start, "stop": stop, "columns": columns, "of": of, "attempt": attempt}
-        return [_spectrum(item) for item in self._read("/spectra", **query)["items"]]
+        return RunSpectra.from_json(self._read("/spectra", **query))
 
     def suggestions(self) -> list[Json]:
         """Return what the server suggests, with evidence and confidence."""
@@ -197,10 +205,59 @@ class Run:
         """Return the ranges of steps of which something was dropped before sending."""
         return list(self._read("/gaps")["items"])
 
-    def figure(self, name: str, **options: Any) -> Json:
-        """Return a figure of the dashboard as Plotly's {"data", "layout"}. options: theme, statistic, layer, step, …"""
-        figure: Json = self._read(f"/figures/{quote(name, safe='')}", **options)
-        return figure
+    def figure(self, name: str, **options: Any) -> Any:
+        """Return a figure of the dashboard: a plotly Figure where plotly is installed, else {"data", "layout"}.
+
+        options: theme, statistic, layer, step, …, as the interface takes them.
+        """
+        figure = self._read(f"/figures/{quote(name, safe='')}", **options)
+        try:
+            plotly = import_module("plotly.graph_objects")
+        except ImportError:
+            return figure
+        return plotly.Figure(figure)
+
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        format: str | None = None,
+        what: str = "series",
+        names: Sequence[str] | None = None,
+        layers: Sequence[str] | None = None,
+        of: str | None = None,
+        start: int | None = None,
+        stop: int | None = None,
+        attempt: int | None = None,
+    ) -> Path:
+        """Write every recorded step to a file, whole or not at all; returns its path.
+
+        format: "csv", "json" or "parquet"; by the end of the file's name where not given. what: "series", "layers" or
+        "spectra". names: series or statistics; layers: of which layers; of: spectra of which matrix; all where not
+        given. Raises ValueError for a format there is not, and OSError where the file cannot be written.
+        """
+        file = Path(path)
+        form = file.suffix.removeprefix(".").lower() if format is None else format
+        if form not in EXPORT_FORMATS:
+            raise ValueError(f"format must be one of {', '.join(EXPORT_FORMATS)}, got {form!r} for {file.name!r}")
+        write_whole(
+            file,
+            self.export_parts(
+                format=form,
+                what=what,
+                names=None if names is None else _joined(names),
+                layers=None if layers is None else _joined(layers),
+                of=of,
+                start=start,
+                stop=stop,
+                attempt=attempt,
+            ),
+        )
+        return file
+
+    def export_parts(self, **query: Any) -> Iterator[bytes]:
+        """Give the file of GET /runs/{run}/export as it comes; query: its parameters as they are sent."""
+        return self._client.parts(f"{self._path}/export", **query)
 
     def _read(self, path: str, **query: Any) -> Any:
         return self._client.get(self._path + path, **query)
@@ -212,16 +269,6 @@ def _joined(names: Sequence[str]) -> str:
     return ",".join(name.replace(",", "\\,") for name in names)
 
 
-def _spectrum(item: Json) -> Spectrum:
-    values, _ = numbers(item["singular_values"])
-    whole: Json = {name: int(item[name]) for name in ("step", "attempt", "rows", "columns", "k90", "k99")}
-    floats: Json = {name: float(item[name]) for name in ("nuclear", "frobenius_sq", "operator", "fourth", "entropy")}
-    return Spectrum(
-        layer=item["layer"],
-        of=item["of"],
-        method=item["method"],
-        index=np.array(item["index"], np.int64),
-        singular_values=values,
-        **floats,
-        **whole,
-    )
+def _with_query(path: str, query: Json) -> str:
+    given = {name: value for name, value in query.items() if value is not None}
+    return f"{path}?{urlencode(given)}" if given else path

@@ -7,7 +7,7 @@ import json
 import selectors
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ from gradspectra.errors import ServerAway, ServerRefused
 API = "/api/v1"
 JSON = "application/json"
 WAIT_SLICE = 0.1
+PART_BYTES = 1 << 18
 _Selector: type[selectors.BaseSelector] = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
 
@@ -108,6 +109,28 @@ class HttpClient:
         if not 200 <= answer.status < 300:
             raise answer.problem()
         return answer.json() if answer.body else None
+
+    def parts(self, path: str) -> Iterator[bytes]:
+        """Give the body of a GET as it comes, for answers too large to hold.
+
+        Raises ServerRefused for an answer that is not 2xx, and ServerAway where none came or it broke off before its
+        end. No other request may be made until the body has ended.
+        """
+        begun = False
+        try:
+            self._connection.request("GET", self._base + path, headers=self._headers)
+            response = self._connection.getresponse()
+            begun = True
+            if not 200 <= response.status < 300:
+                content_type = response.headers.get_content_type()
+                raise Answer(response.status, response.read(), content_type, None).problem()
+            while part := response.read(PART_BYTES):
+                yield part
+        except (OSError, http.client.HTTPException) as error:
+            broken = f"{self.server} broke off before the end of its answer: {error}"
+            raise ServerAway(broken if begun else self._why(error)) from error
+        finally:
+            self.close()
 
     def set_timeout(self, timeout: float) -> None:
         """Bound the requests from now on to timeout seconds without a byte."""

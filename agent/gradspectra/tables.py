@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 from gradspectra_core.records import Bool, Float64, Int64
+from gradspectra_core.views import Spectrum
 from numpy.typing import NDArray
 
 Column = NDArray[Any]
@@ -24,23 +25,39 @@ def numbers(row: Sequence[Any]) -> tuple[Float64, Bool]:
 
 
 class Table:
-    """Columns of one length; subclasses say which in `columns`."""
+    """Columns of one length; subclasses say which in `columns`, and in `missing` where they have no value."""
 
     def columns(self) -> dict[str, Column]:
-        """Return the columns by name."""
+        """Return the columns by name, (N,) each: numbers, or objects for texts and lists. A missing number is NaN."""
         raise NotImplementedError
 
+    def missing(self) -> dict[str, Bool]:
+        """Return for columns that have missing numbers where these are, (N,) each."""
+        return {}
+
     def to_pandas(self) -> Any:
-        """Return a pandas DataFrame; raises ImportError that says what to install."""
-        return _library("pandas").DataFrame(self.columns())
+        """Return a pandas DataFrame, NaN where a number is missing; raises ImportError that says what to install."""
+        return _library("pandas").DataFrame({name: _plain(column) for name, column in self.columns().items()})
 
     def to_polars(self) -> Any:
-        """Return a polars DataFrame; raises ImportError that says what to install."""
-        return _library("polars").DataFrame(self.columns())
+        """Return a polars DataFrame, null where a number is missing; raises ImportError that says what to install."""
+        polars = _library("polars")
+        frame = polars.DataFrame({name: _plain(column) for name, column in self.columns().items()})
+        for name, gone in self.missing().items():
+            if gone.any():
+                values = [None if lost else value for value, lost in zip(frame[name], gone.tolist(), strict=True)]
+                frame = frame.with_columns(polars.Series(name, values, dtype=frame[name].dtype))
+        return frame
 
     def to_arrow(self) -> Any:
-        """Return a pyarrow Table; raises ImportError that says what to install."""
-        return _library("pyarrow").table({name: _arrow_ready(column) for name, column in self.columns().items()})
+        """Return a pyarrow Table, null where a number is missing; raises ImportError that says what to install."""
+        arrow = _library("pyarrow")
+        missing = self.missing()
+        columns = {
+            name: arrow.array(_plain(column), mask=missing.get(name), from_pandas=False)
+            for name, column in self.columns().items()
+        }
+        return arrow.table(columns)
 
 
 @dataclass(frozen=True)
@@ -84,6 +101,8 @@ class RunSeries(Table):
         return tuple(self.mean)
 
     def __getitem__(self, name: str) -> Float64:
+        if name not in self.mean:
+            raise KeyError(f"there is no series {name!r} here, but {', '.join(self.available) or 'none'}")
         return self.mean[name]
 
     def columns(self) -> dict[str, Column]:
@@ -95,6 +114,10 @@ class RunSeries(Table):
             columns[f"{name}_max"] = self.max[name]
             columns[f"{name}_nonfinite"] = self.nonfinite[name]
         return columns
+
+    def missing(self) -> dict[str, Bool]:
+        """The three numbers of each name are missing where it has no value."""
+        return {f"{name}{part}": ~self.present[name] for name in self.mean for part in ("", "_min", "_max")}
 
 
 @dataclass(frozen=True)
@@ -137,6 +160,8 @@ class RunLayers(Table):
         )
 
     def __getitem__(self, layer: str) -> Float64:
+        if layer not in self.layers:
+            raise KeyError(f"there is no layer {layer!r} here, but {', '.join(self.layers) or 'none'}")
         return np.asarray(self.mean[self.layers.index(layer)])
 
     def columns(self) -> dict[str, Column]:
@@ -149,6 +174,46 @@ class RunLayers(Table):
         }
 
 
+class RunSpectra(list[Spectrum], Table):
+    """Spectra of one layer by step."""
+
+    @classmethod
+    def from_json(cls, answer: dict[str, Any]) -> RunSpectra:
+        """Read the answer of GET /runs/{run}/spectra."""
+        return cls(_spectrum(item) for item in answer["items"])
+
+    def columns(self) -> dict[str, Column]:
+        """One row per spectrum: all members by their names; `index` and `singular_values` are arrays in the cells."""
+        return {field.name: _column([getattr(spectrum, field.name) for spectrum in self]) for field in fields(Spectrum)}
+
+
+def _spectrum(item: dict[str, Any]) -> Spectrum:
+    values, _ = numbers(item["singular_values"])
+    whole: dict[str, Any] = {name: int(item[name]) for name in ("step", "attempt", "rows", "columns", "k90", "k99")}
+    floats: dict[str, Any] = {
+        name: float(item[name]) for name in ("nuclear", "frobenius_sq", "operator", "fourth", "entropy")
+    }
+    return Spectrum(
+        layer=item["layer"],
+        of=item["of"],
+        method=item["method"],
+        index=np.array(item["index"], np.int64),
+        singular_values=values,
+        **floats,
+        **whole,
+    )
+
+
+def _column(entries: list[Any]) -> Column:
+    """Numbers as an array of them, texts and arrays as an array of objects."""
+    if entries and isinstance(entries[0], (int, float)):
+        return np.array(entries)
+    column = np.empty(len(entries), object)
+    for at, entry in enumerate(entries):
+        column[at] = entry
+    return column
+
+
 def _library(name: str) -> Any:
     try:
         return import_module(name)
@@ -156,5 +221,8 @@ def _library(name: str) -> Any:
         raise ImportError(f"this needs {name}, which is not installed: pip install {name}") from None
 
 
-def _arrow_ready(column: Column) -> Any:
-    return column.tolist() if column.dtype == object else column
+def _plain(column: Column) -> Any:
+    """The form that all libraries read alike: lists of texts or of lists, else the array."""
+    if column.dtype != object:
+        return column
+    return [entry.tolist() if isinstance(entry, np.ndarray) else entry for entry in column]

@@ -1,7 +1,12 @@
-import importlib.util
+import json
 import math
-from collections.abc import Iterator
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,9 +14,11 @@ import pytest
 from agent.service import eventually, service
 from gradspectra.client import Client, Run
 from gradspectra.errors import ServerAway, ServerRefused
+from gradspectra.files import write_whole
 from gradspectra.learning_rates import groups_of
 from gradspectra.recorder import Recorder
-from gradspectra.tables import RunSeries, numbers
+from gradspectra.tables import RunSeries, Table, numbers
+from gradspectra_frontend.figures import FIGURES
 
 STEPS = 300
 LAYERS = ["a.weight", "odd,name.weight"]
@@ -31,7 +38,9 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             for step in range(1, STEPS + 1):
                 loss = math.inf if step == STEPS else float(step)
                 sq = [float(step), None if step <= 100 else 4.0]
-                recorder.record(step, loss=loss, lr=0.5, layers={"grad_sq": sq} if step % 2 == 0 else None)
+                spectra = {10: {"a.weight": [3.0, 4.0]}, 20: {"a.weight": [2.0]}}.get(step)
+                layers = {"grad_sq": sq} if step % 2 == 0 else None
+                recorder.record(step, loss=loss, lr=0.5, layers=layers, spectra=spectra)
         with Client(url) as client:
             eventually(lambda: client.runs(search="second")[0], lambda run: run.info["derived_step"] == STEPS)
         yield url
@@ -109,7 +118,7 @@ def test_alerts_suggestions_and_figures_are_read(client: Client, run: Run) -> No
     assert client.alerts(since=alert["opened_at"] + 60) == []
     assert all(suggestion["enough_evidence"] is False for suggestion in run.suggestions())
     figure = run.figure("layers", statistic="grad_norm", theme="dark")
-    assert {"data", "layout"} <= set(figure)
+    assert set(figure) >= {"data", "layout"}
     assert figure["data"][0]["type"] == "heatmap"
 
 
@@ -159,14 +168,156 @@ def test_tables_have_one_column_per_number_and_one_row_per_value(run: Run) -> No
 @pytest.mark.parametrize(
     ("library", "method"), [("pandas", "to_pandas"), ("polars", "to_polars"), ("pyarrow", "to_arrow")]
 )
-def test_a_missing_library_is_named_and_a_present_one_used(library: str, method: str) -> None:
-    row = {part: [1.0, "NaN"] for part in ("mean", "min", "max", "last")}
-    series = RunSeries.from_json({"x": [1, 2], "series": {"loss": {**row, "nonfinite": [0, 1]}}})
-    if importlib.util.find_spec(library) is None:
-        with pytest.raises(ImportError, match=f"this needs {library}, which is not installed: pip install {library}"):
-            getattr(series, method)()
+def test_a_missing_library_is_named(library: str, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(ImportError, match=f"this needs {library}, which is not installed: pip install {library}"):
+        getattr(RunSeries.from_json({"x": [], "series": {}}), method)()
+
+
+def lists(table: Any) -> dict[str, list[Any]]:
+    """Columns of a table of any of the libraries."""
+    if hasattr(table, "to_pydict"):
+        return dict(table.to_pydict())
+    return {name: table[name].to_list() for name in table.columns}
+
+
+@pytest.fixture(params=["pandas", "polars", "pyarrow"])
+def made_by(request: pytest.FixtureRequest) -> Callable[[Table], dict[str, list[Any]]]:
+    """Makes a table of one of the libraries and reads it back as lists."""
+    pytest.importorskip(request.param, reason=f"{request.param} is not installed (the extra dev has it)")
+    method = {"pandas": "to_pandas", "polars": "to_polars", "pyarrow": "to_arrow"}[request.param]
+    return lambda table: lists(getattr(table, method)())
+
+
+def test_series_are_tables_that_keep_nan_apart_from_missing(
+    made_by: Callable[[Table], dict[str, list[Any]]], request: pytest.FixtureRequest
+) -> None:
+    row = {part: [1.5, "NaN", None, "-Infinity"] for part in ("mean", "min", "max", "last")}
+    series = RunSeries.from_json({"x": [1, 2, 3, 7], "series": {"loss": {**row, "nonfinite": [0, 1, 0, 1]}}})
+    columns = made_by(series)
+    assert list(columns) == ["step", "loss", "loss_min", "loss_max", "loss_nonfinite"]
+    assert (columns["step"], columns["loss_nonfinite"]) == ([1, 2, 3, 7], [0, 1, 0, 1])
+    missing = "nan" if "pandas" in request.node.name else "None"
+    for name in ("loss", "loss_min", "loss_max"):
+        assert repr(columns[name]) == f"[1.5, nan, {missing}, -inf]"
+
+
+def test_layers_and_spectra_are_tables_too(run: Run, made_by: Callable[[Table], dict[str, list[Any]]]) -> None:
+    layers = made_by(run.layers("grad_sq", start=99, stop=103))
+    assert layers["step"] == [100, 102, 102]
+    assert layers["layer"] == ["a.weight", "a.weight", "odd,name.weight"]
+    assert layers["mean"] == layers["max"] == [100.0, 102.0, 4.0]
+    spectra = made_by(run.spectra("a.weight"))
+    assert (spectra["step"], spectra["layer"], spectra["of"]) == ([10, 20], ["a.weight"] * 2, ["gradient"] * 2)
+    assert [list(entry) for entry in spectra["singular_values"]] == [[3.0, 4.0][::-1], [2.0]]
+    assert [list(entry) for entry in spectra["index"]] == [[0, 1], [0]]
+    assert spectra["frobenius_sq"] == [25.0, 4.0]
+    assert list(spectra)[:4] == ["layer", "of", "step", "attempt"]
+
+
+def test_what_has_no_rows_is_an_empty_table(run: Run, made_by: Callable[[Table], dict[str, list[Any]]]) -> None:
+    assert made_by(run.series("loss", start=5000))["loss"] == []
+    assert made_by(run.layers("grad_sq", start=5000))["mean"] == []
+    assert made_by(run.spectra("a.weight", start=5000))["singular_values"] == []
+
+
+def test_spectra_come_by_step(run: Run) -> None:
+    (spectrum,) = run.spectra("a.weight", step=10)
+    assert spectrum.singular_values.tolist() == [4.0, 3.0]
+    assert [spectrum.step for spectrum in run.spectra("a.weight", stop=20)] == [10]
+    with pytest.raises(ServerRefused, match=r"no layer 'b\.weight'"):
+        run.spectra("b.weight")
+
+
+def test_a_name_that_is_not_here_is_said_with_those_that_are(run: Run) -> None:
+    with pytest.raises(KeyError, match="there is no series 'los' here, but learning_rate, loss"):
+        run.series()["los"]
+    with pytest.raises(KeyError, match=r"there is no layer 'b' here, but a\.weight"):
+        run.layers("grad_sq")["b"]
+
+
+def test_a_figure_is_plotlys_own_where_it_is_installed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph_objects = pytest.importorskip("plotly.graph_objects", reason="plotly is not installed")
+    figure = run.figure("loss")
+    assert isinstance(figure, graph_objects.Figure)
+    assert figure.data[0].type == "scatter"
+    monkeypatch.setitem(sys.modules, "plotly.graph_objects", None)
+    plain = run.figure("loss")
+    assert type(plain) is dict
+    assert plain["data"][0]["type"] == "scatter"
+
+
+def test_every_figure_is_one_for_plotly(run: Run) -> None:
+    pytest.importorskip("plotly.graph_objects", reason="plotly is not installed")
+    for name in FIGURES:
+        layer = {"layer": "a.weight"} if name in ("spectrum", "ranks", "layer_curves") else {}
+        assert run.figure(name, **layer).layout.template is not None
+
+
+@pytest.mark.parametrize("name", ["run.csv", "run.JSON", "run.parquet"])
+def test_a_run_is_exported_whole_by_the_end_of_the_name(run: Run, tmp_path: Path, name: str) -> None:
+    if name.endswith("parquet"):
+        pytest.importorskip("pyarrow", reason="pyarrow is not installed (the extra dev has it)")
+    file = run.export(tmp_path / name, names=["loss"], start=2)
+    assert file == tmp_path / name
+    if name.endswith("csv"):
+        rows = [line.split(",") for line in file.read_text().splitlines()]
+        losses = [float(row[rows[0].index("loss")]) for row in rows[1:]]
+    elif name.endswith("JSON"):
+        losses = [float(row["loss"]) for row in json.loads(file.read_text())]
     else:
-        assert getattr(series, method)().shape == (2, 5)
+        from pyarrow import parquet
+
+        losses = parquet.read_table(file)["loss"].to_pylist()
+    assert losses == [*map(float, range(2, STEPS)), math.inf]
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_layers_and_spectra_are_exported_by_name(run: Run, tmp_path: Path) -> None:
+    layers = run.export(tmp_path / "x", format="csv", what="layers", names=["grad_sq"], layers=["odd,name.weight"])
+    lines = layers.read_text().splitlines()
+    assert lines[0] == "step,attempt,layer,role,depth,grad_sq"
+    assert len(lines) == 101
+    assert lines[1].startswith('102,1,"odd,name.weight",')
+    spectra = json.loads(run.export(tmp_path / "s.json", what="spectra", of="gradient").read_text())
+    assert [row["singular_values"] for row in spectra] == [[4.0, 3.0], [2.0]]
+
+
+def test_an_export_that_fails_leaves_the_file_that_was_there(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "run.csv"
+    file.write_text("old")
+    with pytest.raises(ServerRefused, match="attempts 1 to 1, got 7"):
+        run.export(file, attempt=7)
+    with pytest.raises(ValueError, match=r"format must be one of csv, json, parquet, got 'xlsx' for 'run.xlsx'"):
+        run.export(tmp_path / "run.xlsx")
+    with pytest.raises(FileNotFoundError):
+        run.export(tmp_path / "none" / "run.csv")
+    assert (file.read_text(), len(list(tmp_path.iterdir()))) == ("old", 1)
+
+
+def test_an_answer_that_breaks_off_is_an_error_and_leaves_no_file(tmp_path: Path) -> None:
+    whole = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nstep,\r\n"
+    with answering(whole) as address:
+        parts = Client(address).parts("/runs/x/export")
+        with pytest.raises(ServerAway, match=f"{address} broke off before the end of its answer"):
+            write_whole(tmp_path / "run.csv", parts)
+    assert list(tmp_path.iterdir()) == []
+
+
+@contextmanager
+def answering(content: bytes) -> Iterator[str]:
+    """A server that answers one request with these bytes and goes away."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            with listening.accept()[0] as connection:
+                connection.recv(65536)
+                connection.sendall(content)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        thread.join(30)
 
 
 @dataclass(eq=False)
