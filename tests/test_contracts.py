@@ -13,7 +13,17 @@ import pytest
 ROOT = Path(__file__).parents[1]
 ROOMS = {
     "core": {"numpy"},
-    "agent": {"numpy", "torch", "transformers", "lightning", "accelerate", "pandas", "polars", "pyarrow"},
+    "agent": {
+        "numpy",
+        "torch",
+        "transformers",
+        "lightning",
+        "accelerate",
+        "pandas",
+        "polars",
+        "pyarrow",
+        "tensorboard",
+    },
     "store": {"numpy", "sqlalchemy", "alembic", "psycopg"},
     "worker": {"numpy", "sqlalchemy", "celery", "kombu", "redis", "httpx2"},
     "frontend": {"numpy"},

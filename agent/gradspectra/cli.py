@@ -10,10 +10,11 @@ from typing import Any
 
 from gradspectra_core import __version__
 
-from gradspectra import reading_commands, sync_command
+from gradspectra import export_command, import_command, reading_commands, sync_command
 from gradspectra.errors import ServerAway, ServerRefused
 
 ENTRY_POINTS = "gradspectra.commands"
+OWN_COMMANDS = (*reading_commands.COMMANDS, "export", "import", "sync", "version")
 SERVER_COMMANDS = {
     "serve": "run the server and its dashboard",
     "demo": "run the server beside a small real training job",
@@ -28,7 +29,7 @@ SERVER_COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 if it failed, 2 if it was asked for wrongly."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    own = bool(given) and given[0] in (*reading_commands.COMMANDS, "sync", "version")
+    own = bool(given) and given[0] in OWN_COMMANDS
     parser = build_parser(server=not own)
     options, unknown = parser.parse_known_args(given)
     if unknown and options.run is not _needs_server:
@@ -51,6 +52,8 @@ def build_parser(server: bool = True) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"gradspectra {__version__}")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     reading_commands.register(subparsers)
+    export_command.register(subparsers)
+    import_command.register(subparsers)
     sync_command.register(subparsers)
     version = subparsers.add_parser("version", help="print the version")
     version.set_defaults(run=_version)

@@ -90,6 +90,28 @@ def test_show_prints_the_last_steps_or_those_around_one(run_id: str, capsys: pyt
     assert members["run"]["id"] == run_id
 
 
+def test_a_run_is_exported_to_a_file_or_the_standard_output(run_id: str, tmp_path: Path, capfdbinary: Any) -> None:
+    file = tmp_path / "run.json"
+    assert cli.main(["export", run_id, "-o", str(file), "--start", "39"]) == 0
+    assert capfdbinary.readouterr().out == f"wrote {file.stat().st_size:,} bytes to {file}\n".encode()
+    rows = json.loads(file.read_text())
+    assert [(row["step"], row["loss"]) for row in rows] == [(39, 1 / 39), (40, "Infinity")]
+    assert cli.main(["export", run_id, "--names", "loss", "--stop", "3"]) == 0
+    assert capfdbinary.readouterr().out == b"step,attempt,loss\n1,1,1.0\n2,1,0.5\n"
+    assert cli.main(["export", run_id, "--names", "loss", "--stop", "2", "--json"]) == 0
+    assert capfdbinary.readouterr().out == b'[\n{"step":1,"attempt":1,"loss":1.0}\n]\n'
+
+
+def test_an_export_that_cannot_be_is_one_line(run_id: str, tmp_path: Path, capsys: Any) -> None:
+    assert cli.main(["export", run_id, "-o", str(tmp_path / "none" / "run.csv")]) == 1
+    assert f"cannot write {tmp_path / 'none' / 'run.csv'}: No such file or directory" in capsys.readouterr().err
+    assert cli.main(["export", run_id, "--names", "los"]) == 1
+    assert "there is no series 'los'" in capsys.readouterr().err
+    assert cli.main(["export", run_id, "--server", "http://127.0.0.1:9", "-o", str(tmp_path / "x.csv")]) == 1
+    assert capsys.readouterr().err.startswith("gradspectra export: no answer from http://127.0.0.1:9: ")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_follow_prints_each_alert_once_until_interrupted(url: str) -> None:
     command = [sys.executable, "-m", "gradspectra.cli", "alerts", "--follow", "--json", "--server", url]
     follower = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -182,7 +204,7 @@ def test_reading_commands_do_not_import_the_server() -> None:
 def test_all_commands_are_there_with_the_server_extra() -> None:
     parser = cli.build_parser()
     (choices,) = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-    assert {"runs", "alerts", "show", "sync", "version", *cli.SERVER_COMMANDS} <= set(choices)
+    assert {"runs", "alerts", "show", "export", "import", "sync", "version", *cli.SERVER_COMMANDS} <= set(choices)
 
 
 def test_an_unknown_option_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,121 @@
+"""`gradspectra import`: a log of TensorBoard, CSV or JSON lines becomes a run."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gradspectra.client import Client
+from gradspectra.importing import BadLog, Imported, Log, plan, send
+from gradspectra.importing_text import TextLog
+
+NO_WANDB = (
+    "W&B's local files have no public reader, so they are not read here. Write the run's history as JSON lines:\n"
+    "  pip install wandb, then in Python: import json, wandb\n"
+    '  for row in wandb.Api().run("entity/project/id").scan_history(): print(json.dumps(row))\n'
+    "and import that: gradspectra import jsonl FILE --step-column _step --time-column _timestamp --numbers-only"
+)
+
+
+def register(subparsers: Any) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser("import", help="make a run of a log of TensorBoard, CSV or JSON lines")
+    parser.add_argument("kind", choices=("tensorboard", "csv", "jsonl", "wandb"), help="what the log is")
+    parser.add_argument("path", type=Path, metavar="PATH", help="a file; for tensorboard also a folder")
+    parser.add_argument("--project", default="default", help="project of the run (default: default)")
+    parser.add_argument("--run", dest="run_name", metavar="NAME", help="name of the run (default: by the path)")
+    parser.add_argument(
+        "--resume", nargs="?", const="auto", metavar="RUN", help="a new attempt of this run, or of that of this name"
+    )
+    parser.add_argument("--tag", action="append", default=[], metavar="TAG", help="tag of the run; may be repeated")
+    parser.add_argument("--columns", metavar="A,B", help="only these series")
+    parser.add_argument(
+        "--rename", action="append", default=[], type=_pair, metavar="OLD=NEW", help="import a series by this name"
+    )
+    parser.add_argument("--step-column", default="step", metavar="NAME", help="csv, jsonl: the step (default: step)")
+    parser.add_argument("--time-column", metavar="NAME", help="csv, jsonl: seconds since 1970, or a date and time")
+    parser.add_argument(
+        "--step-offset", type=int, metavar="N", help="added to each step (default: 1 if they start at 0)"
+    )
+    parser.add_argument("--numbers-only", action="store_true", help="csv, jsonl: leave out what is no number")
+    parser.add_argument("--server", help="address of the server (default: GRADSPECTRA_SERVER)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=_run)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    old, equals, new = text.rpartition("=")
+    if not equals or not old or not new:
+        raise argparse.ArgumentTypeError(f"must be OLD=NEW, got {text!r}")
+    return old, new
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.kind == "wandb":
+        print(f"gradspectra import: wandb is not supported. {NO_WANDB}", file=sys.stderr)
+        return 2
+    columns = None if options.columns is None else tuple(filter(None, options.columns.split(",")))
+    logs = _logs(options, columns)
+    if len(logs) > 1 and options.resume not in (None, "auto"):
+        raise BadLog(f"{options.path}: holds {len(logs)} runs, which cannot all be attempts of {options.resume}")
+    surveys = [log.survey() for log in logs]
+    told = dict(options.rename), options.step_offset
+    plans = [plan(log, survey, *told) for log, survey in zip(logs, surveys, strict=True)]
+    with Client(options.server) as client:
+        client.get("/me")  # a server that is away or refuses is told before anything is spooled
+    results = []
+    for log, survey, planned in zip(logs, surveys, plans, strict=True):
+        name = options.run_name or log.name
+        if options.run_name and len(logs) > 1:
+            name = "/".join((options.run_name, *log.path.relative_to(options.path).parts))
+        recorder_options = {
+            "project": options.project,
+            "run": name,
+            "tags": options.tag,
+            "notes": f"Imported from {log.path.name}.",
+            "server": options.server,
+            "resume": options.resume,
+            "start_step": planned.first_step - 1 if options.resume else 0,
+        }
+        results.append(send(log, survey, planned, recorder_options))
+    _show(results, as_json=options.json)
+    return 1 if any(result.left or result.run is None for result in results) else 0
+
+
+def _logs(options: argparse.Namespace, columns: tuple[str, ...] | None) -> Sequence[Log]:
+    if not options.path.exists():
+        raise BadLog(f"{options.path}: there is no such file or folder")
+    if options.kind != "tensorboard":
+        if options.path.is_dir():
+            raise BadLog(f"{options.path}: is a folder; name a {options.kind} file")
+        return [
+            TextLog(options.path, options.kind, options.step_column, options.time_column, columns, options.numbers_only)
+        ]
+    try:
+        from gradspectra.importing_tensorboard import tensorboard_logs
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] != "tensorboard":
+            raise
+        raise BadLog(
+            "event files are read by tensorboard, which is not installed: pip install 'gradspectra[tensorboard]'"
+        ) from None
+    return tensorboard_logs(options.path, columns)
+
+
+def _show(results: Sequence[Imported], *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"items": [dataclasses.asdict(result) for result in results]}))
+        return
+    for result in results:
+        print(f"imported {result.steps:,} steps of {result.path} as {result.url or 'a run that is not made yet'}")
+        for old, new in result.renamed.items():
+            print(f"  {old} is {new}")
+        for remark in result.remarks:
+            print(f"  {remark}")
+        if result.left:
+            print(f"  {result.left:,} steps are not sent yet; gradspectra sync sends them")

@@ -1,0 +1,183 @@
+"""Logs as text: CSV with a column per series, and JSON with one object a line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from gradspectra_core.jsonform import number_from_json
+
+from gradspectra.importing import BadLog, Row, Survey, merged
+
+Line = tuple[int, Mapping[str, Any]]
+"""Number of a line, and what stands in it by name; None for nothing."""
+
+
+@dataclass(slots=True)
+class TextLog:
+    """A CSV or JSON-lines file. form: "csv" or "jsonl".
+
+    step_column: name of the column (or key) with the step, a whole number that does not fall. time_column: of the one
+    with seconds since 1970 or a date and time. columns: those to import, None for all others. numbers_only: leave out
+    what is no number instead of refusing the file.
+    """
+
+    path: Path
+    form: str
+    step_column: str = "step"
+    time_column: str | None = None
+    columns: tuple[str, ...] | None = None
+    numbers_only: bool = False
+    _left_out: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Name of the file without its ending."""
+        return self.path.stem
+
+    def survey(self) -> Survey:
+        """Read all of it; raises BadLog for the first thing that is wrong."""
+        found = Survey()
+        self._left_out.clear()
+        for line, row in self._pieces():
+            found.note(row.step, row.numbers, f"{self.path}, line {line}")
+        for name in self.columns or ():
+            if name not in found.names:
+                raise BadLog(f"{self.path}: no line has a number called {name!r} (--columns)")
+        for name, count in self._left_out.items():
+            found.remarks.append(f"{name!r} is no number on {count} lines and left out there")
+        return found
+
+    def rows(self) -> Iterator[Row]:
+        """Give its steps; lines of one step are one."""
+        return merged(row for _, row in self._pieces())
+
+    def _pieces(self) -> Iterator[tuple[int, Row]]:
+        last = None
+        try:
+            with self.path.open(encoding="utf-8-sig", newline="") as file:
+                for line, entries in _csv_lines(file, self) if self.form == "csv" else _json_lines(file, self):
+                    row = self._row(line, entries)
+                    if last is not None and row.step < last:
+                        raise self.wrong(line, self.step_column, f"steps must not fall, got {row.step} after {last}")
+                    last = row.step
+                    if row.numbers:
+                        yield line, row
+        except UnicodeDecodeError as error:
+            raise BadLog(f"{self.path}: is not UTF-8 text: {error}") from None
+        except OSError as error:
+            raise BadLog(f"{self.path}: cannot be read: {error.strerror or error}") from None
+
+    def _row(self, line: int, entries: Mapping[str, Any]) -> Row:
+        if entries.get(self.step_column) is None:
+            raise self.wrong(line, self.step_column, "the step is missing; --step-column names another column")
+        step = self._number(line, self.step_column, entries[self.step_column])
+        if step is None or not step.is_integer() or abs(step) > 2**53:
+            raise self.wrong(line, self.step_column, f"must be a whole number, got {entries[self.step_column]!r:.80}")
+        moment = None if self.time_column is None else entries.get(self.time_column)
+        numbers = {}
+        for name, entry in entries.items():
+            if entry is None or name in (self.step_column, self.time_column):
+                continue
+            if self.columns is None or name in self.columns:
+                number = self._number(line, name, entry)
+                if number is not None:
+                    numbers[name] = number
+        return Row(int(step), None if moment is None else self._moment(line, moment), numbers)
+
+    def _number(self, line: int, name: str, entry: Any) -> float | None:
+        """The number of an entry; None where it is none and such are to be left out."""
+        try:
+            number = float(entry) if self.form == "csv" else number_from_json(entry)
+        except ValueError:
+            number = None
+        if number is not None:
+            return number
+        if self.numbers_only and name != self.step_column:
+            self._left_out[name] = self._left_out.get(name, 0) + 1
+            return None
+        remedy = "" if name == self.step_column else "; choose by --columns, or leave such out by --numbers-only"
+        raise self.wrong(line, name, f"must be a number, got {entry!r:.80}{remedy}")
+
+    def _moment(self, line: int, entry: Any) -> float:
+        try:
+            seconds = float(entry)
+        except (TypeError, ValueError):
+            try:
+                seconds = datetime.fromisoformat(str(entry)).timestamp()
+            except (ValueError, OverflowError):
+                seconds = math.nan
+        if not math.isfinite(seconds):
+            raise self.wrong(
+                line, self.time_column or "", f"must be seconds since 1970 or a date and time, got {entry!r:.80}"
+            )
+        return seconds
+
+    def wrong(self, line: int, name: str, what: str) -> BadLog:
+        """The error of one entry."""
+        return BadLog(f"{self.path}, line {line}, {name!r}: {what}")
+
+
+def _csv_lines(file: Iterable[str], log: TextLog) -> Iterator[Line]:
+    reader = csv.reader(file, strict=True)
+    head: list[str] | None = None
+    while True:
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise BadLog(f"{log.path}, line {reader.line_num}: is not CSV: {error}") from None
+        if cells is None:
+            return
+        if not cells:
+            continue
+        if head is None:
+            head = [name.strip() for name in cells]
+            _check_head(head, log)
+        elif len(cells) != len(head):
+            wanted = f"{len(head)} cells as the first line has, got {len(cells)}"
+            raise BadLog(f"{log.path}, line {reader.line_num}: must have {wanted}")
+        else:
+            named = zip(head, cells, strict=True)
+            yield reader.line_num, {name: cell.strip() or None for name, cell in named if name}
+
+
+def _check_head(head: list[str], log: TextLog) -> None:
+    """See that the first line names the columns that are asked for, each once."""
+    asked = {"--step-column": log.step_column}
+    if log.time_column is not None:
+        asked["--time-column"] = log.time_column
+    for option, name in [*asked.items(), *(("--columns", name) for name in log.columns or ())]:
+        if name not in head:
+            has = ", ".join(map(repr, head[:20]))
+            raise BadLog(f"{log.path}, line 1: there is no column {name!r} ({option}), but {has}")
+    for name in filter(None, head):  # one without a name is the index that pandas writes
+        if head.count(name) > 1:
+            raise BadLog(f"{log.path}, line 1: two columns are called {name!r}")
+
+
+def _json_lines(file: Iterable[str], log: TextLog) -> Iterator[Line]:
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        try:
+            entries = json.loads(line)
+        except ValueError as error:
+            raise BadLog(f"{log.path}, line {number}: is not JSON: {error}, in {line.strip()[:80]!r}") from None
+        if not isinstance(entries, dict):
+            raise BadLog(f"{log.path}, line {number}: must be an object, got {line.strip()[:80]!r}")
+        yield number, dict(_flat(entries))
+
+
+def _flat(entries: Mapping[str, Any], inside: str = "") -> Iterator[tuple[str, Any]]:
+    """Names and values; of an object inside of another with the names joined by `/`."""
+    for name, value in entries.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{inside}{name}/")
+        else:
+            yield f"{inside}{name}", value
