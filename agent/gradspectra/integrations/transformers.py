@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
 from gradspectra.guard import Guard
-from gradspectra.integrations.batch_sizes import examples_of, tokens_of
+from gradspectra.integrations.batch_sizes import IGNORED, examples_of, tokens_of
 from gradspectra.patches import Function, Patch
 from gradspectra.watch import Watch, watch
 
@@ -49,21 +49,23 @@ class GradSpectraCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self._parts_seen = False
         patch.open(self)
 
-    def saw_part(self, loss: Tensor, inputs: Any, weighted: bool) -> None:
+    def saw_part(self, trainer: Any, loss: Tensor, inputs: Any, weighted: bool) -> None:
         """A micro-batch went through; loss: its share of the step's loss, as Trainer has divided it.
 
         weighted: the shares go by the numbers of predicted tokens.
         """
-        self._guard.run("part", self._saw_part, loss, inputs, weighted)
+        self._guard.run("part", self._saw_part, trainer, loss, inputs, weighted)
 
-    def _saw_part(self, loss: Tensor, inputs: Any, weighted: bool) -> None:
+    def _saw_part(self, trainer: Any, loss: Tensor, inputs: Any, weighted: bool) -> None:
         if self.watch is None:
             return
         self._parts_seen = True
         self._losses.append(loss.detach())
-        if weighted:
-            self.watch.parts_unclear()
         sizes: dict[str, Any] = {"examples": examples_of(inputs), "tokens": tokens_of(inputs)}
+        if weighted:
+            sizes["part_weight"] = predicted_tokens(trainer, inputs)
+            if sizes["part_weight"] is None:
+                self.watch.parts_unclear()
         self.watch.log(**{name: size for name, size in sizes.items() if size is not None})
 
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
@@ -93,6 +95,22 @@ class GradSpectraCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             self.watch.close(state=state)
 
 
+def predicted_tokens(trainer: Any, inputs: Any) -> Tensor | None:
+    """How many tokens of a micro-batch Trainer counts when it divides the loss by those of the whole step.
+
+    None where that is not known: before transformers 5 told whether the loss shifts the labels, with a loss of the
+    user's own, and with several ranks.
+    """
+    shifts = getattr(trainer, "_loss_shifts_labels", None)
+    if shifts is None or trainer.compute_loss_func is not None or trainer.args.world_size > 1:
+        return None
+    labels = inputs.get("shift_labels")
+    if labels is None:
+        labels = inputs["labels"][..., 1:] if shifts else inputs["labels"]
+    counted: Tensor = (labels != IGNORED).sum()
+    return counted
+
+
 def _wrap(_: str, original: Function) -> Function:
     @functools.wraps(original)
     def training_step(self: Any, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -103,7 +121,7 @@ def _wrap(_: str, original: Function) -> Function:
                 weighted = num_items is not None and (
                     self.model_accepts_loss_kwargs or self.compute_loss_func is not None
                 )
-                callback.saw_part(loss, inputs, weighted)
+                callback.saw_part(self, loss, inputs, weighted)
         return loss
 
     return training_step

@@ -133,8 +133,12 @@ def test_a_language_model_whose_loss_is_divided_by_all_tokens_of_the_step(kept, 
         labels[4 + length % 9 :] = -100
         rows.append({"input_ids": ids, "labels": labels})
 
+    weights = []
+
     def of_all_tokens(parts):
-        predicted = sum(int((part["labels"][:, 1:] != -100).sum()) for part in parts)
+        counts = [int((part["labels"][:, 1:] != -100).sum()) for part in parts]
+        predicted = sum(counts)
+        weights.append([count / predicted for count in counts])
 
         def loss(m, part):
             logits = m(input_ids=part["input_ids"]).logits[:, :-1]
@@ -145,9 +149,10 @@ def test_a_language_model_whose_loss_is_divided_by_all_tokens_of_the_step(kept, 
         return [lambda m, p=p: loss(m, p) for p in parts]
 
     expected, _, _ = fit(model, rows, tmp_path, of_all_tokens, 2, max_grad_norm=0.1)
-    for record, step in zip(kept(), expected, strict=True):
-        the_way.check(record, step, rel=2e-3, parts=False)
-        assert "noise_w" not in record.scalars
+    assert any(first != second for first, second in weights)
+    for index, (record, step) in enumerate(zip(kept(), expected, strict=True)):
+        the_way.check(record, step, rel=2e-3, parts=index > 0, weights=weights[index])
+        assert record.scalars["noise_w"] == pytest.approx(sum(w * (1 - w) / 4 for w in weights[index]))
 
 
 @way("Hugging Face Trainer (GradSpectraCallback)")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -24,12 +24,19 @@ class Way:
     parts: bool = True
 
     def check(
-        self, record: StepRecord, expected: Expected, rel: float = 1e-5, parts: bool | None = None, update: float = 2e-3
+        self,
+        record: StepRecord,
+        expected: Expected,
+        rel: float = 1e-5,
+        parts: bool | None = None,
+        update: float = 2e-3,
+        weights: Sequence[float] | None = None,
     ) -> None:
         """The record has the numbers of the plain step, and lacks those that this way does not allow.
 
         rel, update: tolerated relative error of the gradient's numbers and of update_sq. parts: whether part_sq is
-        expected of this very step; by default if the way has it and the step has several parts.
+        expected of this very step; by default if the way has it and the step has several parts. weights: of the parts in
+        the loss, if not equal.
         """
         assert_close(column(record, "grad_sq"), expected.grad_sq, rel, 1e-12)
         assert_close(column(record, "grad_max"), expected.grad_max, rel, 1e-9)
@@ -41,7 +48,7 @@ class Way:
         else:
             assert set(column(record, "update_sq").values()) == {None}
         if self.parts and len(expected.parts) > 1 if parts is None else parts:
-            assert_close(column(record, "part_sq"), expected.part_sq(), rel, 1e-12)
+            assert_close(column(record, "part_sq"), expected.part_sq(weights), rel, 1e-12)
         else:
             assert set(column(record, "part_sq").values()) == {None}
 
