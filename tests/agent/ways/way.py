@@ -35,8 +35,8 @@ class Way:
         """The record has the numbers of the plain step, and lacks those that this way does not allow.
 
         rel, update: tolerated relative error of the gradient's numbers and of update_sq. parts: whether part_sq is
-        expected of this very step; by default if the way has it and the step has several parts. weights: of the parts in
-        the loss, if not equal.
+        expected of this very step; by default if the way has it and the step has several parts. weights: of the parts
+        in the loss, if not equal.
         """
         assert_close(column(record, "grad_sq"), expected.grad_sq, rel, 1e-12)
         assert_close(column(record, "grad_max"), expected.grad_max, rel, 1e-9)
