@@ -12,6 +12,7 @@ from backend.callers import Caller
 from fastapi.testclient import TestClient
 from gradspectra_backend.app import create_app
 from gradspectra_backend.settings import Settings, load_settings
+from gradspectra_store import Store
 from gradspectra_store.schema import metadata
 
 _PLACES = ("postgresql+psycopg://root@/test?host=/var/run/postgresql", "postgresql+psycopg://root@127.0.0.1:5432/test")
@@ -72,9 +73,11 @@ def anywhere(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Cal
     if request.param == "postgresql":
         url = request.getfixturevalue("postgres_url")
         settings = settings.model_copy(update={"database_url": url})
+        store = Store.open(url)
+        with store.write() as conn:  # before the server starts, whose first sweep would be in the way
+            for table in reversed(metadata.sorted_tables):
+                conn.execute(table.delete())
+        store.close()
     app = create_app(settings)
     with TestClient(app, base_url="http://127.0.0.1:7117", raise_server_exceptions=False) as client:
-        if request.param == "postgresql":
-            with app.state.context.store.write() as conn:
-                conn.execute(sa.text(f"TRUNCATE {', '.join(table.name for table in metadata.sorted_tables)}"))
         yield Caller(client)

@@ -45,6 +45,7 @@ def test_a_batch_is_stored_and_answered_with_where_it_stands(anywhere: Caller):
         "last_step": 2,
         "alerts": [],
         "stop_at_step": None,
+        "viewed": False,
     }
     assert anywhere.get(f"/runs/{run['id']}")["last_step"] == 2
 
