@@ -12,8 +12,10 @@ from gradspectra_core.records import Batch, Columns, LayerBlock, SpectrumBlock
 from gradspectra_core.spectrum import aggregates
 from gradspectra_store import Store
 from gradspectra_store.ingest import ingest
+from gradspectra_store.names import known_names
+from gradspectra_store.read import read_layers, read_series
 from gradspectra_store.runs import RunRequest, RunStarted, start_run
-from gradspectra_store.schema import alerts, cursors, deliveries, derive_states, derived_segments, runs, suggestions
+from gradspectra_store.schema import alerts, cursors, deliveries, derive_states, runs, suggestions
 
 TABLE = LayerTable.of(
     [
@@ -148,6 +150,7 @@ def outcome(store: Store, run: str) -> dict[str, Any]:
     """All that was derived of a run, with what names the run itself replaced, for comparison with another run."""
     with store.read() as conn:
         found = {name: _rows(conn, table, order, run) for name, (table, order) in _TABLES.items()}
+        found["numbers"] = _numbers(conn, run)
         found["deliveries"] = [
             tuple(row)
             for row in conn.execute(
@@ -161,8 +164,8 @@ def outcome(store: Store, run: str) -> dict[str, Any]:
     names = {row["id"]: (row["attempt"], row["rule"], row["opened_step"]) for row in found["alerts"]}
     for row in found["alerts"]:
         row["incident"] = names[row["incident"]]
-    for rows in found.values():
-        for row in rows:
+    for name in (*_TABLES, "deliveries"):
+        for row in found[name]:
             if isinstance(row, dict):
                 row.pop("run")
                 row.pop("id", None)
@@ -170,12 +173,29 @@ def outcome(store: Store, run: str) -> dict[str, Any]:
 
 
 _TABLES = {
-    "segments": (derived_segments, ("batch", "kind", "part")),
     "alerts": (alerts, ("attempt", "opened_step", "rule")),
     "suggestions": (suggestions, ("position",)),
     "cursor": (cursors, ()),
     "states": (derive_states, ("attempt", "step")),
 }
+
+
+def _numbers(conn: sa.Connection, run: str) -> dict[str, tuple[bytes, ...]]:
+    """What was derived at each step and how it looks from afar, bit for bit, whether in segments or in blocks."""
+    found = {}
+    for columns in (100_000, 10):
+        for name in (name for name, derived in known_names(conn, run, "run").items() if derived):
+            series = read_series(conn, run, [name], columns=columns)
+            own = series.series[name]
+            found[f"{name} {columns}"] = _bits(series.x, own.mean, own.min, own.max, own.last, own.nonfinite)
+        for name in (name for name, derived in known_names(conn, run, "layer").items() if derived):
+            layers = read_layers(conn, run, name, columns=columns)
+            found[f"layers {name} {columns}"] = _bits(layers.x, layers.mean, layers.min, layers.max, layers.present)
+    return found
+
+
+def _bits(*arrays: np.ndarray) -> tuple[bytes, ...]:
+    return tuple(np.ascontiguousarray(array).tobytes() for array in arrays)
 
 
 def _rows(conn: sa.Connection, table: sa.Table, order: tuple[str, ...], run: str) -> list[dict[str, Any]]:

@@ -13,9 +13,12 @@ from pathlib import Path
 
 import pytest
 import redis
+import sqlalchemy as sa
 from gradspectra_store.channels import add_channel
+from gradspectra_store.compaction import compactable_runs
 from gradspectra_store.deliveries import list_deliveries
 from gradspectra_store.derived import behind
+from gradspectra_store.schema import segments
 from gradspectra_worker.announce import LIVE_CHANNEL, RedisAnnouncer
 from gradspectra_worker.app import DERIVE, SWEEP, make_app
 from gradspectra_worker.celery_dispatch import CeleryDispatcher, DirectDispatcher
@@ -146,7 +149,7 @@ def test_killed_at_any_moment_and_started_again_the_workers_derive_the_same(stor
 
 def _untouched(store, run: str) -> bool:
     """Whether no worker has derived anything of the run yet (a fresh worker takes seconds to start)."""
-    return not outcome(store, run)["segments"]
+    return not outcome(store, run)["numbers"]
 
 
 def test_lost_and_doubled_messages_change_nothing(store, redis_server, workers):
@@ -267,3 +270,22 @@ def test_a_short_run_is_derived_within_a_second(store, redis_server, workers):
         dispatcher.request(second.run)
         wait_until(lambda: is_derived(store, second.run))
     assert time.monotonic() - begin < 5.0
+
+
+def test_the_sweep_has_derived_runs_compacted(store, redis_server, workers):
+    started = start(store)
+    take_in(store, started, batches(faulty(), started.session))
+    derive(store, started.run)
+    before = outcome(store, started.run)
+    workers()
+    make_app(redis_server.url).send_task(SWEEP)
+    wait_until(lambda: not _compactable(store))
+    with store.read() as conn:
+        left = sa.select(sa.func.count()).where(segments.c.run == started.run, segments.c.kind != "spectra")
+        assert conn.execute(left).scalar_one() == 6
+    assert outcome(store, started.run) == before
+
+
+def _compactable(store) -> list[str]:
+    with store.read() as conn:
+        return compactable_runs(conn)

@@ -10,6 +10,7 @@ from kombu.transport import redis as redis_transport
 from gradspectra_worker.redis_urls import for_celery
 
 DERIVE = "gradspectra.derive"
+COMPACT = "gradspectra.compact"
 DELIVER = "gradspectra.deliver"
 SWEEP = "gradspectra.sweep"
 

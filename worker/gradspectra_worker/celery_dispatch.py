@@ -95,10 +95,10 @@ class CeleryDispatcher:
             self._away = True
 
 
-def send_or_leave(app: Celery, task: str) -> None:
-    """Send a task without arguments; with Redis away it is left to the sweep, which sends it again."""
+def send_or_leave(app: Celery, task: str, *args: str, expires: float | None = None) -> None:
+    """Send a task; with Redis away it is left to the sweep, which sends it again. expires: seconds it may wait."""
     try:
-        app.send_task(task, retry=False)
+        app.send_task(task, args, retry=False, expires=expires)
     except OperationalError as error:
         _log.warning("%s was not sent, the sweep will: %s", task, error)
 

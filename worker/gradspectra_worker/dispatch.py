@@ -1,4 +1,4 @@
-"""Who is told that a run has new batches: the protocol, and the embedded dispatcher that derives in a thread."""
+"""Who is told that a run has new batches: the protocol, and the embedded dispatcher that works in threads."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import time
 from typing import Protocol
 
 from gradspectra_store import Store
+from gradspectra_store.compaction import compactable_runs
 from gradspectra_store.derived import behind
 
 from gradspectra_worker.announce import Announce, Announcement
+from gradspectra_worker.compact import compact
 from gradspectra_worker.deliver import deliver_due
 from gradspectra_worker.derive import CHUNK, derive
 from gradspectra_worker.sweep import sweep
@@ -36,10 +38,11 @@ class Dispatcher(Protocol):
 
 
 class InlineDispatcher:
-    """Derives in one thread of this process and delivers alerts in another; no Redis needed.
+    """Derives in one thread of this process, compacts in another and delivers alerts in a third; no Redis needed.
 
     Requests are coalesced (a run waits at most once) and served in order of arrival. Every `sweep_seconds` runs
-    whose request was lost are found by their watermark. announce: told after each derived chunk, from the thread.
+    whose request was lost are found by their watermark, and what was derived is compacted. announce: told after each
+    derived chunk, from the thread.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class InlineDispatcher:
         self._stopping = threading.Event()
         self._alerts = threading.Event()
         self._deriving = threading.Thread(target=self._derive_loop, name="gradspectra-derive", daemon=True)
+        self._compacting = threading.Thread(target=self._compact_loop, name="gradspectra-compact", daemon=True)
         self._delivering = threading.Thread(target=self._deliver_loop, name="gradspectra-deliver", daemon=True)
 
     def request(self, run: str) -> None:
@@ -70,8 +74,9 @@ class InlineDispatcher:
             self._wake.notify()
 
     def start(self) -> None:
-        """Start both threads; the first sweep takes up what an earlier process left undone."""
+        """Start the threads; the first sweep takes up what an earlier process left undone."""
         self._deriving.start()
+        self._compacting.start()
         self._delivering.start()
 
     def stop(self, timeout: float = 10.0) -> None:
@@ -81,7 +86,7 @@ class InlineDispatcher:
         with self._wake:
             self._wake.notify_all()
         until = time.monotonic() + timeout
-        for thread in (self._deriving, self._delivering):
+        for thread in (self._deriving, self._compacting, self._delivering):
             if thread.is_alive():
                 thread.join(max(0.0, until - time.monotonic()))
 
@@ -130,6 +135,17 @@ class InlineDispatcher:
             self._alerts.set()
         if self._announce is not None:
             self._announce(announcement)
+
+    def _compact_loop(self) -> None:
+        while not self._stopping.wait(self._sweep_seconds):
+            try:
+                with self._store.read() as conn:
+                    due = compactable_runs(conn)
+                for run in due:
+                    while compact(self._store, run, turns=1) and not self._stopping.wait(REST_SECONDS):
+                        pass
+            except Exception:
+                _log.exception("compacting failed; it is tried again")
 
     def _deliver_loop(self) -> None:
         while True:

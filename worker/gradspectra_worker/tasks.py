@@ -8,13 +8,18 @@ from functools import cache
 
 from celery import current_app, shared_task
 from gradspectra_store import Store
+from gradspectra_store.compaction import compactable_runs
 
 from gradspectra_worker.announce import Announcement, RedisAnnouncer
-from gradspectra_worker.app import DELIVER, DERIVE, SWEEP
+from gradspectra_worker.app import COMPACT, DELIVER, DERIVE, SWEEP, SWEEP_SECONDS
 from gradspectra_worker.celery_dispatch import DirectDispatcher, clear_flag, send_or_leave
+from gradspectra_worker.compact import compact
 from gradspectra_worker.deliver import deliver_due
 from gradspectra_worker.derive import derive
 from gradspectra_worker.sweep import sweep
+
+COMPACT_TURNS = 100
+"""Rounds of compaction in one task, so that it ends long before it would be stopped."""
 
 
 @shared_task(name=DERIVE)  # type: ignore[untyped-decorator]
@@ -34,6 +39,12 @@ def derive_run(run: str) -> None:
         send_or_leave(current_app, DELIVER)
 
 
+@shared_task(name=COMPACT)  # type: ignore[untyped-decorator]
+def compact_run(run: str) -> None:
+    """Compact a run, some rounds at a time; the sweep asks for the rest."""
+    compact(_store(os.getpid()), run, turns=COMPACT_TURNS)
+
+
 @shared_task(name=DELIVER)  # type: ignore[untyped-decorator]
 def deliver_alerts() -> None:
     """Send the alerts that are due."""
@@ -43,9 +54,14 @@ def deliver_alerts() -> None:
 
 @shared_task(name=SWEEP)  # type: ignore[untyped-decorator]
 def sweep_runs() -> None:
-    """Find what lost messages left undone."""
-    sweep(_store(os.getpid()), DirectDispatcher(current_app), time.time())
+    """Find what lost messages left undone, and have the runs compacted that were derived further."""
+    store = _store(os.getpid())
+    sweep(store, DirectDispatcher(current_app), time.time())
     send_or_leave(current_app, DELIVER)
+    with store.read() as conn:
+        due = compactable_runs(conn)
+    for run in due:
+        send_or_leave(current_app, COMPACT, run, expires=SWEEP_SECONDS)
 
 
 @cache
