@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from gradspectra.client import Client
-from gradspectra.importing import BadLog, Imported, Log, plan, send
+from gradspectra.importing import BadLog, Imported, Log, Plan, plan, send
 from gradspectra.importing_text import TextLog
+from gradspectra.run_request import RunRequest
 
 NO_WANDB = (
     "W&B's local files have no public reader, so they are not read here. Write the run's history as JSON lines:\n"
@@ -66,25 +67,34 @@ def _run(options: argparse.Namespace) -> int:
     surveys = [log.survey() for log in logs]
     told = dict(options.rename), options.step_offset
     plans = [plan(log, survey, *told) for log, survey in zip(logs, surveys, strict=True)]
-    with Client(options.server) as client:
-        client.get("/me")  # a server that is away or refuses is told before anything is spooled
-    results = []
-    for log, survey, planned in zip(logs, surveys, plans, strict=True):
-        name = options.run_name or log.name
-        if options.run_name and len(logs) > 1:
-            name = "/".join((options.run_name, *log.path.relative_to(options.path).parts))
-        recorder_options = {
-            "project": options.project,
-            "run": name,
-            "tags": options.tag,
-            "notes": f"Imported from {log.path.name}.",
-            "server": options.server,
-            "resume": options.resume,
-            "start_step": planned.first_step - 1 if options.resume else 0,
-        }
-        results.append(send(log, survey, planned, recorder_options))
+    with Client(options.server) as client:  # what the server refuses is told before anything is made
+        client.get("/me")
+        if options.resume not in (None, "auto"):
+            client.run(options.resume)
+    results = [
+        send(log, survey, planned, _request(options, log, planned, alone=len(logs) == 1), options.server)
+        for log, survey, planned in zip(logs, surveys, plans, strict=True)
+    ]
     _show(results, as_json=options.json)
-    return 1 if any(result.left or result.run is None for result in results) else 0
+    return 1 if any(result.refused for result in results) else 0
+
+
+def _request(options: argparse.Namespace, log: Log, planned: Plan, *, alone: bool) -> RunRequest:
+    name = options.run_name or log.name
+    if options.run_name and not alone:
+        name = "/".join((options.run_name, *log.path.relative_to(options.path).parts))
+    return RunRequest.of(
+        project=options.project,
+        name=name,
+        config=None,
+        tags=options.tag,
+        notes=f"Imported from {log.path.name}.",
+        total_steps=None,
+        resume=options.resume,
+        start_step=planned.first_step - 1,
+        environment=None,
+        rank=0,
+    )
 
 
 def _logs(options: argparse.Namespace, columns: tuple[str, ...] | None) -> Sequence[Log]:
@@ -112,10 +122,10 @@ def _show(results: Sequence[Imported], *, as_json: bool) -> None:
         print(json.dumps({"items": [dataclasses.asdict(result) for result in results]}))
         return
     for result in results:
-        print(f"imported {result.steps:,} steps of {result.path} as {result.url or 'a run that is not made yet'}")
+        print(f"imported {result.steps:,} steps of {result.path} as {result.url}")
         for old, new in result.renamed.items():
             print(f"  {old} is {new}")
         for remark in result.remarks:
             print(f"  {remark}")
-        if result.left:
-            print(f"  {result.left:,} steps are not sent yet; gradspectra sync sends them")
+        if result.refused:
+            print(f"  {result.refused} batches of up to 64 steps were refused; the run shows them as gaps")

@@ -1,18 +1,25 @@
-"""Sends a log that exists already through a Recorder, so that an imported run is derived and watched like any other."""
+"""Sends a log that exists already as a recorder would, so that its run is derived and watched like any other."""
 
 from __future__ import annotations
 
-import time
+import time as clock
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 from gradspectra_core.limits import DEFAULT_LIMITS
 
 from gradspectra.errors import ServerAway
-from gradspectra.recorder import Recorder
-from gradspectra.recorder_input import COUNTS, MAX_INT64
+from gradspectra.http_client import HttpClient
+from gradspectra.packing import Packer
+from gradspectra.record import StepRecord
+from gradspectra.recorder_input import COUNTS, MAX_INT64, scalars_and_counts
+from gradspectra.run_request import RunRequest
+from gradspectra.sender import Sender
+from gradspectra.settings import access_token, server_address
+from gradspectra.spool import Spool
 
 MEANINGS = {
     "loss": ("train/loss", "train_loss", "training_loss", "loss/train", "Loss/train", "train/loss_step"),
@@ -22,11 +29,11 @@ MEANINGS = {
     "epoch": ("train/epoch",),
 }
 """Names with a meaning here, and what other trackers and trainers call them; the first that a log has is taken."""
-_KEYWORDS = ("self", "step", "layers", "spectra", "time")
-MOST_WAITING = 2000
-"""Steps that may wait to be sent; the reader then waits too, so that the recorder never drops any."""
-PATIENCE = 60.0
-"""Seconds without an answer after which an import is given up."""
+STEPS_AT_ONCE = 64
+PATIENCE = 50.0
+"""Seconds without progress after which an import is given up; a wait after a refusal is longer."""
+_KEYWORDS = ("step", "layers", "spectra", "time")
+"""What a recorder takes under these names is no scalar."""
 
 
 class BadLog(ValueError):
@@ -88,13 +95,13 @@ class Log(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What became of a log. left: steps that are not with the server yet, in the spool."""
+    """What became of a log. refused: batches of up to 64 steps that the server did not take."""
 
     path: str
-    run: str | None
-    url: str | None
+    run: str
+    url: str
     steps: int
-    left: int
+    refused: int
     renamed: dict[str, str]
     remarks: list[str]
 
@@ -139,32 +146,55 @@ def plan(log: Log, survey: Survey, rename: Mapping[str, str], offset: int | None
     return Plan(names, added, survey.first_step + added)
 
 
-def send(log: Log, survey: Survey, planned: Plan, recorder_options: Mapping[str, Any]) -> Imported:
-    """Send a log's steps, waiting where the server is slower than the file.
+def send(log: Log, survey: Survey, planned: Plan, request: RunRequest, server: str | None = None) -> Imported:
+    """Send a log's steps as records of a recorder are sent, but here and now: nothing waits on disk or in a thread.
 
-    recorder_options: of Recorder. Raises ServerAway where the server does not take them; what is spooled by then
-    `gradspectra sync` sends. Nothing is lost: the log is still there.
+    Raises ServerAway where the server refuses, or stays away for PATIENCE seconds; the run then counts as failed.
     """
     names = planned.names
-    recorder = Recorder(**recorder_options)
+    packer, spool = Packer(planned.first_step - 1), Spool(None)
+    http = HttpClient(server_address(server), access_token())
+    sender = Sender(http, spool, request, _ignore, kept="the import waits")
+    rows = log.rows()
     try:
-        for count, row in enumerate(log.rows()):
-            numbers: dict[str, Any] = {names[name]: value for name, value in row.numbers.items() if name in names}
-            recorder.record(row.step + planned.offset, time=row.time, **numbers)
-            if count % 256 == 255:
-                _wait_for_room(recorder)
+        while some := list(islice(rows, STEPS_AT_ONCE)):
+            for batch in packer.pack([_record(row, names, planned.offset) for row in some]):
+                spool.append(batch)
+            _send_all(sender)
+        if not sender.finish("finished"):
+            raise ServerAway(f"the end of the run could not be told: {sender.last_error}")
     except BaseException:
-        recorder.close(timeout=1.0, state="failed")
+        sender.finish("failed")
         raise
-    recorder.close(timeout=PATIENCE)
-    status = recorder.status()
-    renamed = {name: ours for name, ours in names.items() if name != ours}
+    finally:
+        http.close()
     remarks = list(survey.remarks)
     if planned.offset:
         remarks.append(f"each step is imported as step {planned.offset:+d}, because steps count from 1")
-    return Imported(
-        str(log.path), recorder.run_id, recorder.url, survey.steps, status["waiting_steps"], renamed, remarks
-    )
+    run = sender.run or {}
+    renamed = {name: ours for name, ours in names.items() if name != ours}
+    return Imported(str(log.path), str(run["id"]), str(run["url"]), survey.steps, sender.refused, renamed, remarks)
+
+
+def _record(row: Row, names: Mapping[str, str], offset: int) -> StepRecord:
+    numbers, counts = scalars_and_counts({names[name]: value for name, value in row.numbers.items()})
+    return StepRecord(row.step + offset, clock.time() if row.time is None else row.time, numbers, counts)
+
+
+def _send_all(sender: Sender) -> None:
+    """Send what waits; raises ServerAway where the server refuses it, or nothing moves for PATIENCE seconds."""
+    patient_until = clock.monotonic() + PATIENCE
+    while sender.run is None or sender.spool.waiting_bytes:
+        if sender.advance():
+            patient_until = clock.monotonic() + PATIENCE
+        elif sender.next_try > patient_until:
+            raise ServerAway(f"the import is not whole: {sender.last_error}")
+        else:
+            clock.sleep(max(0.0, sender.next_try - clock.monotonic()))
+
+
+def _ignore(_: dict[str, Any]) -> None:
+    """Alerts in the answers are for a running job."""
 
 
 def merged(pieces: Iterable[Row]) -> Iterator[Row]:
@@ -193,17 +223,6 @@ def _our_names(names: Iterable[str], rename: Mapping[str, str]) -> dict[str, str
             found[first] = ours
             taken.add(ours)
     return {name: found.get(name, f"log/{name}" if name in _KEYWORDS else name) for name in known}
-
-
-def _wait_for_room(recorder: Recorder) -> None:
-    """Wait until few enough steps wait; raises ServerAway where nothing moves any more."""
-    sent, since = -1, time.monotonic()
-    while (status := recorder.status())["waiting_steps"] > MOST_WAITING:
-        if status["sent_batches"] != sent:
-            sent, since = status["sent_batches"], time.monotonic()
-        if time.monotonic() - since > PATIENCE:
-            raise ServerAway(f"the import stopped: {status['last_error'] or 'the server takes no more steps'}")
-        time.sleep(0.02)
 
 
 def _listed(names: Iterable[str]) -> str:

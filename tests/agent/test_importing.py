@@ -14,6 +14,7 @@ import pytest
 from agent.service import eventually, service
 from gradspectra import cli
 from gradspectra.client import Client, Run
+from gradspectra.errors import ServerAway
 
 NAN_LOG = """step,loss,lr,note\n\n1,2.5,0.1,\n2,nan,0.1,\n2,,0.2,\n5,-inf,,\n"""
 
@@ -41,7 +42,7 @@ def imported(url: str, capsys: pytest.CaptureFixture[str], *arguments: str) -> t
     """Import one log; the run, all of it derived, and what the command said."""
     assert cli.main(["import", *arguments, "--json"]) == 0
     (said,) = json.loads(capsys.readouterr().out)["items"]
-    assert said["left"] == 0
+    assert said["refused"] == 0
     with Client(url) as client:
         return eventually(
             lambda: client.run(said["run"]), lambda run: run.info["derived_step"] == run.last_step, seconds=60
@@ -71,7 +72,7 @@ def test_a_csv_file_becomes_a_run_with_the_same_numbers(url: str, tmp_path: Path
     assert values(run, "learning_rate") == {1: 0.1, 2: 0.2}
     assert (said["steps"], said["renamed"]) == (3, {"lr": "learning_rate"})
     assert run.series().names == ("learning_rate", "loss")
-    assert not list((tmp_path / "spool").glob("*"))
+    assert not (tmp_path / "spool").exists()
 
 
 def test_an_imported_run_gets_alerts_like_any_other(url: str, tmp_path: Path, capsys: Any) -> None:
@@ -89,7 +90,7 @@ def test_importing_twice_makes_two_runs_and_resume_a_new_attempt(url: str, tmp_p
     again, _ = imported(url, capsys, "csv", grown, "--project", "twice", "--resume", one.id)
     assert again.id == one.id
     assert values(again, "loss") == {3: 1.5, 4: 2.5, 5: 3.5}
-    assert [attempt["first_step"] for attempt in again.attempts()] == [1, 3]
+    assert [attempt["first_step"] for attempt in again.attempts()] == [3, 3]
     newest, _ = imported(url, capsys, "csv", grown, "--project", "twice", "--resume")
     assert newest.id == two.id
 
@@ -136,15 +137,51 @@ def test_the_times_of_a_log_are_sent_with_its_steps(tmp_path: Path) -> None:
     assert [row.time for row in log.rows()] == [1500000000.25, 1500000001.0, None]
 
 
-def test_more_steps_than_the_queue_holds_arrive_all_the_same(
-    url: str, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gradspectra.importing.MOST_WAITING", 100)
-    monkeypatch.setattr("gradspectra.record_queue.MAX_RECORDS", 400)
+def test_many_steps_arrive_each_once(url: str, tmp_path: Path, capsys: Any) -> None:
     text = "step,loss\n" + "".join(f"{step},{step / 7}\n" for step in range(1, 1001))
     run, said = imported(url, capsys, "csv", written(tmp_path, text))
     assert (said["steps"], run.last_step, run.gaps()) == (1000, 1000, [])
     assert values(run, "loss") == {step: step / 7 for step in range(1, 1001)}
+
+
+def test_a_server_that_goes_away_for_a_moment_is_waited_for(url: str, tmp_path: Path, capsys: Any, monkeypatch) -> None:
+    from gradspectra.http_client import HttpClient
+
+    real, calls = HttpClient.request, []
+
+    def unreliable(self: Any, method: str, path: str, *rest: Any, **more: Any) -> Any:
+        calls.append(path)
+        if path.endswith("/records") and len(calls) % 3:
+            if len(calls) % 2:
+                real(self, method, path, *rest, **more)
+            raise ServerAway("for a moment")
+        return real(self, method, path, *rest, **more)
+
+    monkeypatch.setattr(HttpClient, "request", unreliable)
+    monkeypatch.setattr("gradspectra.sender.FIRST_WAIT", 0.01)
+    text = "step,loss\n" + "".join(f"{step},{step / 7}\n" for step in range(1, 301))
+    run, _ = imported(url, capsys, "csv", written(tmp_path, text))
+    assert values(run, "loss") == {step: step / 7 for step in range(1, 301)}
+    assert len(calls) > 10
+
+
+def test_a_server_that_stays_away_fails_the_import_and_says_so(tmp_path: Path, capsys: Any, monkeypatch) -> None:
+    from gradspectra.http_client import HttpClient
+
+    real = HttpClient.request
+
+    def half(self: Any, method: str, path: str, *rest: Any, **more: Any) -> Any:
+        if path.endswith("/records"):
+            raise ServerAway("no answer from anywhere")
+        return real(self, method, path, *rest, **more)
+
+    monkeypatch.setattr(HttpClient, "request", half)
+    monkeypatch.setattr("gradspectra.importing.PATIENCE", 0.2)
+    assert cli.main(["import", "csv", written(tmp_path, NAN_LOG), "--project", "away"]) == 1
+    assert "the import is not whole: no answer from anywhere" in capsys.readouterr().err
+    with Client() as client:
+        (run,) = client.runs(project="away")
+    assert (run.state, run.last_step) == ("failed", 0)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +247,11 @@ def test_options_that_do_not_fit_the_log_are_refused(url: str, tmp_path: Path, c
     assert "is not UTF-8 text" in refused(capsys, url, "csv", str(tmp_path / "binary.csv"))
 
 
-def test_a_server_that_is_away_is_said_before_anything_is_spooled(tmp_path: Path, capsys: Any) -> None:
+def test_an_unknown_run_to_resume_is_said_at_once(url: str, tmp_path: Path, capsys: Any) -> None:
+    assert "there is no run 'none'" in refused(capsys, url, "csv", written(tmp_path, NAN_LOG), "--resume", "none")
+
+
+def test_a_server_that_is_away_is_said_before_anything_is_made(tmp_path: Path, capsys: Any) -> None:
     assert cli.main(["import", "csv", written(tmp_path, NAN_LOG), "--server", "http://127.0.0.1:9"]) == 1
     assert "no answer from http://127.0.0.1:9" in capsys.readouterr().err
     assert not (tmp_path / "spool").exists()
