@@ -77,7 +77,7 @@ const FORMATS = { csv: "CSV", json: "JSON", parquet: "Parquet" };
 function Export({ path }) {
   return html`
     <section class="panel"><h3 class="pad-head">Export</h3>
-      <div class="scroll"><table class="data export"><tbody>${Object.entries(TABLES).map(([what, title]) => html`<tr><th scope="row">${title}</th>
+      <div class="scroll"><table class="data pairs"><tbody>${Object.entries(TABLES).map(([what, title]) => html`<tr><th scope="row">${title}</th>
         <td class="actions">${Object.entries(FORMATS).map(([format, name]) => html`<a href=${address(`${path}/export`, { format, what })} aria-label=${`${title} as ${name}`}>${name}</a>`)}</td></tr>`)}</tbody></table></div>
       <p class="note">Every recorded step, not only what the figures show.</p></section>`;
 }
