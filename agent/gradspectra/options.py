@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gradspectra_core.alerts import SEVERITIES
@@ -13,6 +13,7 @@ from torch import nn
 
 from gradspectra.inventory import Choice, choice_of
 
+NEVER = 1 << 60
 DRIFTS = ("sampled", "exact", "off")
 
 
@@ -34,6 +35,10 @@ class Options:
     start_step: int | None
     on_alert: Callable[[dict[str, Any]], None] | None
     stop_on: str | None
+
+    def following(self) -> Options:
+        """The same for a rank that only counts its steps, to stop with the others."""
+        return replace(self, every=NEVER, spectra=0, batch_size=None, drift="off", on_alert=None, stop_on=None)
 
 
 def options(

@@ -40,6 +40,11 @@ class Reactions:
         if self.wanted:
             self._inbox.extend(alerts)
 
+    def act(self, stop_at_step: int | None, taken: int) -> None:
+        """`react`, then `stop`."""
+        self.react()
+        self.stop(stop_at_step, taken)
+
     def react(self) -> None:
         """Call the user's function for each new alert; raises InstabilityError where stop_on says so."""
         while self._inbox:

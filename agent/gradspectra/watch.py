@@ -28,6 +28,7 @@ from gradspectra.session import Session
 from gradspectra.step import ClosedStep
 from gradspectra.supported import refuse_unsupported
 from gradspectra.surroundings import environment, rank, steps_taken
+from gradspectra.together import Silent, together
 from gradspectra.transport import Transport
 
 log = logging.getLogger("gradspectra")
@@ -93,7 +94,8 @@ def watch(
     models, optimizers = models_by_name(model), optimizers_of(optimizer)
     if enabled:
         refuse_unsupported(models, optimizers)
-    return Watch(models, optimizers, chosen, sending, enabled and rank() == 0)
+    follows = enabled and rank() > 0 and stop_on is not None
+    return Watch(models, optimizers, chosen, sending, follows or (enabled and rank() == 0), follows)
 
 
 class Watch:
@@ -106,14 +108,17 @@ class Watch:
         chosen: Options,
         sending: dict[str, Any],
         enabled: bool,
+        follows: bool = False,
     ) -> None:
-        self._options = chosen
+        self._options = chosen = chosen.following() if follows else chosen
         facts = environment(models, optimizers) | {"drift": chosen.drift}
-        self._sending = {**sending, "environment": facts, "on_alerts": self._alerts_come}
-        self._transport = Transport(**self._sending, start_step=chosen.start_step or 0)
         self._reactions = Reactions(chosen.on_alert, chosen.stop_on)
+        self._sending = {**sending, "environment": facts, "on_alerts": self._reactions.tell}
+        self._make_transport = Silent if follows else Transport
+        self._transport = self._make_transport(**self._sending, start_step=chosen.start_step or 0)
         self._rules = LocalRules(self._transport.local_key)
         self._guard = Guard()
+        self._together = together(rank(), self._guard) if follows or (enabled and chosen.stop_on) else None
         self._session = Session(models, optimizers, chosen, self._guard, self._emit, self._background)
         self._models = models
         self._closed = self._named = False
@@ -201,7 +206,7 @@ class Watch:
     def status(self) -> dict[str, Any]:
         """What is measured how often, what is not and why, what it costs, and how the sending goes."""
         return {
-            "enabled": self._hooks is not None,
+            "enabled": self._hooks is not None and self._make_transport is not Silent,
             "closed": self._closed,
             **self._session.status(),
             "sending": self._transport.status(),
@@ -273,7 +278,7 @@ class Watch:
             self._start_step = self._guard.run("start", steps_taken, self._session.optimizers) or 0
         self._session.begin_at(self._start_step)
         if self._start_step != (self._options.start_step or 0):
-            self._transport = Transport(**self._sending, start_step=self._start_step)
+            self._transport = self._make_transport(**self._sending, start_step=self._start_step)
         self._transport.start()
 
     def _emit(self, closed: ClosedStep) -> None:
@@ -295,9 +300,7 @@ class Watch:
     def _background(self) -> float:
         return self._transport.seconds_spent
 
-    def _alerts_come(self, alerts: Sequence[dict[str, Any]]) -> None:
-        self._reactions.tell(alerts)
-
     def _react(self) -> None:
-        self._reactions.react()
-        self._reactions.stop(self._transport.stop_at_step, self._session.step)
+        taken = self._session.step
+        act = partial(self._reactions.act, self._transport.stop_at_step, taken)
+        act() if self._together is None else self._together.act(act, taken)

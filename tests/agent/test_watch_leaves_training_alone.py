@@ -188,6 +188,7 @@ def test_a_failure_anywhere_is_said_once_and_the_other_stages_go_on(
     assert (status["step"], watch.state_dict()["step"]) == (12, 12)
     assert KeepingTransport.last.closed == "finished"
     assert found([record for record in kept() if record.step > 6]) == EVERYTHING - lost
+    assert {record.counts.get("parts", 2) for record in kept()} <= {2}
     if lost != EVERYTHING:
         assert [record.step for record in kept()] == list(range(1, 13))
 

@@ -6,6 +6,7 @@ python -m agent.ways.ranks FOLDER PLAN prints as JSON what the watch of that pro
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -23,17 +24,22 @@ from agent.watched_training import attention, loss_of
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-RANKS, STEPS, EXAMPLES = 2, 3, 4
+RANKS, EXAMPLES = 2, 4
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How the two train. no_sync: gradients are exchanged in the last backward pass of a step alone."""
+    """How the two train. no_sync: gradients are exchanged in the last backward pass of a step alone.
+
+    stops: the third loss of rank 0 is not finite, and the watch is to stop on that.
+    """
 
     parts: int = 1
     no_sync: bool = False
     bucket_view: bool = False
     clip: float | None = None
+    steps: int = 3
+    stops: bool = False
 
 
 def part_loss(model: nn.Module, rank: int, step: int, part: int, parts: int) -> torch.Tensor:
@@ -50,13 +56,14 @@ def wrapped(model: nn.Module, plan: Plan) -> DistributedDataParallel:
 
 def train(model: Any, optimizer: Any, watch: Any, rank: int, plan: Plan, around: Callable[..., Any]) -> None:
     """Take the steps of one rank; around(step) is entered for each optimizer step."""
-    for step in range(STEPS):
+    for step in range(plan.steps):
         for part in range(plan.parts):
             apart = plan.no_sync and part < plan.parts - 1
             with model.no_sync() if apart else nullcontext():
                 loss = part_loss(model, rank, step, part, plan.parts)
                 loss.backward()
-            watch.log(loss=loss.detach() * plan.parts, examples=EXAMPLES, tokens=7)
+            logged = math.nan if plan.stops and rank == 0 and step == 2 else loss.detach() * plan.parts
+            watch.log(loss=logged, examples=EXAMPLES, tokens=7)
         if plan.clip is not None:
             nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
         with around(step):
@@ -107,10 +114,16 @@ def main(folder: Path, plan: Plan) -> None:
     with group(folder, 1):
         model = wrapped(attention(), plan)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        with gradspectra.watch(model, optimizer, budget=None, spectra=1) as watch:
-            train(model, optimizer, watch, 1, plan, lambda _: nullcontext())
+        stopped, stop_on = "", "critical" if plan.stops else None
+        with gradspectra.watch(model, optimizer, budget=None, spectra=1, stop_on=stop_on) as watch:
+            try:
+                train(model, optimizer, watch, 1, plan, lambda _: nullcontext())
+            except gradspectra.InstabilityError as error:
+                stopped = str(error)
             state = watch.state_dict()
         told = {
+            "stopped": stopped,
+            "step": state["step"],
             "enabled": watch.status()["enabled"],
             "threads": [thread.name for thread in threading.enumerate()],
             "spooled": [path.name for path in folder.glob("spool/*")],

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
 from agent.watched_training import KeepingTransport, attention, loss_of, watched
 from agent.ways.plain import Plain
-from agent.ways.ranks import EXAMPLES, RANKS, STEPS, Plan, group, part_loss, second_rank, train, weight_sum, wrapped
+from agent.ways.ranks import EXAMPLES, RANKS, Plan, group, part_loss, second_rank, train, weight_sum, wrapped
 from agent.ways.way import way
+from gradspectra import together
+from gradspectra.errors import InstabilityError
 
 PLANS = {
     "one pass": Plan(),
@@ -48,8 +50,8 @@ def test_rank_0_measures_the_step_of_all_ranks(name, kept, the_way, tmp_path):
     assert told["sum"] == weight_sum(inner)
     assert (told["enabled"], told["spooled"]) == (False, [])
     assert "gradspectra-sender" not in told["threads"]
-    assert (state["step"], state["tokens"]) == (STEPS, 7 * parts * STEPS)
-    assert len(kept()) == STEPS
+    assert (state["step"], state["tokens"]) == (plan.steps, 7 * parts * plan.steps)
+    assert len(kept()) == plan.steps
     for record, step in zip(kept(), expected, strict=True):
         own = [{n: None if h is None else RANKS * h for n, h in part.items()} for part in step.parts[: plan.parts]]
         the_way.check(record, replace(step, parts=own), rel=1e-4, parts=True)
@@ -57,6 +59,26 @@ def test_rank_0_measures_the_step_of_all_ranks(name, kept, the_way, tmp_path):
         assert record.counts["tokens"] == 7 * parts
         assert record.scalars["noise_w"] == pytest.approx((1 - 1 / parts) / EXAMPLES)
         assert record.scalars["noise_w2"] == pytest.approx(1 / parts / EXAMPLES)
+
+
+@pytest.mark.slow
+def test_all_ranks_stop_at_the_same_step(kept, monkeypatch, tmp_path):
+    monkeypatch.setattr(together, "AHEAD_SECONDS", 1.5)
+    plan = Plan(steps=20_000, stops=True)
+    with second_rank(tmp_path, plan) as told, group(tmp_path, 0):
+        model = wrapped(attention(), plan)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with watched(model, optimizer, every=1000, stop_on="critical") as watch:
+            with pytest.raises(InstabilityError, match="step 3: ") as raised:
+                train(model, optimizer, watch, 0, plan, lambda _: nullcontext())
+            step = watch.state_dict()["step"]
+        total = weight_sum(model)
+    assert raised.value.alerts[0]["opened_step"] == 3
+    assert (told["step"], told["sum"]) == (step, total)
+    assert told["stopped"] == f"rank 0 stops: {raised.value}"
+    assert step >= 3 + together.AHEAD_STEPS
+    assert (told["enabled"], told["spooled"]) == (False, [])
+    assert kept()[-1].step == step
 
 
 def test_with_ranks_whose_exchange_is_not_known_the_noise_is_left_out(kept, monkeypatch):
