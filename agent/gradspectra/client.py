@@ -229,12 +229,14 @@ class Run:
         start: int | None = None,
         stop: int | None = None,
         attempt: int | None = None,
+        skip_damaged: bool = False,
     ) -> Path:
         """Write every recorded step to a file, whole or not at all; returns its path.
 
         format: "csv", "json" or "parquet"; by the end of the file's name where not given. what: "series", "layers" or
         "spectra". names: series or statistics; layers: of which layers; of: spectra of which matrix; all where not
-        given. Raises ValueError for a format there is not, and OSError where the file cannot be written.
+        given. skip_damaged: leave out what the server cannot read back instead of failing. Raises ValueError for a
+        format there is not, and OSError where the file cannot be written.
         """
         file = Path(path)
         form = file.suffix.removeprefix(".").lower() if format is None else format
@@ -251,6 +253,7 @@ class Run:
                 start=start,
                 stop=stop,
                 attempt=attempt,
+                skip_damaged="true" if skip_damaged else None,
             ),
         )
         return file

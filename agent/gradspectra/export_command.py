@@ -25,6 +25,9 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--start", type=int, metavar="STEP", help="first step")
     parser.add_argument("--stop", type=int, metavar="STEP", help="step to stop before")
     parser.add_argument("--attempt", type=int, metavar="N", help="this attempt by itself (default: joined)")
+    parser.add_argument(
+        "--skip-damaged", action="store_const", const="true", help="leave out what cannot be read back, do not fail"
+    )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="file to write (default: standard output)")
     parser.add_argument("--json", action="store_const", const="json", dest="format", help="the same as --format json")
     parser.add_argument("--server", help="address of the server (default: GRADSPECTRA_SERVER)")
@@ -33,7 +36,7 @@ def register(subparsers: Any) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     form = options.format or _by_name(options.output)
-    given = ("what", "names", "layers", "pattern", "of", "start", "stop", "attempt")
+    given = ("what", "names", "layers", "pattern", "of", "start", "stop", "attempt", "skip_damaged")
     parts = (
         Client(options.server)
         .run(options.run_id)

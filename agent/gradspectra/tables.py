@@ -66,7 +66,8 @@ class RunSeries(Table):
 
     steps: (N,) first step of each bucket. mean, min, max, last, nonfinite, present: name → (N,), in float64 but for
     nonfinite (how many values of the bucket are NaN or ±inf) and present (whether it has any value; the floats are
-    NaN where not). available: all names the run has. `series["loss"]` is the mean.
+    NaN where not). available: all names the run has. damaged: first and last steps of ranges that the server could
+    not read back and that are missing here. `series["loss"]` is the mean.
     """
 
     steps: Int64
@@ -77,6 +78,7 @@ class RunSeries(Table):
     nonfinite: dict[str, Int64]
     present: dict[str, Bool]
     available: tuple[str, ...]
+    damaged: tuple[tuple[int, int], ...] = ()
 
     @classmethod
     def from_json(cls, answer: dict[str, Any]) -> RunSeries:
@@ -93,6 +95,7 @@ class RunSeries(Table):
             nonfinite={name: np.array(entry["nonfinite"], np.int64) for name, entry in rows.items()},
             present={name: pair[1] for name, pair in parsed["mean"].items()},
             available=tuple(answer.get("available", rows)),
+            damaged=_ranges(answer),
         )
 
     @property
@@ -124,7 +127,8 @@ class RunSeries(Table):
 class RunLayers(Table):
     """One statistic or metric of L layers over N buckets of steps.
 
-    steps: (N,); layers, roles, depths: L entries; mean, min, max, nonfinite, present: (L, N), as in RunSeries.
+    steps: (N,); layers, roles, depths: L entries; mean, min, max, nonfinite, present: (L, N), and damaged, as in
+    RunSeries.
     """
 
     statistic: str
@@ -137,6 +141,7 @@ class RunLayers(Table):
     max: Float64
     nonfinite: Int64
     present: Bool
+    damaged: tuple[tuple[int, int], ...] = ()
 
     @classmethod
     def from_json(cls, answer: dict[str, Any]) -> RunLayers:
@@ -157,6 +162,7 @@ class RunLayers(Table):
             **parts,
             nonfinite=np.array(answer["nonfinite"], np.int64).reshape(shape),
             present=present,
+            damaged=_ranges(answer),
         )
 
     def __getitem__(self, layer: str) -> Float64:
@@ -202,6 +208,10 @@ def _spectrum(item: dict[str, Any]) -> Spectrum:
         **floats,
         **whole,
     )
+
+
+def _ranges(answer: dict[str, Any]) -> tuple[tuple[int, int], ...]:
+    return tuple((int(first), int(last)) for first, last in answer.get("damaged", ()))
 
 
 def _column(entries: list[Any]) -> Column:

@@ -97,11 +97,13 @@ def spans_of(conn: Connection, run: str, attempt: int | None, start: int | None,
     return sorted((span for span in spans if span.first < span.stop), key=lambda span: span.first)
 
 
-def series_table(conn: Connection, store: Store, run: str, spans: Sequence[Span], names: Sequence[str]) -> Table:
+def series_table(
+    conn: Connection, store: Store, run: str, spans: Sequence[Span], names: Sequence[str], skip_damaged: bool = False
+) -> Table:
     """One row per recorded step: `step`, `attempt`, and a column per series. names: none for all there are.
 
     A series that is called `step` stands under `step_value`. Raises Problem 422 for a name that neither the run nor
-    the registry has.
+    the registry has, and with its piece 500 for steps that cannot be read back, unless they are to be skipped.
     """
     known = read.series_names(conn, run)
     for name in names:
@@ -113,6 +115,7 @@ def series_table(conn: Connection, store: Store, run: str, spans: Sequence[Span]
     def rows(conn: Connection, span: Span) -> tuple[Piece, int]:
         steps = span.stop - span.first
         series = read.read_series(conn, run, chosen, span.first, span.stop, steps, span.attempt)
+        _see_to(series.damaged, skip_damaged)
         x = np.asarray(series.x, np.int64)
         cells = [Cells(x), Cells(np.full(len(x), span.attempt))]
         for name in chosen:
@@ -125,11 +128,17 @@ def series_table(conn: Connection, store: Store, run: str, spans: Sequence[Span]
 
 
 def layers_table(
-    conn: Connection, store: Store, run: str, spans: Sequence[Span], names: Sequence[str], layers: Sequence[str]
+    conn: Connection,
+    store: Store,
+    run: str,
+    spans: Sequence[Span],
+    names: Sequence[str],
+    layers: Sequence[str],
+    skip_damaged: bool = False,
 ) -> Table:
     """One row per step and layer that has a value: where and which layer, and a column per statistic and metric.
 
-    names: none for all there are. layers: those asked for, known ones. Raises UnknownStatistic.
+    names: none for all there are. layers: those asked for, known ones. Raises UnknownStatistic, and as `series_table`.
     """
     known = known_names(conn, run, "layer")
     every = [*STATISTICS, *METRICS, *(name for name in known if name not in STATISTICS and name not in METRICS)]
@@ -140,6 +149,8 @@ def layers_table(
     def rows(conn: Connection, span: Span) -> tuple[Piece, int]:
         wanted = (span.first, span.stop, span.stop - span.first, layers, span.attempt)
         found = [read.read_layers(conn, run, name, *wanted) for name in chosen]
+        for one in found:
+            _see_to(one.damaged, skip_damaged)
         return _layer_rows(found, span.attempt)
 
     size = len(chosen) * len(layers)
@@ -189,6 +200,13 @@ def _pieces(store: Store, spans: Sequence[Span], rows: Read, width: int) -> Iter
                 steps = min(steps * 2, shortest * MOST_GROWTH)
             elif values > VALUES_AT_ONCE:
                 steps = max(steps // 2, shortest)
+
+
+def _see_to(damaged: Sequence[tuple[int, int]], skip: bool) -> None:
+    """Raise Problem 500 for steps that cannot be read back, unless they are to be skipped."""
+    if damaged and not skip:
+        ranges = ", ".join(f"{first} to {last}" for first, last in damaged[:10])
+        raise Problem("damaged", f"what was recorded at steps {ranges} cannot be read back")
 
 
 def _with_numbers(place: dict[str, Kind], names: Sequence[str]) -> dict[str, Kind]:

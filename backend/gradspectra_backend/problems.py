@@ -54,6 +54,11 @@ KINDS: dict[str, Kind] = {
     "too-many-requests": Kind(429, "Too many attempts", "Wait as long as Retry-After says."),
     "undeliverable": Kind(502, "The channel did not take it", "Mend the channel's address, then send the test again."),
     "internal": Kind(500, "The server failed", "Look into the server's log; the same request may work again."),
+    "damaged": Kind(
+        500,
+        "Some numbers cannot be read back",
+        "Add skip_damaged=true to leave them out; `gradspectra doctor` names them.",
+    ),
     "unavailable": Kind(503, "Not available now", "Try again; the agent does so by itself and keeps its records."),
     "storage-full": Kind(
         507, "No space left to store", "Free space on the server's disk; the agent keeps its records."

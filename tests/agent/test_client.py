@@ -17,7 +17,7 @@ from gradspectra.errors import ServerAway, ServerRefused
 from gradspectra.files import write_whole
 from gradspectra.learning_rates import groups_of
 from gradspectra.recorder import Recorder
-from gradspectra.tables import RunSeries, Table, numbers
+from gradspectra.tables import RunLayers, RunSeries, Table, numbers
 from gradspectra_frontend.figures import FIGURES
 
 STEPS = 300
@@ -271,6 +271,16 @@ def test_a_run_is_exported_whole_by_the_end_of_the_name(run: Run, tmp_path: Path
         losses = parquet.read_table(file)["loss"].to_pylist()
     assert losses == [*map(float, range(2, STEPS)), math.inf]
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_what_the_server_could_not_read_back_is_said() -> None:
+    row = {part: [1.0] for part in ("mean", "min", "max", "last")}
+    answer = {"x": [1], "series": {"loss": {**row, "nonfinite": [0]}}, "damaged": [[3, 4], [7, 7]]}
+    assert RunSeries.from_json(answer).damaged == ((3, 4), (7, 7))
+    layers = {"statistic": "s", "layers": [], "roles": [], "depths": [], "nonfinite": []}
+    parts = {"mean": [], "min": [], "max": []}
+    assert RunLayers.from_json({**layers, **parts, "x": [], "damaged": [[3, 4]]}).damaged == ((3, 4),)
+    assert RunLayers.from_json({**layers, **parts, "x": []}).damaged == ()
 
 
 def test_layers_and_spectra_are_exported_by_name(run: Run, tmp_path: Path) -> None:

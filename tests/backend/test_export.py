@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -285,6 +286,19 @@ def test_a_database_that_fails_at_once_is_a_problem_and_one_that_fails_later_bre
     good = 2
     with pytest.raises(RuntimeError, match="response already started"):
         unguarded(caller).get(f"{API}/runs/{run}/export")
+
+
+@pytest.mark.parametrize(("what", "reads"), [("series", "read_series"), ("layers", "read_layers")])
+def test_what_cannot_be_read_back_is_an_error_or_skipped_if_that_is_asked_for(
+    caller: Caller, run: str, what: str, reads: str, monkeypatch
+):
+    real = getattr(read, reads)
+    monkeypatch.setattr(export_tables.read, reads, lambda *given: replace(real(*given), damaged=((3, 4), (7, 7))))
+    refused = caller.client.get(f"{API}/runs/{run}/export", params={"what": what}).json()
+    assert (refused["status"], refused["type"]) == (500, "/problems/damaged")
+    assert "steps 3 to 4, 7 to 7 cannot be read back" in refused["detail"]
+    assert "skip_damaged" in refused["remedy"]
+    assert len(exported(caller, run, "json", what=what, skip_damaged=True)) > 5
 
 
 def test_the_same_comes_from_postgresql(anywhere: Caller):

@@ -253,7 +253,7 @@ def test_details_are_changed_and_a_run_is_deleted_only_when_sure(page: Page, ser
 
 def test_every_table_can_be_had_as_a_file_in_every_form(page: Page) -> None:
     page.goto(f"{RUN}/details")
-    links = page.locator("table.export a")
+    links = page.locator("td.actions a")
     expect(links).to_have_count(9)
     expect(page.get_by_role("link", name="Layer values as Parquet")).to_have_attribute(
         "href", f"/api/v1{RUN}/export?format=parquet&what=layers"

@@ -55,6 +55,7 @@ def export_run(
     start: Start = None,
     stop: Stop = None,
     attempt: Attempt = None,
+    skip_damaged: Annotated[bool, Query(description="Leave out what cannot be read back instead of failing.")] = False,
 ) -> StreamingResponse:
     """Every recorded step of a run, at full resolution, as a table that is sent while it is read.
 
@@ -68,9 +69,10 @@ def export_run(
         spans = spans_of(conn, run, attempt, start, stop)
         if what == "series":
             _refuse(choice.filtered or choice.names is not None, "layers", what)
-            table = series_table(conn, context.store, run, spans, names_of(names))
+            table = series_table(conn, context.store, run, spans, names_of(names), skip_damaged)
         elif what == "layers":
-            table = layers_table(conn, context.store, run, spans, names_of(names), _layers(conn, run, choice))
+            layers = _layers(conn, run, choice)
+            table = layers_table(conn, context.store, run, spans, names_of(names), layers, skip_damaged)
         else:
             _refuse(names is not None, "names", what)
             table = spectra_table(context.store, run, spans, _layers(conn, run, choice, spectra=True), of)
