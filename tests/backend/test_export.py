@@ -11,11 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 from backend.callers import API, Caller, batch, columns, layer_block, spectrum_block, table
 from fastapi.testclient import TestClient
 from gradspectra_backend import export_tables
 from gradspectra_store import read
 from gradspectra_store.errors import StoreUnavailable
+from gradspectra_store.schema import segments
+from gradspectra_worker.compact import compact
 
 OLD, NEW = ("layers.0.up.weight", "layers.1.up.weight"), ("layers.1.up.weight", "head.weight")
 LOSS = [1.0, math.nan, math.inf, None, -math.inf, 0.1]
@@ -178,6 +181,51 @@ def test_ten_thousand_steps_all_come(caller: Caller, form: str):
         caller.must_send(run["id"], batch(run["session"], sequence, steps, loss=[step / 7 for step in steps]))
     rows = exported(caller, run["id"], form, names="loss")
     assert [(row["step"], row["loss"]) for row in rows] == [(step, step / 7) for step in range(1, 12_001)]
+
+
+def odd_numbers(seed: int, count: int) -> list[float | None]:
+    """Numbers, among them special ones and missing ones."""
+    rng = np.random.default_rng(seed)
+    odd: list[float | None] = [math.nan, math.inf, -math.inf, -0.0, 5e-324, None]
+    return [odd[rng.integers(6)] if rng.random() < 0.2 else float(rng.normal()) for _ in range(count)]
+
+
+def test_what_became_blocks_comes_as_it_was_sent(anywhere: Caller):
+    run = anywhere.start()
+    of = table(OLD)
+    losses, squares = odd_numbers(1, 1000), np.random.default_rng(2).normal(size=(1000, 2)).astype(np.float32) ** 2
+    squares[::7, 1] = math.nan
+    session, sequence, resumed = run["session"], 0, 0
+    for first in range(0, 1000, 50):
+        if first == 600:
+            session, sequence, resumed = anywhere.start(resume=run["id"], start_step=550)["session"], 0, 50
+        steps = range(first - resumed, first - resumed + 50)
+        block = layer_block(of, [step + 1 for step in steps], weight_sq=squares[first : first + 50])
+        sequence += 1
+        anywhere.must_send(
+            run["id"],
+            batch(
+                session,
+                sequence,
+                [step + 1 for step in steps],
+                layer_table=of,
+                layers=block,
+                loss=losses[first : first + 50],
+                mine=[0.1] * 50,
+            ),
+        )
+    anywhere.derived(run["id"], 950)
+    store = anywhere.client.app.state.context.store
+    compact(store, run["id"])
+    with store.read() as conn:
+        left = conn.execute(sa.select(sa.func.count()).select_from(segments).where(segments.c.run == run["id"]))
+        assert left.scalar_one() < 20
+    kept = [*range(550), *range(600, 1000)]
+    rows = exported(anywhere, run["id"], "json", names="loss,mine")
+    assert [row["step"] for row in rows] == list(range(1, 951))
+    assert same([row["loss"] for row in rows], [losses[at] for at in kept])
+    layers = exported(anywhere, run["id"], "json", what="layers", names="weight_sq")
+    assert same([row["weight_sq"] for row in layers], [float(value) for at in kept for value in squares[at]])
 
 
 def test_what_is_read_at_once_does_not_grow_with_the_run(caller: Caller, monkeypatch):
