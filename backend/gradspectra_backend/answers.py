@@ -64,6 +64,7 @@ def series_object(series: Series) -> dict[str, Any]:
         "axis": series.axis,
         "x": np.ascontiguousarray(series.x),
         "series": {name: _buckets(buckets) for name, buckets in series.series.items()},
+        "damaged": series.damaged,
     }
 
 
@@ -88,6 +89,7 @@ def layers_object(values: LayerSeries) -> dict[str, Any]:
         "depths": list(values.depths),
         **rows,
         "nonfinite": np.ascontiguousarray(values.nonfinite),
+        "damaged": values.damaged,
     }
 
 

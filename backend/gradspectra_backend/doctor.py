@@ -12,6 +12,7 @@ from pathlib import Path
 import redis
 from gradspectra_core import __version__
 from gradspectra_store import Store, StoreError
+from gradspectra_store.checking import check_blocks
 from redis.exceptions import RedisError
 
 from gradspectra_backend.settings import Settings, SettingsError, unknown_variables
@@ -19,6 +20,8 @@ from gradspectra_backend.start import CannotStart, check_data_folder, database_f
 
 PACKAGES = ("numpy", "torch", "fastapi", "uvicorn", "sqlalchemy", "celery", "redis", "plotly", "psycopg")
 LITTLE_SPACE = 2**30
+CHECK_SECONDS = 20.0
+MOST_NAMED = 10
 
 Finding = dict[str, str]
 """name, status (ok, warning or failed), detail, and remedy where there is something to do."""
@@ -38,7 +41,7 @@ def examine(read_settings: Callable[[], Settings]) -> list[Finding]:
         return [*findings, _bad("settings", "failed", str(error), "set it as docs/settings.md says")]
     if not misspelt:
         findings.append({"name": "settings", "status": "ok", "detail": f"listens on {settings.host}:{settings.port}"})
-    findings += [_folder(settings), _database(settings), _redis(settings), _space(settings)]
+    findings += [_folder(settings), _database(settings), _blocks(settings), _redis(settings), _space(settings)]
     return findings
 
 
@@ -82,6 +85,30 @@ def _database(settings: Settings) -> Finding:
         remedy = "gradspectra token create me --scope admin"
         return _bad("database", "warning", "callers must bring a token, and there is none", remedy)
     return {"name": "database", "status": "ok", "detail": f"{store.dialect} answers"}
+
+
+def _blocks(settings: Settings) -> Finding:
+    """Read the blocks, the newest first and for a while: a checksum tells of what the disk has lost."""
+    file = database_file(settings)
+    if file is not None and not file.exists():
+        return {"name": "blocks", "status": "ok", "detail": "none yet"}
+    try:
+        store = Store.open(settings.database, migrate=False)
+        try:
+            checked = check_blocks(store, CHECK_SECONDS)
+        finally:
+            store.close()
+    except StoreError:
+        return _bad("blocks", "warning", "not checked, the database does not answer", "see what is said of it")
+    read = f"{'all' if checked.all else 'the newest'} {checked.blocks} read"
+    if not checked.damaged:
+        return {"name": "blocks", "status": "ok", "detail": f"{read}, none is damaged"}
+    places = [
+        f"run {one.run} attempt {one.attempt} {one.name} level {one.level} steps {one.first_step} to {one.last_step}"
+        for one in checked.damaged[:MOST_NAMED]
+    ]
+    detail = f"{read}, {len(checked.damaged)} damaged: {'; '.join(places)}"
+    return _bad("blocks", "failed", detail, "check the disk; of level 0 only a backup has those numbers")
 
 
 def _redis(settings: Settings) -> Finding:

@@ -46,7 +46,7 @@ def answer_series(request: Request, series: Series, steps: NDArray[Any], availab
     more = {"available": available}
     if form == ARRAYS:
         rows = list(series.series.values())
-        meta = {"kind": "series", "axis": series.axis, "names": list(series.series), **more}
+        meta = {"kind": "series", "axis": series.axis, "names": list(series.series), **more, "damaged": series.damaged}
         return unchanged_or(request, _packed(meta, place, rows, ("mean", "min", "max", "last", "nonfinite")), form)
     return unchanged_or(request, dumps(series_object(series) | _steps_object(series.axis, steps) | more), form)
 
@@ -61,7 +61,13 @@ def answer_layers(request: Request, values: LayerSeries, steps: NDArray[Any]) ->
         return unchanged_or(request, arrow.stream(arrow.layers_table(values, place)), form)
     if form == ARRAYS:
         texts = {name: list(getattr(values, name)) for name in ("layers", "roles", "depths")}
-        meta = {"kind": "layers", "statistic": values.statistic, "axis": values.axis, **texts}
+        meta = {
+            "kind": "layers",
+            "statistic": values.statistic,
+            "axis": values.axis,
+            **texts,
+            "damaged": values.damaged,
+        }
         return unchanged_or(request, _packed(meta, place, values, ("mean", "min", "max", "nonfinite")), form)
     return unchanged_or(request, dumps(layers_object(values) | _steps_object(values.axis, steps)), form)
 

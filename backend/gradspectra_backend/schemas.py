@@ -3,7 +3,7 @@
 # ruff: noqa: D101 - the names are those of the interface, and the fields say the rest
 from __future__ import annotations
 
-from typing import Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -100,10 +100,14 @@ class BucketRows(BaseModel):
     nonfinite: list[int]
 
 
+Damaged = Annotated[list[list[int]], Field(description="First and last steps of ranges that could not be read back.")]
+
+
 class SeriesAnswer(Open):
     axis: str
     x: list[float]
     series: dict[str, BucketRows]
+    damaged: Damaged
     available: list[str]
 
 
@@ -118,6 +122,7 @@ class LayerAnswer(Open):
     min: list[list[Entry]]
     max: list[list[Entry]]
     nonfinite: list[list[int]]
+    damaged: Damaged
 
 
 class Spectrum(Open):

@@ -128,7 +128,7 @@ def test_a_single_step_is_a_run(anywhere: Caller):
 
 def test_a_run_without_any_record_answers_everything(anywhere: Caller):
     run = anywhere.start()["id"]
-    empty: dict[str, Any] = {"axis": "step", "x": [], "series": {}, "available": []}
+    empty: dict[str, Any] = {"axis": "step", "x": [], "series": {}, "available": [], "damaged": []}
     assert anywhere.get(f"/runs/{run}/series") == empty
     for path in ("layers", "alerts", "incidents", "gaps", "suggestions"):
         assert anywhere.get(f"/runs/{run}/{path}")["items"] == []

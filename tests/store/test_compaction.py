@@ -142,13 +142,12 @@ def test_numbers_that_come_late_are_laid_over_what_is_compacted(store: Store) ->
         save_derived(conn, run, 1, 1, None, [early])
     compacted(store, run)
     assert rows_of(store, run, "entries", name="effective_rank", level=2) == [(7,)]
-    late = layer_block([100, 130, 590], {"effective_rank": np.array([[5, 6, 7]] * 3)})
+    late = layer_block([100, 130, 200], {"effective_rank": np.array([[5, 6, 7], [5, 6, 7], [9, 9, 9]])})
     with store.write() as conn:
-        save_derived(conn, run, 1, 2, None, [late])
+        save_derived(conn, run, 1, 2, None, [layer_block([590], {"effective_rank": np.array([[4, 4, 4]])})])
+        save_derived(conn, run, 1, 3, None, [late])
         answer = read_layers(conn, run, "effective_rank", columns=10)
-    assert answer.max.tolist()[2] == [1, 7, 7, 1, 1, 1, 1, 1, 7]
-    with store.write() as conn:
-        save_derived(conn, run, 1, 3, None, [layer_block([200], {"effective_rank": np.array([[9, 9, 9]])})])
+    assert answer.max.tolist()[2] == [1, 7, 7, 9, 1, 1, 1, 1, 4]
     before = ranks(store, run)
     assert compacted(store, run) == 1
     np.testing.assert_equal(ranks(store, run), before)
@@ -272,3 +271,29 @@ def test_a_gap_alone_and_numbers_far_apart_are_compacted_too(store: Store) -> No
     assert [one.x.tolist() for one in after] == [one.x.tolist() for one in before]
     assert [one.series["loss"].mean.tolist() for one in after] == [one.series["loss"].mean.tolist() for one in before]
     assert len(rows_of(store, run.run, "id", name="loss", level=0)) == 3
+
+
+def ranked(store: Store, run: str, batch: int, steps: list[int]) -> None:
+    """Derive an effective rank of each layer, the step itself, at these steps."""
+    block = layer_block(steps, {"effective_rank": np.outer(steps, np.ones(3))})
+    with store.write() as conn:
+        save_derived(conn, run, 1, batch, None, [block] if steps else [])
+
+
+@pytest.mark.parametrize("late", [[], list(range(300, 330))])
+@pytest.mark.parametrize("every", [8, 1000])
+def test_blocks_are_joined_over_steps_with_fewer_numbers_or_none(store: Store, every: int, late: list[int]) -> None:
+    runs = []
+    for compacting in (True, False):
+        run = started(store)
+        for number in range(1, 18):
+            steps = list(range(64 * number - 63, 64 * number + 1))
+            stored(store, run.run, a_batch(run.session, number, steps, layer_table=TABLE))
+            ranked(store, run.run, number, [step for step in steps if not 256 <= step < 385 or step % every == 0])
+            if number == 10:
+                ranked(store, run.run, 100, late)
+            derived_through(store, run.run)
+            if compacting:
+                compacted(store, run.run)
+        runs.append(run.run)
+    np.testing.assert_equal(ranks(store, runs[0]), ranks(store, runs[1]))

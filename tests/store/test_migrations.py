@@ -16,7 +16,11 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from gradspectra_store import Store, migrate
 from gradspectra_store.block_schema import metadata
+from gradspectra_store.engines import new_engine
 from gradspectra_store.errors import StoreTooNew
+from gradspectra_store.read import read_series
+from store.batches import a_batch, columns, started, stored
+from store.compacting import compacted, derived_through
 
 HEAD = "0004"
 
@@ -88,3 +92,30 @@ def test_a_file_with_data_is_copied_before_its_migration(tmp_path: Path) -> None
 def test_a_new_file_is_not_copied(tmp_path: Path) -> None:
     migrate(f"sqlite:///{tmp_path}/a.db")
     assert [file.name for file in tmp_path.iterdir() if "backup" in file.name] == []
+
+
+def test_a_database_from_before_blocks_is_read_and_compacted_after_its_migration(url: str) -> None:
+    config, engine = Config(), new_engine(emptied(url), foreign_keys=False)
+    with as_file(files("gradspectra_store") / "migrations") as folder, engine.begin() as conn:
+        config.set_main_option("script_location", str(folder))
+        config.attributes["connection"] = conn
+        command.upgrade(config, "0003")
+    engine.dispose()
+    old = Store.open(url, migrate=False)
+    run = started(old)
+    for sequence in range(1, 31):
+        steps = range(10 * sequence - 9, 10 * sequence + 1)
+        losses = columns({"loss": [float(step) for step in steps]}, 10)
+        stored(old, run.run, a_batch(run.session, sequence, steps, scalars=losses))
+    derived_through(old, run.run)
+    old.close()
+    store = Store.open(url)
+    for rounds in (0, 1):
+        assert compacted(store, run.run, rounds) == rounds
+        with store.read() as conn:
+            found = read_series(conn, run.run, ["loss"], columns=5)
+        assert (found.x.tolist(), found.series["loss"].max.tolist()) == (
+            [1, 64, 128, 192, 256],
+            [63, 127, 191, 255, 300],
+        )
+    store.close()

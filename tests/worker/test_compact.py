@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sqlalchemy as sa
-from gradspectra_store import Store
+from gradspectra_store import Store, engines
 from gradspectra_store.block_schema import blocks
 from gradspectra_store.compaction import compactable_runs
 from gradspectra_store.derived import behind
+from gradspectra_store.errors import StoreFull
 from gradspectra_store.read import read_layers, read_series
 from gradspectra_store.run_views import get_run
 from gradspectra_store.runs import heartbeat, mark_lost
@@ -189,3 +190,21 @@ def test_the_inline_dispatcher_compacts_what_it_derived(store):
     take_in(store, other, batches(numbers(400), other.session))
     derive(store, other.run)
     np.testing.assert_equal(answers(store, started.run), answers(store, other.run))
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_a_full_disk_stops_compaction_without_harm_until_there_is_space(store, url, monkeypatch):
+    run = derived_run(store)
+    before = answers(store, run)
+    with store.read() as conn:
+        pages = conn.exec_driver_sql("PRAGMA page_count").scalar_one()
+    with monkeypatch.context() as patch:
+        patch.setattr(engines, "_PRAGMAS", (*engines._PRAGMAS, f"max_page_count={pages}"))
+        full = Store.open(url)
+        with pytest.raises(StoreFull, match="full"):
+            compact(full, run)
+        full.close()
+    np.testing.assert_equal(answers(store, run), before)
+    compact(store, run)
+    assert left(store, run) == 37
+    np.testing.assert_equal(answers(store, run), before)

@@ -1,0 +1,72 @@
+"""A disk that loses blocks, or is full: what is lost is told, the rest is served, and nothing is half written."""
+
+from __future__ import annotations
+
+import pytest
+import sqlalchemy as sa
+from backend.callers import API, Caller, batch
+from fastapi.testclient import TestClient
+from gradspectra_backend.app import create_app
+from gradspectra_backend.doctor import examine, report
+from gradspectra_backend.forms import ARRAYS
+from gradspectra_backend.settings import Settings
+from gradspectra_core.container import unpack
+from gradspectra_store import Store
+from gradspectra_store.block_schema import blocks
+from gradspectra_worker.compact import compact
+
+
+def test_damaged_steps_are_told_in_the_answer_and_by_the_doctor(caller: Caller, settings: Settings):
+    run = caller.start()
+    for sequence in range(1, 11):
+        steps = list(range(16 * sequence - 15, 16 * sequence + 1))
+        caller.must_send(run["id"], batch(run["session"], sequence, steps, loss=[float(step) for step in steps]))
+    caller.derived(run["id"], 160)
+    assert caller.get(f"/runs/{run['id']}/series")["damaged"] == []
+    store = Store.open(settings.database)
+    compact(store, run["id"])
+    assert "all 4 read, none is damaged" in report(examine(lambda: settings))  # losses, times, two levels of buckets
+    with store.write() as conn:
+        lost = blocks.c.name == "loss", blocks.c.level == 0
+        identity, payload = conn.execute(sa.select(blocks.c.id, blocks.c.payload).where(*lost)).one()
+        damaged = {"id": identity + 1000, "payload": payload[:-1] + bytes([payload[-1] ^ 4])}  # not the one in memory
+        conn.execute(sa.update(blocks).where(blocks.c.id == identity).values(damaged))
+    store.close()
+    answer = caller.get(f"/runs/{run['id']}/series", names="loss")
+    assert (answer["damaged"], answer["x"]) == ([[1, 112]], list(range(113, 161)))
+    packed = caller.client.get(f"{API}/runs/{run['id']}/series", headers={"Accept": ARRAYS})
+    assert unpack(packed.content)[0]["damaged"] == [[1, 112]]
+    (found,) = [entry for entry in examine(lambda: settings) if entry["name"] == "blocks"]
+    assert found["status"] == "failed"
+    assert f"1 damaged: run {run['id']} attempt 1 loss level 0 steps 1 to 112" in found["detail"]
+
+
+def test_a_full_disk_is_answered_507_and_nothing_is_lost_when_there_is_space_again(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+):
+    address = {"base_url": "http://127.0.0.1:7117", "raise_server_exceptions": False}
+    with monkeypatch.context() as patch:
+        from gradspectra_store import engines
+
+        patch.setattr(engines, "_PRAGMAS", (*engines._PRAGMAS, "max_page_count=90"))
+        with TestClient(create_app(settings), **address) as client:
+            caller = Caller(client)
+            run = caller.start()
+            for sequence in range(1, 200):
+                steps = list(range(400 * sequence - 399, 400 * sequence + 1))
+                sent = batch(run["session"], sequence, steps, loss=[float(step) for step in steps])
+                answer = caller.send(run["id"], sent)
+                if answer.status_code != 200:
+                    break
+            assert (answer.status_code, answer.json()["type"].rpartition("/")[2]) == (507, "storage-full")
+            assert answer.headers["retry-after"] == "30"
+            assert caller.get(f"/runs/{run['id']}")["last_step"] == steps[0] - 1
+    with TestClient(create_app(settings), **address) as client:
+        caller = Caller(client)
+        caller.must_send(run["id"], sent)
+        caller.derived(run["id"], steps[-1])
+        kept = []
+        for start in range(0, steps[-1] + 1, 10_000):
+            asked = {"names": "loss", "start": start, "stop": start + 10_000, "columns": 10_000}
+            kept += caller.get(f"/runs/{run['id']}/series", **asked)["series"]["loss"]["last"]
+    assert kept == list(range(1, steps[-1] + 1))
