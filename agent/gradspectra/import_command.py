@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gradspectra.client import Client
-from gradspectra.importing import BadLog, Imported, Log, Plan, plan, send
+from gradspectra.importing import BadLog, Imported, Log, Plan, plans_of, send
 from gradspectra.importing_text import TextLog
 from gradspectra.run_request import RunRequest
 
@@ -64,17 +64,19 @@ def _run(options: argparse.Namespace) -> int:
     logs = _logs(options, columns)
     if len(logs) > 1 and options.resume not in (None, "auto"):
         raise BadLog(f"{options.path}: holds {len(logs)} runs, which cannot all be attempts of {options.resume}")
-    surveys = [log.survey() for log in logs]
-    told = dict(options.rename), options.step_offset
-    plans = [plan(log, survey, *told) for log, survey in zip(logs, surveys, strict=True)]
+    surveyed = [(log, log.survey()) for log in logs]
+    plans = plans_of(surveyed, dict(options.rename), columns or (), options.step_offset)
     with Client(options.server) as client:  # what the server refuses is told before anything is made
         client.get("/me")
         if options.resume not in (None, "auto"):
             client.run(options.resume)
     results = [
         send(log, survey, planned, _request(options, log, planned, alone=len(logs) == 1), options.server)
-        for log, survey, planned in zip(logs, surveys, plans, strict=True)
+        for log, survey, planned in plans
     ]
+    for log, survey in surveyed:
+        if not survey.names:
+            print(f"gradspectra import: {log.path} holds no numbers by step and is left out", file=sys.stderr)
     _show(results, as_json=options.json)
     return 1 if any(result.refused for result in results) else 0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time as clock
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -115,20 +115,31 @@ class Plan:
     first_step: int
 
 
-def plan(log: Log, survey: Survey, rename: Mapping[str, str], offset: int | None) -> Plan:
-    """Decide names and steps. offset: None adds 1 where the log counts from 0, as steps count from 1 here.
+def plans_of(
+    found: Sequence[tuple[Log, Survey]], rename: Mapping[str, str], columns: Sequence[str], offset: int | None
+) -> list[tuple[Log, Survey, Plan]]:
+    """Decide names and steps of logs that are imported together; those without any number are left out.
 
-    Raises BadLog where there is nothing to import or a number does not fit its name.
+    rename: log's name → ours; columns: names that were asked for. offset: None adds 1 where a log counts from 0, as
+    steps count from 1 here. Raises BadLog where there is nothing to import, or a name or number does not fit.
     """
-    if not survey.names:
-        raise BadLog(f"{log.path}: holds no numbers by step, there is nothing to import")
-    for name in rename:
-        if name not in survey.names:
-            raise BadLog(f"{log.path}: has no {name!r} to rename, but {_listed(survey.names)}")
+    full = [(log, survey) for log, survey in found if survey.names]
+    names = {name: None for _, survey in full for name in survey.names}
+    path = found[0][0].path
+    if not full:
+        called = f" called {_listed(columns)} (--columns)" if columns else ""
+        raise BadLog(f"{path}: holds no numbers by step{called}, there is nothing to import")
+    for option, name in [("--rename", name) for name in rename] + [("--columns", name) for name in columns]:
+        if name not in names:
+            raise BadLog(f"{path}: there are no numbers called {name!r} ({option}), but {_listed(names)}")
+    added = int(any(survey.first_step == 0 for _, survey in full)) if offset is None else offset
+    return [(log, survey, _plan(log, survey, rename, added)) for log, survey in full]
+
+
+def _plan(log: Log, survey: Survey, rename: Mapping[str, str], added: int) -> Plan:
     if len(survey.names) > DEFAULT_LIMITS.max_scalars:
         most = DEFAULT_LIMITS.max_scalars
         raise BadLog(f"{log.path}: has {len(survey.names)} series, at most {most} can be imported; choose by --columns")
-    added = (1 if survey.first_step == 0 else 0) if offset is None else offset
     if survey.first_step + added < 1:
         raise BadLog(f"{log.path}: its first step is {survey.first_step}, and steps count from 1; use --step-offset")
     names = _our_names(survey.names, rename)
@@ -215,7 +226,7 @@ def merged(pieces: Iterable[Row]) -> Iterator[Row]:
 def _our_names(names: Iterable[str], rename: Mapping[str, str]) -> dict[str, str]:
     """Log's name → ours: as told, else by MEANINGS, where no other name of the log has that meaning already."""
     known = list(names)
-    found = dict(rename)
+    found = {name: ours for name, ours in rename.items() if name in known}
     taken = {*found.values(), *(name for name in known if name not in found)}
     for ours, others in MEANINGS.items():
         first = next((name for name in others if name in known and name not in found), None)

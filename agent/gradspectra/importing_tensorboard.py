@@ -59,9 +59,6 @@ class TensorBoardLog:
         found = Survey(remarks=list(self._remarks))
         for row in self.rows():
             found.note(row.step, row.numbers, f"{self.path}, step {row.step}")
-        for name in self.columns or ():
-            if name not in found.names:
-                raise BadLog(f"{self.path}: there is no scalar called {name!r} (--columns)")
         if self._left_out:
             found.remarks.append(f"left out because they are no scalars: {', '.join(self._left_out)}")
         return found

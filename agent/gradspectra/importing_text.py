@@ -47,9 +47,6 @@ class TextLog:
         self._left_out.clear()
         for line, row in self._pieces():
             found.note(row.step, row.numbers, f"{self.path}, line {line}")
-        for name in self.columns or ():
-            if name not in found.names:
-                raise BadLog(f"{self.path}: no line has a number called {name!r} (--columns)")
         for name, count in self._left_out.items():
             found.remarks.append(f"{name!r} is no number on {count} lines and left out there")
         return found

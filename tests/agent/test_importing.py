@@ -233,7 +233,7 @@ def test_json_lines_that_are_wrong_are_refused_with_line_and_value(
 def test_options_that_do_not_fit_the_log_are_refused(url: str, tmp_path: Path, capsys: Any) -> None:
     log = written(tmp_path, "step,loss,lr,at\n1,1,1,never\n")
     assert "no column 'x' (--columns)" in refused(capsys, url, "csv", log, "--columns", "loss,x")
-    assert "has no 'x' to rename, but 'loss'" in refused(
+    assert "there are no numbers called 'x' (--rename), but 'loss'" in refused(
         capsys, url, "csv", log, "--columns", "loss", "--rename", "x=y"
     )
     both = refused(capsys, url, "csv", log, "--columns", "loss,lr", "--rename", "lr=loss")
@@ -362,6 +362,23 @@ def test_each_folder_with_event_files_is_a_run(url: str, tmp_path: Path, capsys:
     assert "holds 2 runs" in refused(capsys, url, "tensorboard", str(tmp_path / "sweep"), "--resume", "someid")
 
 
+def test_runs_of_one_folder_are_moved_on_together_and_empty_ones_left_out(
+    url: str, tmp_path: Path, capsys: Any, writer: Any
+) -> None:
+    event_file(writer, tmp_path / "all" / "train", *(event(step, 1e9, **scalars(a=1.0)) for step in (0, 1)))
+    event_file(writer, tmp_path / "all" / "eval", event(1, 1e9, **scalars(b=2.0)))
+    event_file(writer, tmp_path / "all" / "texts")
+    options = ("--project", "together", "--columns", "a,b", "--rename", "a=mine")
+    assert cli.main(["import", "tensorboard", str(tmp_path / "all"), *options]) == 0
+    assert "texts holds no numbers by step and is left out" in capsys.readouterr().err
+    with Client(url) as client:
+        runs = {run.name: run for run in client.runs(project="together")}
+    assert set(runs) == {"all/train", "all/eval"}
+    assert (values(runs["all/train"], "mine"), values(runs["all/eval"], "b")) == ({1: 1.0, 2: 1.0}, {2: 2.0})
+    wrong = refused(capsys, url, "tensorboard", str(tmp_path / "all"), "--columns", "a,c")
+    assert "there are no numbers called 'c' (--columns), but 'a'" in wrong
+
+
 @pytest.mark.parametrize("damage", ["torn in the head", "torn in the record", "altered"])
 def test_of_a_damaged_event_file_what_comes_before_is_imported_and_said(
     url: str, tmp_path: Path, capsys: Any, writer: Any, damage: str
@@ -387,7 +404,9 @@ def test_what_is_no_event_file_is_refused(url: str, tmp_path: Path, capsys: Any,
     bad = written(tmp_path, "this is not it, by far", "x.tfevents.1")
     assert "x.tfevents.1: is not an event file" in refused(capsys, url, "tensorboard", bad)
     event_file(writer, tmp_path / "r", event(1, 1e9, **scalars(loss=1.0)))
-    assert "no scalar called 'x'" in refused(capsys, url, "tensorboard", str(tmp_path / "r"), "--columns", "x")
+    assert "holds no numbers by step called 'x' (--columns)" in refused(
+        capsys, url, "tensorboard", str(tmp_path / "r"), "--columns", "x"
+    )
 
 
 def test_without_tensorboard_the_command_names_the_extra(
