@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 
+import gradspectra
 import numpy as np
 import pytest
 import torch
+from agent.service import service
 from agent.watched_training import (
     KeepingTransport,
     assert_close,
@@ -175,3 +177,25 @@ def test_a_state_that_comes_after_the_run_was_begun_is_refused():
         assert watch.run_id == "here"
         with pytest.raises(ValueError, match="must come before log, run_id and url"):
             watch.load_state_dict(state)
+
+
+@pytest.mark.slow
+def test_the_server_gives_it_as_a_distance_and_relative_to_the_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(measuring, "TURN", 2)
+    model = attention()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    start, distances = weights(model), []
+    with service(tmp_path / "data") as address:
+        with watched(
+            model, optimizer, server=address, spool=tmp_path / "spool", budget=1.0, every=2, run="drifting"
+        ) as watch:
+            for step in range(16):
+                train(model, optimizer, watch, 1, step)
+                distances.append((far(model, start)["head.weight"], squares(weights(model))["head.weight"]))
+        run = gradspectra.Client(address).run(watch.run_id)
+        norm, ratio = run.layers("drift_norm"), run.layers("drift_ratio")
+    assert norm.steps.tolist() == ratio.steps.tolist()
+    assert len(norm.steps) >= 2
+    moved, whole = np.sqrt(np.array(distances)[norm.steps - 1].T)
+    assert norm["head.weight"] == pytest.approx(moved, rel=1e-5)
+    assert ratio["head.weight"] == pytest.approx(moved / whole, rel=1e-5)
