@@ -106,7 +106,7 @@ def unpack_level(payload: bytes) -> Level:
         counts: dict[str, Int64] = {}
         for name in ("finite", *(name for name, bit in _COUNTS if flags & bit)):
             flat, at = decode(body, at, whole)
-            counts[name] = _shaped(flat, rows, count)
+            counts[name] = _as_one_row(_shaped(flat, rows, count))
         mean, at = decode(body, at, dtype)
         low, at = decode(body, at, dtype, mean)
         high, at = decode(body, at, dtype, mean)
@@ -155,6 +155,13 @@ def _spread(values: NDArray[Any], finite: Int64) -> NDArray[Any]:
     whole = np.zeros(finite.shape, values.dtype)
     _put(whole, held, values)
     return whole
+
+
+def _as_one_row(counts: Int64) -> Int64:
+    """The same counts; where all rows have the same, as one row that is repeated."""
+    if len(counts) > 1 and counts.strides[0] and (counts == counts[:1]).all():
+        return np.broadcast_to(counts[0].copy(), counts.shape)
+    return counts
 
 
 def _put(whole: NDArray[Any], there: Bool, values: NDArray[Any]) -> None:

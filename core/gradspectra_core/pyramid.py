@@ -117,6 +117,9 @@ def coarser(level: Level, factor: int = FACTOR, dtype: np.dtype[Any] | None = No
     numbers = level.numbers // factor
     if not len(numbers):
         return nothing(level.rows, np.dtype(np.float64) if dtype is None else dtype, last=level.last is not None)
+    parts = _aligned(level, factor)
+    if len(parts) > 1:
+        return joined([coarser(part, factor, dtype) for part in parts])
     starts = np.flatnonzero(np.concatenate(([True], numbers[1:] != numbers[:-1])))
     dense = _Slots.of(level, numbers, starts, factor)
     held = _thin(level.finite)
@@ -137,6 +140,20 @@ def coarser(level: Level, factor: int = FACTOR, dtype: np.dtype[Any] | None = No
     mean, low, high = (_cast(array, dtype) for array in (mean, low, high))
     nan, up, down = counts
     return Level(numbers[starts], level.first[starts], mean, low, high, kept, finite, nan, up, down)
+
+
+def _aligned(level: Level, factor: int) -> list[Level]:
+    """Cut buckets without gaps into whole wider ones, which need no copy to be added up, and those before and after.
+
+    Any other buckets, and few of them, are given back in one.
+    """
+    count, first = len(level.numbers), int(level.numbers[0])
+    begin = -first % factor
+    end = begin + (count - begin) // factor * factor
+    if int(level.numbers[-1]) - first + 1 != count or end - begin < 8 * factor:
+        return [level]
+    cuts = (slice(0, begin), slice(begin, end), slice(end, count))
+    return [level.cut(cut) for cut in cuts if cut.start < cut.stop]
 
 
 def joined(levels: Sequence[Level]) -> Level:

@@ -143,11 +143,12 @@ class Levels:
         for level in range(1, number + 1):
             current = coarser(current, dtype=dtype)
             width = FACTOR**level
-            parts = [current]
+            parts = []
             for content, part in taken.get(level, ()):
                 begin, end = np.searchsorted(content.numbers, (part.first // width, part.stop // width))
                 parts.append(self._select(content.cut(slice(int(begin), int(end))), quantity.rows))
-            current = joined(parts)
+            parts = sorted((part for part in (current, *parts) if len(part.numbers)), key=_first_number)
+            current = joined(parts or [current])
             dtype = current.mean.dtype if len(current.numbers) else dtype
         return current
 
@@ -184,6 +185,10 @@ class Levels:
             for one, part in self._segments(name, own):
                 parts += [between(part, *piece[1:]) for piece in within(stretches, one.stretch)]
         return overlaid(parts, rows)
+
+
+def _first_number(level: Level) -> int:
+    return int(level.numbers[0])
 
 
 def _all(stretches: Iterable[Sequence[Stretch]]) -> list[Stretch]:
