@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from gradspectra_core.records import SPECTRUM_OF, Bool
+from gradspectra_core.records import SPECTRUM_OF, Bool, Float64, Int64
 from gradspectra_core.statistics import METRICS, RUN_METRICS, SCALARS, STATISTICS
 from gradspectra_core.views import LayerSeries, Spectrum
 from gradspectra_store import Store, read, run_views
@@ -27,6 +27,7 @@ MOST_STEPS = 1 << 16
 SPECTRUM_VALUES = 200
 """Numbers that a spectrum counts as."""
 PLACE: dict[str, Kind] = {"step": "integer", "attempt": "integer"}
+SERIES: dict[str, Kind] = {**PLACE, "time": "number"}
 LAYER: dict[str, Kind] = {**PLACE, "layer": "text", "role": "text", "depth": "integer"}
 SPECTRUM: dict[str, Kind] = {
     **PLACE,
@@ -100,9 +101,10 @@ def spans_of(conn: Connection, run: str, attempt: int | None, start: int | None,
 def series_table(
     conn: Connection, store: Store, run: str, spans: Sequence[Span], names: Sequence[str], skip_damaged: bool = False
 ) -> Table:
-    """One row per recorded step: `step`, `attempt`, and a column per series. names: none for all there are.
+    """One row per recorded step: `step`, `attempt`, `time` (seconds since 1970), and a column per series.
 
-    A series that is called `step` stands under `step_value`. Raises Problem 422 for a name that neither the run nor
+    names: none for all there are, else only steps at which one of them has a value come. A series that is called
+    `step` stands under `step_value`. Raises Problem 422 for a name that neither the run nor
     the registry has, and with its piece 500 for steps that cannot be read back, unless they are to be skipped.
     """
     known = read.series_names(conn, run)
@@ -115,16 +117,20 @@ def series_table(
     def rows(conn: Connection, span: Span) -> tuple[Piece, int]:
         steps = span.stop - span.first
         series = read.read_series(conn, run, chosen, span.first, span.stop, steps, span.attempt)
-        _see_to(series.damaged, skip_damaged)
+        times = read.read_times(conn, run, span.first, span.stop, span.attempt)
+        _see_to((*series.damaged, *times.damaged), skip_damaged)
         x = np.asarray(series.x, np.int64)
-        cells = [Cells(x), Cells(np.full(len(x), span.attempt))]
+        every = x if names else np.union1d(x, times.steps)
+        cells = [Cells(every), Cells(np.full(len(every), span.attempt))]
+        cells.append(_spread(times.steps, times.seconds, np.ones(len(times.steps), np.bool_), every))
+        nothing = np.zeros(len(x))
         for name in chosen:
             found = series.series.get(name)
-            nothing = Cells(np.zeros(len(x)), np.zeros(len(x), np.bool_))
-            cells.append(nothing if found is None else Cells(found.mean, found.present))
-        return cells, len(x) * len(chosen)
+            values, present = (nothing, nothing > 0) if found is None else (found.mean, found.present)
+            cells.append(_spread(x, values, present, every))
+        return cells, len(every) * (len(chosen) + 1)
 
-    return Table(_with_numbers(PLACE, chosen), _pieces(store, spans, rows, max(len(chosen), 1)))
+    return Table(_with_numbers(SERIES, chosen), _pieces(store, spans, rows, len(chosen) + 1))
 
 
 def layers_table(
@@ -224,6 +230,17 @@ def _computed(name: str, known: dict[str, bool]) -> bool:
     """Whether a metric is computed on reading, from statistics that are there."""
     metric = METRICS.get(name)
     return metric is not None and metric.function is not None and all(entry in known for entry in metric.inputs)
+
+
+def _spread(steps: Int64, values: Float64, present: Bool, every: Int64) -> Cells:
+    """What is known at some steps as cells of the steps `every`, (N,); missing at the others."""
+    if len(steps) == len(every) and (steps == every).all():
+        return Cells(values, present)
+    spread, there = np.zeros(len(every)), np.zeros(len(every), np.bool_)
+    own = np.isin(steps, every)
+    at = np.searchsorted(every, steps[own])
+    spread[at], there[at] = values[own], present[own]
+    return Cells(spread, there)
 
 
 def _layer_rows(found: Sequence[LayerSeries], attempt: int) -> tuple[Piece, int]:

@@ -97,9 +97,9 @@ def test_a_run_is_exported_to_a_file_or_the_standard_output(run_id: str, tmp_pat
     rows = json.loads(file.read_text())
     assert [(row["step"], row["loss"]) for row in rows] == [(39, 1 / 39), (40, "Infinity")]
     assert cli.main(["export", run_id, "--names", "loss", "--stop", "3"]) == 0
-    assert capfdbinary.readouterr().out == b"step,attempt,loss\n1,1,1.0\n2,1,0.5\n"
+    assert capfdbinary.readouterr().out.startswith(b"step,attempt,time,loss\n1,1,1")
     assert cli.main(["export", run_id, "--names", "loss", "--stop", "2", "--json"]) == 0
-    assert capfdbinary.readouterr().out == b'[\n{"step":1,"attempt":1,"loss":1.0}\n]\n'
+    assert capfdbinary.readouterr().out.endswith(b',"loss":1.0}\n]\n')
 
 
 def test_an_export_that_cannot_be_is_one_line(run_id: str, tmp_path: Path, capsys: Any) -> None:

@@ -119,6 +119,8 @@ def test_json_lines_become_a_run_with_times_and_names_of_parts(url: str, tmp_pat
         {1: 0.5},
         {1: 7.0},
     )
+    rows = json.loads(run.export(tmp_path / "run.json").read_text())
+    assert [row["time"] for row in rows] == [1.5e9, 1.5e9 + 1]
     assert said["renamed"] == {
         "train/loss": "loss",
         "train/deep/er": "mine",

@@ -112,7 +112,8 @@ def test_series_come_back_as_they_were_sent_with_attempts_joined_at_the_cut(call
     assert same([row["loss"] for row in rows], LOSS[:4] + NEWER_LOSS)
     assert same([row["tokens"] for row in rows], [7, None, 2**53, 9, None, None, None])
     assert same([row["step_value"] for row in rows], [0.5] * 4 + [None] * 3)
-    assert list(rows[0]) == ["step", "attempt", "loss", "step_value", "tokens"]
+    assert same([row["time"] for row in rows], [1e9 + row["step"] for row in rows])
+    assert list(rows[0]) == ["step", "attempt", "time", "loss", "step_value", "tokens"]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -159,6 +160,21 @@ def test_spectra_come_with_their_singular_values(caller: Caller, run: str, form:
     hidden = exported(caller, run, form, what="spectra", attempt=1, start=3)
     assert [(row["step"], row["singular_values"]) for row in hidden] == [(8, [5.0])]
     assert exported(caller, run, form, what="spectra", of="weight") == []
+
+
+def test_a_step_at_which_nothing_was_recorded_but_its_time_comes_where_no_series_is_named(caller: Caller):
+    run = caller.start()
+    mine, loss = [None, None, 1.5, None], [None, 2.5, None, None]
+    times = [10.25, 11.0, 12.5, 13.0]
+    caller.must_send(run["id"], batch(run["session"], 1, [1, 2, 4, 5], mine=mine, loss=loss, times=times))
+    rows = exported(caller, run["id"], "json")
+    assert rows == [
+        {"step": 1, "attempt": 1, "time": 10.25, "loss": None, "mine": None},
+        {"step": 2, "attempt": 1, "time": 11.0, "loss": 2.5, "mine": None},
+        {"step": 4, "attempt": 1, "time": 12.5, "loss": None, "mine": 1.5},
+        {"step": 5, "attempt": 1, "time": 13.0, "loss": None, "mine": None},
+    ]
+    assert exported(caller, run["id"], "json", names="loss,mine") == rows[1:3]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -221,7 +237,8 @@ def test_what_became_blocks_comes_as_it_was_sent(anywhere: Caller):
         left = conn.execute(sa.select(sa.func.count()).select_from(segments).where(segments.c.run == run["id"]))
         assert left.scalar_one() < 20
     kept = [*range(550), *range(600, 1000)]
-    rows = exported(anywhere, run["id"], "json", names="loss,mine")
+    rows = exported(anywhere, run["id"], "json")
+    assert same([row["time"] for row in rows], [1e9 + row["step"] for row in rows])
     assert [row["step"] for row in rows] == list(range(1, 951))
     assert same([row["loss"] for row in rows], [losses[at] for at in kept])
     layers = exported(anywhere, run["id"], "json", what="layers", names="weight_sq")
@@ -336,7 +353,9 @@ def test_a_database_that_fails_at_once_is_a_problem_and_one_that_fails_later_bre
         unguarded(caller).get(f"{API}/runs/{run}/export")
 
 
-@pytest.mark.parametrize(("what", "reads"), [("series", "read_series"), ("layers", "read_layers")])
+@pytest.mark.parametrize(
+    ("what", "reads"), [("series", "read_series"), ("series", "read_times"), ("layers", "read_layers")]
+)
 def test_what_cannot_be_read_back_is_an_error_or_skipped_if_that_is_asked_for(
     caller: Caller, run: str, what: str, reads: str, monkeypatch
 ):
