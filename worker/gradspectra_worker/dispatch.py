@@ -21,6 +21,9 @@ REST_SECONDS = 0.05
 """A run just derived waits this long before its next turn: what arrives meanwhile is derived together, at a fraction
 of the cost, and ingest has the database and the processor to itself."""
 
+COMPACT_SHARE = 0.2
+"""Share of its time that the compacting thread works: what it leaves undone waits until fewer batches come."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -141,11 +144,17 @@ class InlineDispatcher:
             try:
                 with self._store.read() as conn:
                     due = compactable_runs(conn)
-                for run in due:
-                    while compact(self._store, run, turns=1) and not self._stopping.wait(REST_SECONDS):
-                        pass
+                while due:
+                    due = [run for run in due if self._compact_a_round(run)]
             except Exception:
                 _log.exception("compacting failed; it is tried again")
+
+    def _compact_a_round(self, run: str) -> bool:
+        """Compact one round of a run and rest; False where there is nothing left, or the dispatcher stops."""
+        begin = time.monotonic()
+        done = compact(self._store, run, turns=1)
+        rest = (time.monotonic() - begin) * (1 / COMPACT_SHARE - 1)
+        return not self._stopping.wait(rest) and done > 0
 
     def _deliver_loop(self) -> None:
         while True:
