@@ -10,7 +10,9 @@ import pytest
 import sqlalchemy as sa
 from gradspectra_store import Store, StoreError
 from gradspectra_store.engines import mapped_errors, set_up_sqlite
-from gradspectra_store.errors import BadRequest, StoreFull, StoreUnavailable
+from gradspectra_store.errors import BadRequest, SequenceGap, StoreFull, StoreUnavailable
+from gradspectra_store.ingest import ingest
+from gradspectra_store.read import read_series
 from gradspectra_store.run_views import get_run
 from gradspectra_store.runs import RunRequest, delete_run, start_run
 from store.batches import a_batch, started, stored
@@ -188,3 +190,21 @@ def test_a_reader_does_not_wait_for_a_writer(tmp_path: Path) -> None:
     assert shown is not None
     assert shown["name"] == "n"
     store.close()
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_a_copy_made_while_a_batch_is_written_is_a_whole_database(store: Store, tmp_path: Path) -> None:
+    run = started(store)
+    stored(store, run.run, a_batch(run.session, 1, [1, 2]))
+    with store.write() as conn:
+        ingest(conn, run.run, a_batch(run.session, 2, [3]), 1002.0)
+        copying = sqlite3.connect(tmp_path / "store.db")
+        copying.execute("VACUUM INTO ?", (str(tmp_path / "copy.db"),))
+        copying.close()
+    copy = Store.open(f"sqlite:///{tmp_path}/copy.db")
+    with copy.read() as conn:
+        assert read_series(conn, run.run, ["loss"]).x.tolist() == [1, 2]
+    with pytest.raises(SequenceGap, match="batch 3 came where batch 2 was expected"):
+        stored(copy, run.run, a_batch(run.session, 3, [4]))
+    assert stored(copy, run.run, a_batch(run.session, 2, [3])).status == "stored"
+    copy.close()
