@@ -16,6 +16,31 @@ from gradspectra_store.stretches import Stretch
 _AT_ONCE = 64
 
 
+def _of_rank_0(table: sa.Table, *columns: Any) -> sa.Select[Any]:
+    query = sa.select(*columns).where(table.c.run == sa.bindparam("of_run"), table.c.kind == sa.bindparam("of_kind"))
+    return query if table is derived_segments else query.where(table.c.rank == 0)
+
+
+def _select_in_range(table: sa.Table) -> sa.Select[Any]:
+    columns = [table.c[name] for name in ("id", "attempt", "first_step", "last_step", "digest")]
+    order = (table.c.part,) if table is derived_segments else ()
+    overlapping = table.c.last_step >= sa.bindparam("start"), table.c.first_step < sa.bindparam("stop")
+    return _of_rank_0(table, *columns).where(*overlapping).order_by(table.c.attempt, table.c.batch, *order)
+
+
+def _select_reaches(table: sa.Table) -> sa.Select[Any]:
+    first, last = sa.func.min(table.c.first_step), sa.func.max(table.c.last_step)
+    columns = table.c.attempt, first.label("first_step"), last.label("last_step")
+    return _of_rank_0(table, *columns).group_by(table.c.attempt)
+
+
+_in_range = {False: _select_in_range(segments), True: _select_in_range(derived_segments)}
+_in_segments = {False: _select_reaches(segments), True: _select_reaches(derived_segments)}
+_in_blocks = sa.select(extents.c.attempt, extents.c.first_step, extents.c.last_step).where(
+    *(extents.c[name] == sa.bindparam(f"of_{name}") for name in ("run", "kind", "derived")), extents.c.rank == 0
+)
+
+
 class _Part(Protocol):
     @property
     def nbytes(self) -> int: ...
@@ -52,7 +77,9 @@ def reaches(conn: sa.Connection, run: str, kind: str, *, derived: bool) -> Reach
     Whether the numbers lie in segments or in blocks makes no difference.
     """
     found: Reaches = {}
-    for row in [*conn.execute(_in_segments(run, kind, derived)), *conn.execute(_in_blocks(run, kind, derived))]:
+    key = {"of_run": run, "of_kind": kind}
+    in_blocks = conn.execute(_in_blocks, key | {"of_derived": derived})
+    for row in [*conn.execute(_in_segments[derived], key), *in_blocks]:
         first, last = found.get(row.attempt, (row.first_step, row.last_step))
         found[row.attempt] = min(first, row.first_step), max(last, row.last_step)
     return found
@@ -69,20 +96,6 @@ def extent(of: Iterable[Reaches], spans: dict[int, tuple[int, int]], start: int,
     return (min(first for first, _ in cut), max(last for _, last in cut)) if cut else None
 
 
-def _in_segments(run: str, kind: str, derived: bool) -> sa.Select[Any]:
-    table = derived_segments if derived else segments
-    first, last = sa.func.min(table.c.first_step), sa.func.max(table.c.last_step)
-    query = sa.select(table.c.attempt, first.label("first_step"), last.label("last_step"))
-    query = query.where(table.c.run == run, table.c.kind == kind).group_by(table.c.attempt)
-    return query if derived else query.where(segments.c.rank == 0)
-
-
-def _in_blocks(run: str, kind: str, derived: bool) -> sa.Select[Any]:
-    key = {"run": run, "kind": kind, "derived": derived, "rank": 0}
-    query = sa.select(extents.c.attempt, extents.c.first_step, extents.c.last_step)
-    return query.where(*(extents.c[name] == value for name, value in key.items()))
-
-
 def find(
     conn: sa.Connection, run: str, kind: str, spans: dict[int, tuple[int, int]], start: int, stop: int, *, derived: bool
 ) -> list[Found]:
@@ -90,16 +103,8 @@ def find(
 
     spans: as `visible_spans` gives. Segments of ranks other than 0 are left out.
     """
-    table = derived_segments if derived else segments
-    columns = [table.c.id, table.c.attempt, table.c.first_step, table.c.last_step, table.c.digest]
-    query = sa.select(*columns).where(
-        table.c.run == run, table.c.kind == kind, table.c.last_step >= start, table.c.first_step < stop
-    )
-    if not derived:
-        query = query.where(segments.c.rank == 0)
     found = []
-    order = (table.c.part,) if derived else ()
-    for row in conn.execute(query.order_by(table.c.attempt, table.c.batch, *order)):
+    for row in conn.execute(_in_range[derived], {"of_run": run, "of_kind": kind, "start": start, "stop": stop}):
         first, end = spans.get(row.attempt, (0, 0))
         first, end = max(first, start), min(end, stop)
         if row.last_step >= first and row.first_step < end:
