@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gradspectra.client import Client
+from gradspectra.errors import ServerRefused
 from gradspectra.importing import BadLog, Imported, Log, Plan, plans_of, send
 from gradspectra.importing_text import TextLog
 from gradspectra.run_request import RunRequest
@@ -66,10 +67,7 @@ def _run(options: argparse.Namespace) -> int:
         raise BadLog(f"{options.path}: holds {len(logs)} runs, which cannot all be attempts of {options.resume}")
     surveyed = [(log, log.survey()) for log in logs]
     plans = plans_of(surveyed, dict(options.rename), columns or (), options.step_offset)
-    with Client(options.server) as client:  # what the server refuses is told before anything is made
-        client.get("/me")
-        if options.resume not in (None, "auto"):
-            client.run(options.resume)
+    _ask_the_server(options)
     results = [
         send(log, survey, planned, _request(options, log, planned, alone=len(logs) == 1), options.server)
         for log, survey, planned in plans
@@ -79,6 +77,19 @@ def _run(options: argparse.Namespace) -> int:
             print(f"gradspectra import: {log.path} holds no numbers by step and is left out", file=sys.stderr)
     _show(results, as_json=options.json)
     return 1 if any(result.refused for result in results) else 0
+
+
+def _ask_the_server(options: argparse.Namespace) -> None:
+    """Tell what will not work before anything is made: no server, or no run to resume."""
+    with Client(options.server) as client:
+        client.get("/health")
+        if options.resume in (None, "auto"):
+            return
+        try:
+            client.run(options.resume)
+        except ServerRefused as error:
+            if error.status != 403:  # a token may be allowed to send but not to read
+                raise
 
 
 def _request(options: argparse.Namespace, log: Log, planned: Plan, *, alone: bool) -> RunRequest:

@@ -15,6 +15,8 @@ from agent.service import eventually, service
 from gradspectra import cli
 from gradspectra.client import Client, Run
 from gradspectra.errors import ServerAway
+from gradspectra_store import Store
+from gradspectra_store.tokens import create_token
 
 NAN_LOG = """step,loss,lr,note\n\n1,2.5,0.1,\n2,nan,0.1,\n2,,0.2,\n5,-inf,,\n"""
 
@@ -251,6 +253,29 @@ def test_options_that_do_not_fit_the_log_are_refused(url: str, tmp_path: Path, c
 
 def test_an_unknown_run_to_resume_is_said_at_once(url: str, tmp_path: Path, capsys: Any) -> None:
     assert "there is no run 'none'" in refused(capsys, url, "csv", written(tmp_path, NAN_LOG), "--resume", "none")
+
+
+def test_a_token_that_may_only_send_is_enough_and_one_that_may_only_read_is_refused(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADSPECTRA_AUTH", "tokens")
+    with service(tmp_path / "data") as guarded:
+        monkeypatch.setenv("GRADSPECTRA_SERVER", guarded)
+        store = Store.open(f"sqlite:///{tmp_path / 'data' / 'gradspectra.db'}")
+        with store.write() as conn:
+            plain = {scope: create_token(conn, scope, [scope], 0.0)[1] for scope in ("ingest", "read")}
+        store.close()
+        log = written(tmp_path, "step,loss\n1,2.0\n")
+        monkeypatch.setenv("GRADSPECTRA_TOKEN", plain["ingest"])
+        assert cli.main(["import", "csv", log, "--json"]) == 0
+        (said,) = json.loads(capsys.readouterr().out)["items"]
+        assert cli.main(["import", "csv", log, "--resume", said["run"]]) == 0
+        for token, told in ((plain["read"], "'ingest'"), ("", "401")):
+            monkeypatch.setenv("GRADSPECTRA_TOKEN", token)
+            assert cli.main(["import", "csv", log]) == 1
+            assert told in capsys.readouterr().err
+        with Client(token=plain["read"]) as client:
+            assert [run.info["attempt"] for run in client.runs()] == [2]
 
 
 def test_a_server_that_is_away_is_said_before_anything_is_made(tmp_path: Path, capsys: Any) -> None:
