@@ -1,0 +1,177 @@
+"""What blocks and the pyramid cost and give: bytes per value, and reading at any zoom of runs of any length.
+
+python benchmarks/storage.py [--layers 200] [--lengths 1000 100000 156250 10000000] [--repeat 15]
+
+Runs are written as blocks directly, by the functions that compaction uses; prints one JSON object. 156,250 steps and
+10 million lie alike in the pyramid (its buckets are 64 times as wide), so they are what to compare for growth. Beside
+them: bytes of a scalar in a TensorBoard event file, where tensorboard is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sqlite3
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+from gradspectra_core.blocks import Recorded
+from gradspectra_core.layers import Layer, LayerTable
+from gradspectra_store import Store
+from gradspectra_store.block_rows import Source
+from gradspectra_store.block_schema import blocks
+from gradspectra_store.compaction import Extent, Round, rounds_of, write_round
+from gradspectra_store.layer_tables import store_table
+from gradspectra_store.layer_values import layer_quantity
+from gradspectra_store.levels import Quantity
+from gradspectra_store.making_blocks import Making
+from gradspectra_store.names import add_names
+from gradspectra_store.read import read_layers, read_series
+from gradspectra_store.runs import RunRequest, start_run
+from gradspectra_store.schema import runs
+
+AT_ONCE = 65_536
+
+
+def walk(random: np.random.Generator, rows: int, steps: int, dtype: type) -> np.ndarray:
+    """Positive numbers that change slowly and noisily, as statistics of a training run do: (rows, steps)."""
+    slow = np.cumsum(random.normal(0, 0.005, (rows, steps)), axis=1)
+    return np.exp(slow + random.normal(0, 0.1, (rows, steps))).astype(dtype)
+
+
+def filled(store: Store, steps: int, layers: int, scalars: int) -> str:
+    """A run of so many steps in blocks: `scalars` series, and grad_sq of `layers` layers where there are any."""
+    table = LayerTable.of(Layer(f"layers.{at}.weight", "linear", at, (512, 512)) for at in range(layers))
+    names = ["loss", *(f"scalar_{at}" for at in range(1, scalars))]
+    with store.write() as conn:
+        run = start_run(conn, RunRequest("benchmark", f"{steps} steps")).run
+        store_table(conn, run, table, 1)
+        add_names(conn, run, "run", names, derived=False)
+        add_names(conn, run, "layer", ["grad_sq"], derived=False)
+        conn.execute(sa.update(runs).where(runs.c.id == run).values(last_step=steps))
+    random = np.random.default_rng(0)
+    kinds = {"scalars": (names, 1, np.float64), "layers": (["grad_sq"] if layers else [], layers, np.float32)}
+    for kind, (own, rows, dtype) in kinds.items():
+        for first in range(1, steps + 1, AT_ONCE):
+            at = np.arange(first, min(first + AT_ONCE, steps + 1))
+            fresh = {name: Recorded(at, walk(random, rows, len(at), dtype), None) for name in own}
+            if kind == "scalars":
+                quantities = [Quantity(name, (name,), 1, last=True) for name in own]
+            else:
+                quantities = [layer_quantity(name, layers) for name in ("grad_sq", "grad_norm") if own]
+            put(store, Source(run, kind, False, 1, 0), fresh, quantities, first, int(at[-1]))
+    return run
+
+
+def put(
+    store: Store, source: Source, fresh: dict[str, Recorded], quantities: list[Quantity], first: int, last: int
+) -> None:
+    """Write one round, as compaction does."""
+    with store.read() as conn:
+        making = Making(conn, source, 0 if first == 1 else first)
+        making.add(fresh, quantities, last + 1)
+        rounds = rounds_of(conn, source.run)
+    extent = Extent(1, last, last + 1)
+    with store.write() as conn:
+        assert write_round(conn, Round(source, rounds, (), tuple(making.replaced), tuple(making.new), extent))
+
+
+def bytes_per_value(store: Store, run: str, values: int, **where: Any) -> dict[str, float]:
+    """Bytes of payload at level 0 and above, over the numbers recorded."""
+    found = {}
+    for name, levels in (("level_0", blocks.c.level == 0), ("pyramid", blocks.c.level > 0)):
+        own = [blocks.c[column] == value for column, value in (where | {"run": run}).items()]
+        with store.read() as conn:
+            total = conn.execute(sa.select(sa.func.sum(sa.func.length(blocks.c.payload))).where(*own, levels))
+            found[name] = round((total.scalar_one() or 0) / values, 3)
+    return found
+
+
+def event_file_bytes(scalars: int = 10_000) -> float | None:
+    """Bytes of a scalar in a TensorBoard event file, None without tensorboard."""
+    try:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+    except ImportError:
+        return None
+    values = walk(np.random.default_rng(0), 1, scalars, np.float32)[0].tolist()
+    with tempfile.TemporaryDirectory() as folder:
+        writer = EventFileWriter(folder)
+        for step, value in enumerate(values, 1):
+            summary = Summary(value=[Summary.Value(tag="layers.100.weight/grad_norm", simple_value=value)])
+            writer.add_event(Event(wall_time=1.7e9 + step, step=step, summary=summary))
+        writer.close()
+        return round(sum(file.stat().st_size for file in Path(folder).iterdir()) / scalars, 1)
+
+
+def timed(store: Store, repeat: int, question: Callable[[sa.Connection], Any]) -> dict[str, float]:
+    """Medians in milliseconds, with nothing decoded kept (cold) and of asking again (warm): on the clock, and of CPU.
+
+    On a machine that does nothing else the two are alike.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in ("cold_ms", "cold_cpu_ms", "warm_ms", "warm_cpu_ms")}
+    for _ in range(repeat):
+        for name in ("cold", "warm"):
+            with store.read() as conn:
+                conn.execute(sa.select(1))
+                if name == "cold":
+                    conn.execution_options(segment_cache=None)
+                begin = time.perf_counter(), time.thread_time()
+                question(conn)
+                taken[f"{name}_ms"].append((time.perf_counter() - begin[0]) * 1e3)
+                taken[f"{name}_cpu_ms"].append((time.thread_time() - begin[1]) * 1e3)
+    return {name: round(statistics.median(values), 2) for name, values in taken.items()}
+
+
+def of_length(store: Store, steps: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Reading a run of so many steps: its newest 2,000 steps, the whole at 1,000 columns, a tenth in the middle."""
+    layers = options.layers if steps * options.layers <= options.most_values else options.few_layers
+    begin = time.perf_counter()
+    run = filled(store, steps, layers, 1)
+    wrote = time.perf_counter() - begin
+    middle = (steps * 45 // 100, steps * 55 // 100)
+    questions: dict[str, Callable[[sa.Connection], Any]] = {
+        "series_newest_2000": lambda conn: read_series(conn, run, ["loss"], max(steps - 2000, 0), None, 2000),
+        "series_whole": lambda conn: read_series(conn, run, ["loss"], columns=1000),
+        "series_middle": lambda conn: read_series(conn, run, ["loss"], *middle, 1000),
+        "heatmap_newest_1000": lambda conn: read_layers(conn, run, "grad_norm", max(steps - 999, 0), None, 1000),
+        "heatmap_whole": lambda conn: read_layers(conn, run, "grad_norm", columns=1000),
+    }
+    found: dict[str, Any] = {"layers": layers, "seconds_to_write": round(wrote, 1)}
+    found |= {name: timed(store, options.repeat, question) for name, question in questions.items()}
+    found["bytes_per_series_value"] = bytes_per_value(store, run, steps, name="loss")
+    recorded = bytes_per_value(store, run, steps * layers, name="grad_sq")
+    found["bytes_per_layer_value"] = recorded | {
+        "pyramid_of_metric": bytes_per_value(store, run, steps * layers, name="grad_norm")["pyramid"]
+    }
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=200)
+    parser.add_argument("--few-layers", type=int, default=2, help="for runs whose layers would not be written in time")
+    parser.add_argument("--most-values", type=int, default=25_000_000)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[1000, 100_000, 156_250, 10_000_000])
+    parser.add_argument("--repeat", type=int, default=15)
+    options = parser.parse_args()
+    result: dict[str, Any] = {"python": platform.python_version(), "sqlite": sqlite3.sqlite_version}
+    for steps in options.lengths:
+        with tempfile.TemporaryDirectory() as folder:
+            store = Store.open(f"sqlite:///{Path(folder) / 'store.db'}")
+            result[f"{steps} steps"] = of_length(store, steps, options)
+            store.close()
+    result["bytes_per_event_file_value"] = event_file_bytes()
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
