@@ -102,6 +102,15 @@ def test_a_run_is_exported_to_a_file_or_the_standard_output(run_id: str, tmp_pat
     assert capfdbinary.readouterr().out.endswith(b',"loss":1.0}\n]\n')
 
 
+def test_parquet_is_not_written_to_a_terminal(
+    run_id: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert cli.main(["export", run_id, "--format", "parquet"]) == 1
+    shown = capsys.readouterr()
+    assert (shown.out, "name a file by -o FILE" in shown.err) == ("", True)
+
+
 def test_an_export_that_cannot_be_is_one_line(run_id: str, tmp_path: Path, capsys: Any) -> None:
     assert cli.main(["export", run_id, "-o", str(tmp_path / "none" / "run.csv")]) == 1
     assert f"cannot write {tmp_path / 'none' / 'run.csv'}: No such file or directory" in capsys.readouterr().err

@@ -133,6 +133,13 @@ def test_json_lines_become_a_run_with_times_and_names_of_parts(url: str, tmp_pat
     assert "each step is imported as step +1, because steps count from 1" in said["remarks"]
 
 
+def test_the_index_that_pandas_writes_without_a_name_is_no_series(tmp_path: Path) -> None:
+    from gradspectra.importing_text import TextLog
+
+    log = TextLog(Path(written(tmp_path, ",step,loss\n0,1,2.0\n1,2,3.0\n")), "csv")
+    assert [(row.step, dict(row.numbers)) for row in log.rows()] == [(1, {"loss": 2.0}), (2, {"loss": 3.0})]
+
+
 def test_the_times_of_a_log_are_sent_with_its_steps(tmp_path: Path) -> None:
     from gradspectra.importing_text import TextLog
 
