@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gradspectra.flat import CHUNK, joined
 from gradspectra.inventory import WatchedTensor
+from gradspectra.shards import local
 from gradspectra.updates import intended_update
 
 SMALL = 4096
@@ -23,7 +24,12 @@ def bundle(tensors: Iterable[WatchedTensor]) -> list[tuple[WatchedTensor, ...]]:
     alone: list[tuple[WatchedTensor, ...]] = []
     for tensor in tensors:
         parameter = tensor.parameter
-        if parameter.dtype is torch.float32 and len(tensor.pieces) == 1 and parameter.numel() <= SMALL:
+        if (
+            local(parameter) is parameter
+            and parameter.dtype is torch.float32
+            and len(tensor.pieces) == 1
+            and parameter.numel() <= SMALL
+        ):
             key = parameter.numel(), parameter.device, id(tensor.group)
             groups.setdefault(key, []).append(tensor)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from gradspectra import clipping, scaling
 from gradspectra.clipping import Clip
 from gradspectra.guard import Guard
 from gradspectra.session import Session
+from gradspectra.shards import local
 
 
 class Hooks:
@@ -60,6 +62,7 @@ class Hooks:
             if torch.compiler.is_compiling():
                 return
             self._calls += 1
+            self._session.exchange()
             self._timed("measure", self._session.stepped, index)
 
         return post_hook
@@ -72,6 +75,7 @@ class Hooks:
 
     def clips_norm(self, clip: Clip) -> None:
         """torch is about to clip a norm."""
+        clip = replace(clip, divisor=local(clip.divisor))
         self._session.open.clipping_unseen |= not self._timed("clipping", self._session.clips_norm, clip)
 
     def clips_value(self, gradients: Iterable[Tensor]) -> None:

@@ -13,6 +13,8 @@ from gradspectra_core.roles import depths_of, role_of
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from gradspectra.shards import local, rows_here
+
 Choice = Callable[[str], bool | Sequence[FusedBlock]]
 """Whether a parameter is watched, by its name; or the blocks (suffix, axis, start, stop) it is split into."""
 Models = Mapping[str, nn.Module]
@@ -82,11 +84,12 @@ def signature_of(models: Models, optimizers: Sequence[Any]) -> tuple[int, ...]:
     return tuple([id(p) if p.requires_grad else -id(p) for p in parameters])
 
 
-def take_inventory(models: Models, optimizers: Sequence[Any], choose: Choice) -> Inventory:
+def take_inventory(models: Models, optimizers: Sequence[Any], choose: Choice, shards: bool = False) -> Inventory:
     """List the trainable parameters in the order of the model, tied ones once.
 
     With optimizers only what they update is watched (a parameter they update that is in no model is named
-    `param_groups.<group>.<index>`); left_out counts the model's trainable tensors that no optimizer updates.
+    `param_groups.<group>.<index>`). shards: sharded ones are measured, not left out. left_out counts the model's
+    trainable tensors that no optimizer updates.
     """
     homes = _homes(optimizers)
     names = _names(models)
@@ -100,7 +103,7 @@ def take_inventory(models: Models, optimizers: Sequence[Any], choose: Choice) ->
     for (name, parameter, kind), depth in zip(ordered, depths, strict=True):
         if not parameter.requires_grad or not (parameter.is_floating_point() or parameter.is_complex()):
             continue
-        if hasattr(parameter, "placements"):
+        if hasattr(parameter, "placements") and not shards:
             sharded += 1
             continue
         trainable.append(parameter)
@@ -176,10 +179,12 @@ def _strangers(optimizers: Sequence[Any], known: set[int]) -> list[tuple[str, Te
 def _pieces(parameter: Tensor, split: Sequence[FusedBlock]) -> tuple[int, tuple[tuple[int, int], ...]]:
     width = 2 if parameter.is_complex() else 1
     if not split:
-        return 0, ((0, parameter.numel() * width),)
+        return 0, ((0, local(parameter).numel() * width),)
     axis = split[0][1]
-    row = parameter.numel() // parameter.shape[axis] * width
-    return axis, tuple((start * row, stop * row) for _, _, start, stop in split)
+    first, last = rows_here(parameter) if axis == 0 else (0, parameter.shape[axis])
+    row = (parameter if axis == 0 else local(parameter)).numel() // parameter.shape[axis] * width
+    here = [(min(max(start, first), last), min(max(stop, first), last)) for _, _, start, stop in split]
+    return axis, tuple(((start - first) * row, (stop - first) * row) for start, stop in here)
 
 
 def _layers(name: str, shape: tuple[int, ...], kind: str, depth: int, split: Sequence[FusedBlock]) -> list[Layer]:

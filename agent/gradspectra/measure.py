@@ -14,6 +14,7 @@ from torch import Tensor
 from gradspectra.bundles import bundle, bundle_rows
 from gradspectra.flat import CHUNK, dot_into, extremes_into, flat
 from gradspectra.inventory import Inventory, WatchedTensor
+from gradspectra.shards import local
 from gradspectra.updates import intended_update, square_into
 
 STATISTICS = ("grad_sq", "grad_max", "weight_sq", "part_sq", "update_sq", "drift_sq")
@@ -119,7 +120,7 @@ class FirstTier:
         gradient = tensor.parameter.grad
         if gradient is None:
             return
-        numbers = flat(gradient, tensor.axis)
+        numbers = flat(local(gradient), tensor.axis)
         last = tensor.first + len(tensor.pieces)
         self.marks.gradient[tensor.first : last] = True
         if last == tensor.first + 1:
@@ -137,7 +138,7 @@ class FirstTier:
         extremes_into(slots[LOW], slots[HIGH], numbers)
 
     def _weight(self, tensor: WatchedTensor) -> None:
-        numbers = flat(tensor.parameter, tensor.axis)
+        numbers = flat(local(tensor.parameter), tensor.axis)
         if len(tensor.pieces) == 1:
             dot_into(self._slots[tensor.first][WEIGHT], numbers, numbers)
             return
@@ -197,9 +198,35 @@ class FirstTier:
                 suspicious = self.marks.gradient[index] and not finite[tensor.parameter.device][index]
                 if suspicious and index not in self.marks.repaired:
                     assert tensor.parameter.grad is not None
-                    numbers = flat(tensor.parameter.grad, tensor.axis)
+                    numbers = flat(local(tensor.parameter.grad), tensor.axis)
                     whole = len(tensor.pieces) == 1
                     self.marks.repaired[index] = finite_gradient(numbers if whole else numbers[start:stop])
+
+    def share(self) -> Tensor:
+        """What this rank has of sharded tensors, (6, L) float64 on the host, in the order that `adopt` takes.
+
+        Squares of gradient, weight and update, entries that are not finite, whether any is finite, the largest entry.
+        """
+        (results,) = self._results.values()
+        rows = results.double().cpu()
+        shares = torch.stack([rows[SQUARE], rows[WEIGHT], rows[UPDATE], *torch.zeros(3, rows.shape[1])])
+        shares[4] = torch.tensor([stop > start for t in self.inventory.tensors for start, stop in t.pieces])
+        shares[5] = torch.maximum(-rows[LOW], rows[HIGH])
+        for layer, left in self.marks.repaired.items():
+            shares[0, layer], shares[3, layer] = left.square, left.nonfinite
+            shares[4, layer], shares[5, layer] = float(left.any_finite), left.largest
+        return shares
+
+    def adopt(self, whole: Float64) -> None:
+        """Take the tensors' numbers over all ranks in the place of this rank's."""
+        (results,) = self._results.values()
+        square, weight, update, nonfinite, finite, largest = whole
+        rows = np.stack([square, -largest, largest, weight, update])
+        results.copy_(torch.from_numpy(rows))
+        self.marks.repaired = {
+            layer: FiniteGradient(int(nonfinite[layer]), square[layer], largest[layer], bool(finite[layer]))
+            for layer in np.flatnonzero(nonfinite).tolist()
+        }
 
 
 def finite_gradient(numbers: Tensor) -> FiniteGradient:

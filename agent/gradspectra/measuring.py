@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from gradspectra_core.records import Float64
 from torch import Tensor, nn
 
 from gradspectra.budget import Budget
@@ -18,8 +19,10 @@ from gradspectra.inventory import WatchedTensor, signature_of, take_inventory
 from gradspectra.measure import FirstTier
 from gradspectra.options import Options
 from gradspectra.parts import Backward, PartSquares
+from gradspectra.shards import Exchange, local, wait_for_all
 from gradspectra.spectra import Candidate, Spectra
 from gradspectra.step import OpenStep
+from gradspectra.together import job_store
 
 
 class Measuring:
@@ -36,6 +39,7 @@ class Measuring:
         budget: Budget,
         guard: Guard,
         ranks: int,
+        group: Any = None,
     ) -> None:
         self.backward = Backward(guard)
         self._models = models
@@ -44,6 +48,7 @@ class Measuring:
         self._budget = budget
         self._guard = guard
         self._ranks = ranks
+        self._group = group
         self._several_parts = (options.parts or 1) * ranks > 1
         self._due_spectra: list[Candidate] | None = None
         self._recorded = self._measured = 0
@@ -51,14 +56,21 @@ class Measuring:
         self._take_inventory()
 
     def _take_inventory(self) -> None:
-        self.inventory = take_inventory(self._models, self._optimizers, self._options.choose)
+        self.inventory = take_inventory(self._models, self._optimizers, self._options.choose, self._group is not None)
         tensors, layers = self.inventory.tensors, len(self.inventory.table)
         self._of_optimizer = [[t for t in tensors if t.optimizer == i] for i in range(len(self._optimizers))]
         self._identities = [frozenset(id(t.parameter) for t in own) for own in self._of_optimizer]
         self.tier = FirstTier(self.inventory)
         self._parts = PartSquares(tensors, layers, self.backward, self._guard, self._ranks)
         self.spectra = Spectra(self.inventory, self._options.spectra or None, self._budget)
-        self.backward.follow(self.inventory.trainable)
+        self.exchange: Exchange | None = None
+        if self._group is None:
+            self.backward.follow(self.inventory.trainable)
+        else:
+            device = local(self.inventory.tensors[0].parameter).device if tensors else torch.device("cpu")
+            wait_for_all(self._group, job_store(), layers, self._options.every)
+            self.backward.follow_outputs(list(self._models.values()))
+            self.exchange = Exchange(self._group, layers, self._options.every, device, self._guard)
         if self._options.drift != "off":
             known = self.drift.starts if self.drift is not None else {}
             self.drift = Drift(self.inventory, self._options.drift == "exact", known)
@@ -83,7 +95,7 @@ class Measuring:
 
     def stepped(self, step: OpenStep, index: int, skipped: bool) -> None:
         """An optimizer has stepped, or its step was skipped: measure what is due of its layers."""
-        if step.due and self.inventory.tensors:
+        if step.due and self.inventory.tensors and self.exchange is None:
             optimizer = self._optimizers[index]
             self._guard.run("layers", self._layers, step, self._of_optimizer[index], optimizer, skipped)
         if not skipped and self._options.spectra != 0:
@@ -147,6 +159,18 @@ class Measuring:
         self._due_spectra = waiting
         step.spectra_cost += time.perf_counter() - began
 
+    def share(self, step: OpenStep) -> Tensor:
+        """What this rank has of the sharded layers after the optimizer's step, as `FirstTier.share`."""
+        with OneThread(), torch.no_grad():
+            self.tier.take(self.inventory.tensors, self._optimizers[0], False, step.clips.early)
+            self.tier.repair()
+            return self.tier.share()
+
+    def adopt(self, step: OpenStep, whole: Float64) -> None:
+        """Take the numbers of the sharded layers over all ranks."""
+        self.tier.adopt(whole)
+        step.measured = True
+
     def take_drift(self, step: OpenStep) -> None:
         """Measure how far the weights of a step that ends have come; within a budget only now and then."""
         if self.drift is None or not step.measured:
@@ -183,10 +207,10 @@ class Measuring:
         self._guard.run("inventory", self._follow_on, step, passes)
 
     def _follow_on(self, step: OpenStep, passes: int) -> None:
-        unseen = step.measured and not passes and self.backward.counted
+        unseen = step.measured and not passes and self.backward.counted and self.exchange is None
         if unseen and any(tensor.parameter.grad is not None for tensor in self.inventory.tensors):
             self.backward.follow(self.inventory.trainable, every=True)
-        if (step.measured or not self.inventory.tensors) and self._changed():
+        if self.exchange is None and (step.measured or not self.inventory.tensors) and self._changed():
             self.backward.stop()
             self._take_inventory()
             self.begin({})

@@ -36,6 +36,10 @@ class Options:
     on_alert: Callable[[dict[str, Any]], None] | None
     stop_on: str | None
 
+    def sharing(self) -> Options:
+        """The same where parameters are sharded: what needs whole tensors or whole parts is left out."""
+        return replace(self, spectra=0, parts=None, drift="off")
+
     def following(self) -> Options:
         """The same for a rank that only counts its steps, to stop with the others."""
         return replace(self, every=NEVER, spectra=0, batch_size=None, drift="off", on_alert=None, stop_on=None)

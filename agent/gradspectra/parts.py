@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import get_gradient_edge
+from torch.nn.modules.module import register_module_forward_hook
 
 from gradspectra.bundles import SMALL, squares
 from gradspectra.flat import OneThread, dot_into, flat
@@ -50,6 +51,23 @@ class Backward:
         for index in chosen:
             self._nodes.append(node_of(parameters[index]))
             self._handles.append(self._nodes[-1].register_prehook(self._hook))
+
+    def follow_outputs(self, models: Sequence[nn.Module]) -> None:
+        """Count by the models' outputs, where the nodes of parameters never run: those of sharded ones."""
+        roots = {id(model) for model in models}
+
+        def hook(module: nn.Module, _: Any, output: Any) -> None:
+            if id(module) in roots and torch.is_grad_enabled():
+                self._guard.run("backward", self._follow_output, output)
+
+        self._handles.append(register_module_forward_hook(hook))
+
+    def _follow_output(self, output: Any) -> None:
+        entries = output.values() if isinstance(output, Mapping) else output
+        tensors = [output] if isinstance(output, Tensor) else [e for e in entries if isinstance(e, Tensor)]
+        node = next((tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None), None)
+        if node is not None:
+            node.register_prehook(self._hook)
 
     def stop(self) -> None:
         """Take the hooks away."""

@@ -38,12 +38,13 @@ class Session:
         guard: Guard,
         emit: Callable[[ClosedStep], None],
         background: Callable[[], float],
+        group: Any = None,
     ) -> None:
         self.optimizers = list(optimizers)
         self.options = options
         self.budget = Budget(options.budget, options.every, options.spectra != 0)
-        self.ranks = ranks_averaged(models)
-        self.measuring = Measuring(models, self.optimizers, options, self.budget, guard, self.ranks)
+        self.ranks = 0 if group is not None else ranks_averaged(models)
+        self.measuring = Measuring(models, self.optimizers, options, self.budget, guard, self.ranks, group)
         self.step = 0
         self.disagreements = 0
         self._tokens = Total()
@@ -62,18 +63,23 @@ class Session:
         self._hooked = all(hasattr(optimizer, "register_step_post_hook") for optimizer in optimizers)
         self.open = self._next_step()
 
+    @property
+    def _all_ranks(self) -> int:
+        exchange = self.measuring.exchange
+        return max(self.ranks, 1) if exchange is None else exchange.size
+
     def begin_at(self, steps_taken: int) -> None:
         """Count from here: this many steps were taken before."""
         self.step = steps_taken
         self.open.number = steps_taken + 1
-        self.open.due = self.budget.due(steps_taken + 1)
+        self.open.due = self._due(steps_taken + 1)
         self.measuring.begin(self._starts)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs: steps, tokens so far, and the weights that drift is measured from."""
         drift = self.measuring.drift
         starts = {} if drift is None else drift.starts
-        tokens = self._tokens_before + self._tokens.read() * max(self.ranks, 1)
+        tokens = self._tokens_before + self._tokens.read() * self._all_ranks
         return {"step": self.step, "tokens": tokens, "drift": dict(starts)}
 
     def load(self, state: Mapping[str, Any]) -> None:
@@ -86,10 +92,27 @@ class Session:
         return next((i for i, own in enumerate(self.optimizers) if own is optimizer), None)
 
     def _next_step(self) -> OpenStep:
-        step = OpenStep(self.step + 1, self.budget.due(self.step + 1))
+        step = OpenStep(self.step + 1, self._due(self.step + 1))
         step.counts["cadence_layers"] = self.budget.cadence
         self.measuring.begins(step)
         return step
+
+    def _due(self, step: int) -> bool:
+        exchange = self.measuring.exchange
+        return self.budget.due(step) if exchange is None else exchange.due
+
+    def exchange(self) -> None:
+        """An optimizer has stepped: where parameters are sharded, measure with the other ranks. Not to be guarded."""
+        exchange, step = self.measuring.exchange, self.open
+        if exchange is None:
+            return
+        self.enter()
+        proposal, measuring = self.budget.cadence, self.measuring
+        exchange.step(lambda: measuring.share(step), lambda whole: measuring.adopt(step, whole), proposal)
+        self.budget.cadence = exchange.cadence
+        if step.measured:
+            step.layers_cost += time.perf_counter() - self._entered
+        self.leave()
 
     def enter(self) -> None:
         """The training thread comes in: its time is the agent's from here on."""
@@ -211,7 +234,7 @@ class Session:
         self.step = step.number
         passes = 0 if step.parts_unclear else self.measuring.backward.passes
         step.parts = (self.options.parts or passes) if self.ranks else 0
-        step.ranks = max(self.ranks, 1)
+        step.ranks = self._all_ranks
         self._passes_seen = 0
         if self.options.scaler is not None:
             step.scale = as_number(self.options.scaler.get_scale())
@@ -251,7 +274,9 @@ class Session:
     def not_measured(self) -> list[str]:
         """What is not measured, and why, in words."""
         reasons = not_measured(self.optimizers, self.measuring.inventory, self.measuring.spectra)
-        if not self.ranks:
+        if self.measuring.exchange is not None:
+            reasons += self.measuring.exchange.not_measured()
+        elif not self.ranks:
             reasons.append("noise is not measured: of several ranks; pass the model that is wrapped in DDP")
         return reasons + [f"{stage}: {why}" for stage, why in self._guard.off.items()]
 

@@ -21,10 +21,9 @@ def refuse_unsupported(models: Mapping[str, nn.Module], optimizers: Sequence[Any
     named = [named for model in models.values() for named in model.named_parameters()]
     groups = [group for optimizer in optimizers for group in getattr(optimizer, "param_groups", ())]
     named += [("a parameter of the optimizer", parameter) for group in groups for parameter in group["params"]]
+    own = {id(parameter) for model in models.values() for parameter in model.parameters()}
     for name, parameter in named:
-        if hasattr(parameter, "placements"):
-            raise ValueError(
-                f"{name} is a DTensor: sharded parameters (FSDP2, tensor parallelism) are not supported: {INSTEAD}"
-            )
+        if hasattr(parameter, "placements") and id(parameter) not in own:
+            raise ValueError(f"{name} is a DTensor that is in no model: it is not supported: {INSTEAD}")
         if type(parameter).__name__ == "FlatParameter":
             raise ValueError(f"{name} is a FlatParameter: FullyShardedDataParallel (FSDP1) is not supported: {INSTEAD}")

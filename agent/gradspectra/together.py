@@ -5,14 +5,12 @@ No collective is added: a rank that waited for one while another is ahead would 
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import time
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import distributed
 
 from gradspectra.errors import InstabilityError
@@ -25,8 +23,6 @@ AHEAD_SECONDS, AHEAD_STEPS = 3.0, 8
 """How far ahead the step is named, so that every rank has read it when it comes there."""
 LOOK_SECONDS = 0.5
 """How often the other ranks read."""
-
-_numbers = itertools.count()
 
 
 class Silent(Transport):
@@ -43,7 +39,7 @@ class Together:
     """Lets a stop take effect on all ranks at the step that rank 0 names. Made on every rank, in the same order."""
 
     def __init__(self, store: Any, rank: int, guard: Guard) -> None:
-        self._store = distributed.PrefixStore(f"gradspectra/{next(_numbers)}", store)  # type: ignore[attr-defined]
+        self._store = store
         self._rank = rank
         self._guard = guard
         self._at: int | None = None
@@ -84,9 +80,16 @@ class Together:
             self._error = InstabilityError(f"rank 0 stops: {text}")
 
 
+def job_store() -> Any:
+    """A part of the job's key-value store: of the n-th call of this rank, shared with the n-th calls of the others."""
+    store = distributed.distributed_c10d._get_default_store()
+    number = store.add(f"gradspectra/made/{distributed.get_rank()}", 1)
+    return distributed.PrefixStore(f"gradspectra/{number}", store)  # type: ignore[attr-defined]
+
+
 def together(rank: int, guard: Guard) -> Together | None:
     """What lets the ranks of this job stop together; None for a process alone, or without a store."""
     if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
         return None
-    store = guard.run("stop_on", torch.distributed.distributed_c10d._get_default_store)
+    store = guard.run("stop_on", job_store)
     return None if store is None else Together(store, rank, guard)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gradspectra.flat import CHUNK, joined
 from gradspectra.inventory import WatchedTensor
+from gradspectra.shards import local
 
 Number = float | Tensor
 Group = dict[str, Any]
@@ -66,8 +67,8 @@ def _adam(group: Group, states: list[State], tensors: Sequence[WatchedTensor]) -
     scale = correction / (1 - beta2**step) ** 0.5
     decay, factor = _decay(group, bool(group.get("decoupled_weight_decay", False)))
     second = "max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"
-    m, v = (joined([state[name] for state in states], axis) for name in ("exp_avg", second))
-    weight = joined([tensor.parameter for tensor in tensors], axis)
+    m, v = (joined([local(state[name]) for state in states], axis) for name in ("exp_avg", second))
+    weight = joined([local(tensor.parameter) for tensor in tensors], axis)
     eps = torch.as_tensor(group["eps"] * correction, dtype=torch.float32)
     direction = partial(_adam_direction, m, v, weight, scale, eps, decay)
     return direction, factor * decay if decay else factor
@@ -96,18 +97,20 @@ def _adam_direction(
 
 def _sgd(group: Group, states: list[State], tensors: Sequence[WatchedTensor]) -> Update | None:
     momentum, axis = group["momentum"], tensors[0].axis
-    buffers: list[Tensor] = [state["momentum_buffer"] for state in states if state.get("momentum_buffer") is not None]
+    buffers: list[Tensor] = [
+        local(state["momentum_buffer"]) for state in states if state.get("momentum_buffer") is not None
+    ]
     if momentum and len(buffers) < len(tensors):
         return None
     if momentum and not group["nesterov"]:
         return partial(_sum_direction, [(joined(buffers, axis), 1.0)]), group["lr"]
     decay, factor = _decay(group, True)
-    gradient = joined([tensor.parameter.grad for tensor in tensors if tensor.parameter.grad is not None], axis)
+    gradient = joined([local(t.parameter.grad) for t in tensors if t.parameter.grad is not None], axis)
     terms = [(gradient, -1.0 if group["maximize"] else 1.0)]
     if momentum:
         terms.append((joined(buffers, axis), momentum))
     if decay:
-        terms.append((joined([tensor.parameter for tensor in tensors], axis), decay))
+        terms.append((joined([local(tensor.parameter) for tensor in tensors], axis), decay))
     return partial(_sum_direction, terms), factor
 
 

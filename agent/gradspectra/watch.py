@@ -15,6 +15,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from gradspectra.duties import Duty, duty_of_rank
 from gradspectra.guard import Guard
 from gradspectra.hooks import Hooks
 from gradspectra.inputs import Inputs
@@ -26,7 +27,6 @@ from gradspectra.rules import LocalRules
 from gradspectra.scalars import accept
 from gradspectra.session import Session
 from gradspectra.step import ClosedStep
-from gradspectra.supported import refuse_unsupported
 from gradspectra.surroundings import environment, rank, steps_taken
 from gradspectra.together import Silent, together
 from gradspectra.transport import Transport
@@ -92,10 +92,7 @@ def watch(
         "spool": spool,
     }
     models, optimizers = models_by_name(model), optimizers_of(optimizer)
-    if enabled:
-        refuse_unsupported(models, optimizers)
-    follows = enabled and rank() > 0 and stop_on is not None
-    return Watch(models, optimizers, chosen, sending, follows or (enabled and rank() == 0), follows)
+    return Watch(models, optimizers, chosen, sending, duty_of_rank(models, optimizers, enabled, stop_on))
 
 
 class Watch:
@@ -107,30 +104,29 @@ class Watch:
         optimizers: Sequence[Any],
         chosen: Options,
         sending: dict[str, Any],
-        enabled: bool,
-        follows: bool = False,
+        duty: Duty,
     ) -> None:
-        self._options = chosen = chosen.following() if follows else chosen
+        self._options = chosen = duty.options(chosen)
         facts = environment(models, optimizers) | {"drift": chosen.drift}
         self._reactions = Reactions(chosen.on_alert, chosen.stop_on)
         self._sending = {**sending, "environment": facts, "on_alerts": self._reactions.tell}
-        self._make_transport = Silent if follows else Transport
+        self._make_transport = Silent if duty.active and not duty.sends else Transport
         self._transport = self._make_transport(**self._sending, start_step=chosen.start_step or 0)
         self._rules = LocalRules(self._transport.local_key)
         self._guard = Guard()
-        self._together = together(rank(), self._guard) if follows or (enabled and chosen.stop_on) else None
-        self._session = Session(models, optimizers, chosen, self._guard, self._emit, self._background)
+        self._together = together(rank(), self._guard) if duty.stops else None
+        self._session = Session(models, optimizers, chosen, self._guard, self._emit, self._background, duty.group)
         self._models = models
         self._closed = self._named = False
         self._pid = os.getpid()
         self._complaints: set[str] = set()
         self._start_step = chosen.start_step
         self._started = False
-        self._enabled = enabled
+        self._enabled = duty.active
         self._loaded: dict[str, Any] = {}
         self._hooks: Hooks | None = None
         self._inputs: Inputs | None = None
-        if not enabled:
+        if not duty.active:
             self._session.close()
             return
         self._hooks = Hooks(self._session, self._guard, self._start, self._react)

@@ -15,11 +15,8 @@ def ranks(monkeypatch):
     """Rank 0 and rank 1; the latter looks at every step."""
     monkeypatch.setattr(module, "LOOK_SECONDS", 0.0)
     monkeypatch.setattr(module, "AHEAD_SECONDS", 0.0)
-    store, found = HashStore(), []
-    for rank in (0, 1):
-        monkeypatch.setattr(module, "_numbers", iter([7]))
-        found.append(Together(store, rank, Guard()))
-    return found
+    store = HashStore()
+    return [Together(store, rank, Guard()) for rank in (0, 1)]
 
 
 def calm():

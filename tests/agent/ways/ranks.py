@@ -5,6 +5,7 @@ python -m agent.ways.ranks FOLDER PLAN prints as JSON what the watch of that pro
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
@@ -17,11 +18,14 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import gradspectra
 import torch
 from agent.watched_training import attention, loss_of
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 RANKS, EXAMPLES = 2, 4
@@ -31,7 +35,8 @@ RANKS, EXAMPLES = 2, 4
 class Plan:
     """How the two train. no_sync: gradients are exchanged in the last backward pass of a step alone.
 
-    stops: the third loss of rank 0 is not finite, and the watch is to stop on that.
+    stops: the third loss of rank 0 is not finite, and the watch is to stop on that. shards: fully_shard in place of
+    DistributedDataParallel. broken: a method `module:Class.name` of the agent that fails on broken_rank.
     """
 
     parts: int = 1
@@ -40,6 +45,11 @@ class Plan:
     clip: float | None = None
     steps: int = 3
     stops: bool = False
+    shards: bool = False
+    adamw: bool = False
+    watch: bool = True
+    broken: str = ""
+    broken_rank: int = 1
 
 
 def part_loss(model: nn.Module, rank: int, step: int, part: int, parts: int) -> torch.Tensor:
@@ -47,8 +57,12 @@ def part_loss(model: nn.Module, rank: int, step: int, part: int, parts: int) -> 
     return loss_of(model, EXAMPLES, 100 * rank + 10 * step + part) / parts
 
 
-def wrapped(model: nn.Module, plan: Plan) -> DistributedDataParallel:
-    """The model in small buckets; one of its layers has no part in the loss."""
+def wrapped(model: nn.Module, plan: Plan) -> Any:
+    """The model in small buckets, or sharded; one of its layers has no part in the loss."""
+    if plan.shards:
+        mesh = init_device_mesh("cpu", (RANKS,))
+        fully_shard(model.get_submodule("norm"), mesh=mesh)
+        return fully_shard(model, mesh=mesh)
     return DistributedDataParallel(
         model, bucket_cap_mb=1e-3, find_unused_parameters=True, gradient_as_bucket_view=plan.bucket_view
     )
@@ -59,7 +73,9 @@ def train(model: Any, optimizer: Any, watch: Any, rank: int, plan: Plan, around:
     for step in range(plan.steps):
         for part in range(plan.parts):
             apart = plan.no_sync and part < plan.parts - 1
-            with model.no_sync() if apart else nullcontext():
+            if plan.shards:
+                model.set_requires_gradient_sync(not apart)
+            with model.no_sync() if apart and not plan.shards else nullcontext():
                 loss = part_loss(model, rank, step, part, plan.parts)
                 loss.backward()
             logged = math.nan if plan.stops and rank == 0 and step == 2 else loss.detach() * plan.parts
@@ -73,7 +89,38 @@ def train(model: Any, optimizer: Any, watch: Any, rank: int, plan: Plan, around:
 
 def weight_sum(model: nn.Module) -> float:
     """The same on all ranks, to the last bit."""
-    return sum(float(p.detach().double().sum()) for p in model.parameters())
+    return sum(float(getattr(p, "_local_tensor", p).detach().double().sum()) for p in model.parameters())
+
+
+def optimizer_of(model: nn.Module, plan: Plan) -> torch.optim.Optimizer:
+    if plan.adamw:
+        return torch.optim.AdamW(model.parameters(), lr=0.03, weight_decay=0.1)
+    return torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+def gathered(model: nn.Module, into: nn.Module) -> nn.Module:
+    """The whole weights of a sharded model; to be called by all ranks."""
+    whole = dict(into.named_parameters())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            whole[name].copy_(parameter.full_tensor())
+    return into
+
+
+@contextmanager
+def broken(plan: Plan, rank: int) -> Iterator[None]:
+    """The agent with what the plan wants broken on this rank."""
+    if not plan.broken or rank != plan.broken_rank:
+        yield
+        return
+    module, _, path = plan.broken.partition(":")
+    owner, _, name = path.partition(".")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("broken on purpose")
+
+    with patch.object(getattr(importlib.import_module(module), owner), name, fail):
+        yield
 
 
 @contextmanager
@@ -113,11 +160,21 @@ def second_rank(folder: Path, plan: Plan) -> Iterator[dict[str, Any]]:
 def main(folder: Path, plan: Plan) -> None:
     with group(folder, 1):
         model = wrapped(attention(), plan)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        optimizer = optimizer_of(model, plan)
         stopped, stop_on = "", "critical" if plan.stops else None
-        with gradspectra.watch(model, optimizer, budget=None, spectra=1, stop_on=stop_on) as watch:
+
+        @contextmanager
+        def around(_: int) -> Iterator[None]:
+            for before in (True, False):
+                if plan.shards:
+                    gathered(model, attention())
+                if before:
+                    yield
+
+        options = {"budget": None, "spectra": 1, "stop_on": stop_on, "enabled": plan.watch}
+        with broken(plan, 1), gradspectra.watch(model, optimizer, **options) as watch:
             try:
-                train(model, optimizer, watch, 1, plan, lambda _: nullcontext())
+                train(model, optimizer, watch, 1, plan, around)
             except gradspectra.InstabilityError as error:
                 stopped = str(error)
             state = watch.state_dict()

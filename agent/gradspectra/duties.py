@@ -1,0 +1,43 @@
+"""What each rank does for a watch: rank 0 sends; the others do nothing, follow the steps, or measure their shards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from gradspectra.options import Options
+from gradspectra.shards import sharding
+from gradspectra.supported import refuse_unsupported
+from gradspectra.surroundings import rank
+
+
+@dataclass(frozen=True, slots=True)
+class Duty:
+    """active: steps are followed; sends: and recorded; stops: with the other ranks. group: of sharded parameters."""
+
+    active: bool
+    sends: bool
+    stops: bool
+    group: Any
+
+    def options(self, chosen: Options) -> Options:
+        """What of the options concerns this rank."""
+        if self.group is not None:
+            chosen = chosen.sharing()
+        elif self.active and not self.sends:
+            chosen = chosen.following()
+        return chosen if self.sends or not self.active else replace(chosen, on_alert=None, stop_on=None)
+
+
+def duty_of_rank(
+    models: Mapping[str, nn.Module], optimizers: Sequence[Any], enabled: bool, stop_on: str | None
+) -> Duty:
+    """Say what this rank does; raises ValueError for a training that would be measured wrongly."""
+    if not enabled:
+        return Duty(False, False, False, None)
+    refuse_unsupported(models, optimizers)
+    group, sends, stops = sharding(models, optimizers), rank() == 0, stop_on is not None
+    return Duty(sends or stops or group is not None, sends, stops, group)
