@@ -6,15 +6,17 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+import sqlalchemy as sa
 from gradspectra_core.layers import Layer, LayerTable
 from gradspectra_core.records import Batch, Columns, LayerBlock
 from gradspectra_store import Store
+from gradspectra_store.block_schema import blocks
 from gradspectra_store.compaction import write_round
 from gradspectra_store.derived import advance, claim, save_derived
 from gradspectra_store.read import read_layers, read_series
 from gradspectra_store.rounds import next_round
 from gradspectra_store.run_views import get_run
-from store.batches import TABLE, a_batch, started, stored
+from store.batches import TABLE, a_batch, columns, layer_block, started, stored
 
 OTHER = LayerTable.of([TABLE.layers[2], Layer("layers.1.up.weight", "up", 1, (32, 8)), TABLE.layers[0]])
 STATISTICS = ("grad_sq", "weight_sq", "update_sq")
@@ -132,3 +134,24 @@ def answers(store: Store, run: str, asked: list[dict[str, Any]]) -> list[Any]:
 
 def _arrays(one: Any) -> dict[str, np.ndarray]:
     return {name: getattr(one, name) for name in ("mean", "min", "max", "nonfinite", "present")}
+
+
+def a_plain_run(store: Store, steps: int, every: int = 1, size: int = 16) -> str:
+    """A run whose loss is the step and whose grad_sq is its square at each `every`-th step, for all layers."""
+    run = started(store)
+    for sequence, first in enumerate(range(1, steps + 1, size), 1):
+        own = list(range(first, min(first + size, steps + 1)))
+        at = [step for step in own if step % every == 0]
+        layers = layer_block(at, {"grad_sq": np.outer(np.square(at), np.ones(3))}) if at else None
+        losses = columns({"loss": [float(step) for step in own]}, len(own))
+        stored(store, run.run, a_batch(run.session, sequence, own, layer_table=TABLE, layers=layers, scalars=losses))
+    derived_through(store, run.run)
+    return run.run
+
+
+def rows_of(store: Store, run: str, *names: str, **place: Any) -> list[tuple[Any, ...]]:
+    """Columns of the run's blocks, those of one place, by step."""
+    where = [blocks.c[name] == value for name, value in place.items()]
+    query = sa.select(*(blocks.c[name] for name in names)).where(blocks.c.run == run, *where)
+    with store.read() as conn:
+        return [tuple(row) for row in conn.execute(query.order_by(blocks.c.level, blocks.c.first))]

@@ -20,7 +20,7 @@ from gradspectra_store.schema import derived_segments, segments
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from store.batches import TABLE, a_batch, columns, layer_block, started, stored
-from store.compacting import a_varied_run, answers, compacted, derived_through, questions
+from store.compacting import a_plain_run, a_varied_run, answers, compacted, derived_through, questions, rows_of
 
 
 @pytest.fixture
@@ -54,27 +54,6 @@ def test_answers_have_the_same_bits_before_during_and_after_compaction(store: St
 @pytest.mark.usefixtures("small")
 def test_answers_of_any_run_have_the_same_bits(store: Store, seed: int, steps: int) -> None:
     compare_answers(store, seed, steps)
-
-
-def a_plain_run(store: Store, steps: int, every: int = 1, size: int = 16) -> str:
-    """A run whose loss is the step and whose grad_sq is its square at each `every`-th step, for all layers."""
-    run = started(store)
-    for sequence, first in enumerate(range(1, steps + 1, size), 1):
-        own = list(range(first, min(first + size, steps + 1)))
-        at = [step for step in own if step % every == 0]
-        layers = layer_block(at, {"grad_sq": np.outer(np.square(at), np.ones(3))}) if at else None
-        losses = columns({"loss": [float(step) for step in own]}, len(own))
-        stored(store, run.run, a_batch(run.session, sequence, own, layer_table=TABLE, layers=layers, scalars=losses))
-    derived_through(store, run.run)
-    return run.run
-
-
-def rows_of(store: Store, run: str, *names: str, **place: Any) -> list[tuple[Any, ...]]:
-    """Columns of the run's blocks, those of one place, by step."""
-    where = [blocks.c[name] == value for name, value in place.items()]
-    query = sa.select(*(blocks.c[name] for name in names)).where(blocks.c.run == run, *where)
-    with store.read() as conn:
-        return [tuple(row) for row in conn.execute(query.order_by(blocks.c.level, blocks.c.first))]
 
 
 def test_blocks_take_the_place_of_all_but_the_newest_segments(store: Store) -> None:
@@ -210,46 +189,6 @@ def test_what_is_not_derived_stays_in_segments(store: Store) -> None:
         note_compacted(conn, run.run, 10**6, rounds_of(conn, run.run))
     with store.read() as conn:
         assert compactable_runs(conn) == []
-
-
-def damage(store: Store, run: str, **place: Any) -> None:
-    """Flip one bit of the payload of the one block of a place."""
-    where = [blocks.c[name] == value for name, value in (place | {"run": run}).items()]
-    with store.write() as conn:
-        identity, payload = conn.execute(sa.select(blocks.c.id, blocks.c.payload).where(*where)).one()
-        broken = bytes([*payload[:-1], payload[-1] ^ 1])
-        conn.execute(sa.update(blocks).where(blocks.c.id == identity).values(payload=broken))
-
-
-def test_a_damaged_block_loses_its_own_steps_and_says_so(store: Store) -> None:
-    run = a_plain_run(store, 1000)
-    compacted(store, run)
-    damage(store, run, name="loss", level=0, first=1)
-    damage(store, run, name="grad_sq", level=0, first=513)
-    with store.read() as conn:
-        whole = read_series(conn, run, ["loss"], columns=1000)
-        part = read_series(conn, run, ["loss"], 500, 520)
-        coarse = read_series(conn, run, ["loss"], columns=100)
-        layers = read_layers(conn, run, "grad_norm", columns=1000)
-    assert whole.damaged == ((1, 512),)
-    assert whole.x.tolist() == list(range(513, 1001))
-    assert (part.damaged, part.x.tolist()) == (((500, 512),), list(range(513, 520)))
-    assert coarse.damaged == ()
-    assert coarse.series["loss"].max.tolist() == [*range(15, 1000, 16), 1000]
-    assert layers.damaged == ((513, 944),)
-    assert layers.x.tolist() == [*range(1, 513), *range(945, 1001)]
-
-
-def test_a_damaged_bucket_is_made_again_from_those_below(store: Store) -> None:
-    run = a_plain_run(store, 1000)
-    compacted(store, run)
-    with store.read() as conn:
-        before = read_series(conn, run, ["loss"], columns=10)
-    damage(store, run, name="loss", level=2)
-    with store.read() as conn:
-        after = read_series(conn, run, ["loss"], columns=10)
-    np.testing.assert_equal(after.series["loss"].mean, before.series["loss"].mean)
-    assert after.damaged == ()
 
 
 def test_a_gap_alone_and_numbers_far_apart_are_compacted_too(store: Store) -> None:

@@ -20,6 +20,7 @@ from gradspectra_store.run_views import get_run
 from gradspectra_store.runs import heartbeat, mark_lost
 from gradspectra_store.schema import derived_segments, segments
 from gradspectra_worker import compact as module
+from gradspectra_worker import dispatch
 from gradspectra_worker.compact import compact
 from gradspectra_worker.derive import derive
 from gradspectra_worker.dispatch import InlineDispatcher
@@ -208,3 +209,23 @@ def test_a_full_disk_stops_compaction_without_harm_until_there_is_space(store, u
     compact(store, run)
     assert left(store, run) == 37
     np.testing.assert_equal(answers(store, run), before)
+
+
+def test_a_run_that_cannot_be_compacted_holds_up_no_other(store, monkeypatch, caplog):
+    runs = sorted(derived_run(store) for _ in range(2))
+
+    def failing(given, run, **options):
+        if run == runs[0]:
+            raise RuntimeError("no luck")
+        return compact(given, run, **options)
+
+    monkeypatch.setattr(dispatch, "compact", failing)
+    dispatcher = InlineDispatcher(store, sweep_seconds=0.05)
+    dispatcher.start()
+    until = time.monotonic() + 30
+    while left(store, runs[1]) != 37:
+        assert time.monotonic() < until, "was not compacted in time"
+        time.sleep(0.02)
+    dispatcher.stop()
+    assert left(store, runs[0]) == 240
+    assert f"compacting run {runs[0]} failed" in caplog.text

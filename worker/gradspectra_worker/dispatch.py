@@ -147,12 +147,16 @@ class InlineDispatcher:
                 while due:
                     due = [run for run in due if self._compact_a_round(run)]
             except Exception:
-                _log.exception("compacting failed; it is tried again")
+                _log.exception("finding what to compact failed; it is tried again")
 
     def _compact_a_round(self, run: str) -> bool:
         """Compact one round of a run and rest; False where there is nothing left, or the dispatcher stops."""
         begin = time.monotonic()
-        done = compact(self._store, run, turns=1)
+        try:
+            done = compact(self._store, run, turns=1)
+        except Exception:
+            _log.exception("compacting run %s failed; it is tried again", run)
+            return False
         rest = (time.monotonic() - begin) * (1 / COMPACT_SHARE - 1)
         return not self._stopping.wait(rest) and done > 0
 
