@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 from gradspectra_core.blocks import unpack_recorded
+from gradspectra_core.pyramid import Level, joined
 from gradspectra_core.records import Columns
-from gradspectra_store import Store
+from gradspectra_store import Store, levels
 from gradspectra_store.block_schema import blocks
 from gradspectra_store.compaction import compactable_runs, note_compacted, rounds_of, write_round
 from gradspectra_store.derived import save_derived
@@ -236,3 +237,22 @@ def test_blocks_are_joined_over_steps_with_fewer_numbers_or_none(store: Store, e
                 compacted(store, run.run)
         runs.append(run.run)
     np.testing.assert_equal(ranks(store, runs[0]), ranks(store, runs[1]))
+
+
+@pytest.mark.parametrize("columns", [3, 20, 100, 800])
+def test_a_question_reads_at_most_eight_buckets_a_column(store: Store, monkeypatch: Any, columns: int) -> None:
+    run = a_plain_run(store, 6400, size=64)
+    compacted(store, run)
+    read: list[int] = []
+
+    def counting(parts: list[Level]) -> Level:
+        read.append(sum(len(part.numbers) for part in parts))
+        return joined(parts)
+
+    monkeypatch.setattr(levels, "joined", counting)
+    with store.read() as conn:
+        for start, stop in ((None, None), (1003, 5009)):
+            read.clear()
+            read_layers(conn, run, "grad_norm", start, stop, columns)
+            assert 0 < read[-1] <= 8 * columns
+            assert sum(read) <= 8 * columns + 2 * 7 * len(read) + 128 // 8  # both ends, and what is in segments
