@@ -94,6 +94,7 @@ class Transport:
         self.stop_at_step: int | None = None
         self.seconds_spent = 0.0
         self._viewed = True
+        self._failed_rounds = 0
 
     @property
     def local_key(self) -> str:
@@ -135,6 +136,9 @@ class Transport:
             "refused_batches": sender.refused if sender else 0,
             "dropped_steps": self._queue.dropped,
             "last_error": sender.last_error if sender else None,
+            "spool_failure": spool.journal.failure if spool else None,
+            "failed_records": self._packer.failed,
+            "failed_rounds": self._failed_rounds,
             "seconds_spent": self.seconds_spent,
         }
 
@@ -188,8 +192,8 @@ class Transport:
             before = time.thread_time()
             try:
                 self._round(self._sender)
-            except Exception:
-                logger.exception("gradspectra: records were lost")
+            except Exception as error:
+                self._round_failed(error)
             self.seconds_spent = time.thread_time()
             self._closing.wait(self._rest(self._sender, self.seconds_spent - before))
         try:
@@ -197,6 +201,12 @@ class Transport:
         except Exception:
             logger.exception("gradspectra: closing failed")
         self.seconds_spent = time.thread_time()
+
+    def _round_failed(self, error: Exception) -> None:
+        """Say it once; what is spooled stays there, and the next round goes on."""
+        if not self._failed_rounds:
+            logger.warning("gradspectra: sending failed (%r); it is tried again", error, exc_info=error)
+        self._failed_rounds += 1
 
     def _rest(self, sender: Sender, spent: float) -> float:
         """Seconds to rest after a round that took `spent` seconds of the processor."""

@@ -295,8 +295,28 @@ def test_a_full_disk_moves_the_spool_to_memory(server: ScriptedServer, tmp_path:
     server.wait_for(lambda: 2 in server.steps(), 8.0)
     transport.close()
     assert journal.in_memory
-    assert journal.failure is not None
-    assert "No space left" in journal.failure
+    assert "No space left" in transport.status()["spool_failure"]
+
+
+def test_a_round_that_fails_again_and_again_is_said_once_and_loses_nothing(
+    server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    transport = started(server, tmp_path)
+    transport.record(scalar_record(1))
+    server.wait_for(lambda: server.steps() == [1])
+
+    def fail(*_: Any) -> bool:
+        raise ValueError("not what was expected")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(transport._sender), "advance", fail)
+        transport.record(scalar_record(2))
+        server.wait_for(lambda: transport.status()["failed_rounds"] >= 1)
+        transport.record(scalar_record(3))
+        server.wait_for(lambda: transport.status()["failed_rounds"] >= 2)
+    server.wait_for(lambda: server.steps() == [1, 2, 3])
+    transport.close()
+    assert len([text for text in caplog.messages if "sending failed (ValueError('not what" in text]) == 1
 
 
 def test_a_spool_file_altered_by_others_is_given_up_and_recording_goes_on(
