@@ -95,7 +95,7 @@ def loose_segments(conn: sa.Connection, run: str) -> tuple[Source, list[Loose]] 
         return None
     for kind in ("scalars", "layers"):
         for derived in (False, True):
-            rows = conn.execute(_can_go(cursor, kind, derived)).all()
+            rows = conn.execute(_can_go(conn, cursor, kind, derived)).all()
             if rows:
                 source = Source(run, kind, derived, rows[0].attempt, rows[0].rank)
                 own = [Loose(*row) for row in rows if (row.attempt, row.rank) == (source.attempt, source.rank)]
@@ -103,17 +103,21 @@ def loose_segments(conn: sa.Connection, run: str) -> tuple[Source, list[Loose]] 
     return None
 
 
-def _can_go(cursor: Any, kind: str, derived: bool) -> sa.Select[Any]:
+def _can_go(conn: sa.Connection, cursor: Any, kind: str, derived: bool) -> sa.Select[Any]:
+    """Older attempts' segments, and those of the present one before the first batch that reaches the newest steps."""
     table = derived_segments if derived else segments
     rank = sa.literal(0).label("rank") if derived else segments.c.rank
     kept = (cursor.derived_step + 1 - (KEPT if derived else 0)) // UNIT * UNIT
     columns = [table.c.id, table.c.attempt, rank, table.c.first_step, table.c.last_step, table.c.digest]
-    query = sa.select(*columns, sa.func.length(table.c.payload).label("size")).where(
-        table.c.run == cursor.run,
-        table.c.kind == kind,
-        table.c.batch <= cursor.batch,
-        sa.or_(table.c.attempt < cursor.attempt, table.c.last_step < kept),
+    of_run = table.c.run == cursor.run, table.c.kind == kind, table.c.batch <= cursor.batch
+    newest = sa.select(sa.func.min(table.c.batch)).where(
+        *of_run, table.c.attempt == cursor.attempt, table.c.last_step >= kept
     )
+    before = conn.execute(newest).scalar_one()
+    older = table.c.attempt < cursor.attempt
+    query = sa.select(*columns, sa.func.length(table.c.payload).label("size")).where(*of_run)
+    if before is not None:
+        query = query.where(sa.or_(older, table.c.batch < before))
     order = (table.c.part,) if derived else ()
     return query.order_by(table.c.batch, *order).limit(_MOST_SEGMENTS)
 

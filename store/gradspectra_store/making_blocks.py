@@ -42,10 +42,12 @@ class Making:
     replaced: list[int] = field(default_factory=list)
 
     def add(self, fresh: dict[str, Recorded], quantities: Sequence[Quantity], through: int) -> None:
-        """Add numbers at steps from `self.through` on; the pyramid is then whole below `through`."""
+        """Add numbers at steps from `self.through` on; the pyramid is then whole below `through`.
+
+        quantities: all that the source has, also those without new numbers: buckets with old ones may become whole.
+        """
         for quantity in quantities:
-            if set(quantity.inputs) & fresh.keys():
-                self._grow(quantity, fresh, through)
+            self._grow(quantity, fresh, through)
         for name, recorded in fresh.items():
             self._record(name, recorded)
 
@@ -100,6 +102,7 @@ class Making:
             begin, stop = _floor(self.through, number + 1), _floor(self.through, number)
             (old_level,) = levels.read([quantity], number, [Stretch(attempt, begin, stop)] if begin < stop else [])
             lower = joined([old_level, level])
+            dtype = lower.mean.dtype if len(lower.numbers) else dtype
 
     def _worth(self, quantity: Quantity, number: int, level: Level, below: Level) -> bool:
         """Whether buckets are stored: a level begins where it is coarser than the numbers, and then goes on.
@@ -154,6 +157,7 @@ class Making:
             (whole,) = levels.read([quantity], number, self._over(wider, number + 1))
             below = joined([whole.cut(~np.isin(whole.numbers, numbers)), level])
             below = below.cut(np.isin(below.numbers // FACTOR, wider))
+            dtype = below.mean.dtype if len(below.numbers) else dtype
             numbers = wider
 
     def _replace(self, quantity: Quantity, number: int, numbers: Int64, level: Level) -> None:

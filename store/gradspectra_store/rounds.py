@@ -15,6 +15,7 @@ from gradspectra_store.layer_tables import run_tables
 from gradspectra_store.layer_values import layer_quantity, placed, row_places
 from gradspectra_store.levels import Quantity
 from gradspectra_store.making_blocks import Making
+from gradspectra_store.names import known_names
 from gradspectra_store.schema import derived_segments, segments
 from gradspectra_store.segments import layer_parts, scalar_part, times_of
 
@@ -28,8 +29,8 @@ Parts = dict[str, list[Recorded]]
 def next_round(conn: sa.Connection, run: str) -> Round | None:
     """Compute the next round of a run from one snapshot of it; None where nothing can be compacted now.
 
-    A round is about 4 MiB of segments of one source. Segments with steps below those compacted before come by
-    themselves: they are laid over what is there.
+    A round is about 4 MiB of segments of one source, in order of batches. Where some have steps below those compacted
+    before, the round ends with the last of these, and all of it is laid over what is there.
     """
     chosen = loose_segments(conn, run)
     if chosen is None:
@@ -38,12 +39,12 @@ def next_round(conn: sa.Connection, run: str) -> Round | None:
     source, loose = chosen
     extent = extent_of(conn, source)
     through = 0 if extent is None else extent.through
-    late = [one for one in loose if one.first_step < through]
-    own = late or loose
+    late = [at for at, one in enumerate(loose) if one.first_step < through]
+    own = loose[: late[-1] + 1] if late else loose
     rows, parts = _contents(conn, source, own)
     fresh = {name: overlaid(recorded, rows) for name, recorded in parts.items()}
     fresh = {name: recorded for name, recorded in fresh.items() if len(recorded.steps)}
-    quantities = _quantities(source, fresh, rows) if source.rank == 0 else []
+    quantities = _quantities(conn, source, fresh, rows) if source.rank == 0 else []
     making = Making(conn, source, through)
     first, last = min(one.first_step for one in own), max(one.last_step for one in own)
     if late:
@@ -58,15 +59,17 @@ def next_round(conn: sa.Connection, run: str) -> Round | None:
     return Round(source, rounds_of(conn, run), ids, gone, new, Extent(first, last, through))
 
 
-def _quantities(source: Source, fresh: dict[str, Recorded], rows: int) -> list[Quantity]:
-    """What has a pyramid: the numbers themselves, and the metrics that are computed of them when asked for."""
-    names = [name for name in fresh if name != TIMES]
+def _quantities(conn: sa.Connection, source: Source, fresh: dict[str, Recorded], rows: int) -> list[Quantity]:
+    """What has a pyramid: all numbers of the source, and the metrics that are computed of them when asked for."""
+    known = known_names(conn, source.run, "run" if source.kind == "scalars" else "layer")
+    own = fresh.keys() | {name for name, derived in known.items() if derived == source.derived}
+    names = sorted(own - {TIMES})
     if source.kind == "scalars":
         return [Quantity(name, (name,), 1, last=True) for name in names]
     if not source.derived:
-        names += [name for name, metric in METRICS.items() if metric.function is not None and name not in fresh]
+        names += [name for name, metric in METRICS.items() if metric.function is not None and name not in own]
     quantities = [layer_quantity(name, rows) for name in names]
-    return [quantity for quantity in quantities if set(quantity.inputs) <= fresh.keys()]
+    return [quantity for quantity in quantities if set(quantity.inputs) <= own]
 
 
 def _contents(conn: sa.Connection, source: Source, loose: Sequence[Loose]) -> tuple[int, Parts]:
