@@ -31,7 +31,7 @@ def listener(bodies: list[bytes]) -> type[BaseHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            answer: dict[str, Any] = {"alerts": [], "stop_at_step": None}
+            answer: dict[str, Any] = {"alerts": [], "stop_at_step": None, "viewed": False}
             if self.path.endswith("/runs"):
                 answer |= {"id": "recording", "attempt": 1, "session": "recording", "next_sequence": 1, "url": "/"}
             elif self.path.endswith("/records"):

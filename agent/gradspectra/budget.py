@@ -21,8 +21,8 @@ KEPT_FOR_TIERS = 0.5
 """Of the budget, whatever else takes."""
 RESERVED_FOR_SPECTRA = 0.5
 FREQUENT = 8
-LONGEST_LAP = 180
-"""Steps from a layer's spectrum to its next that are planned at most; a little less than the 200 that are promised."""
+LONGEST_LAP = 170
+"""Steps from a layer's spectrum to its next that are planned at most; somewhat less than the 200 that are promised."""
 COARSEST = 1 << 10
 COARSEST_UNSURE = 1 << 4
 """The coarsest cadence in multiples of `every`, and while the cost was seen fewer times than a window holds."""

@@ -121,17 +121,23 @@ class Spectra:
 
         None where there is no gradient, or one that is not finite or all zero.
         """
-        began = time.perf_counter()
         if candidate.taken >= 0:
             self._lap = step - candidate.taken
         candidate.taken = step
+        began = time.perf_counter()
+        record = self._measured(candidate)
+        if record is not None:
+            self._learn(candidate, time.perf_counter() - began)
+        return record
+
+    @staticmethod
+    def _measured(candidate: Candidate) -> SpectrumRecord | None:
         gradient = candidate.tensor.parameter.grad
         if gradient is None or gradient.is_sparse:
             return None
         start, stop = candidate.piece
         vector = flat(gradient, candidate.tensor.axis)[start:stop]
         values = singular_values(vector.view(candidate.first, -1))
-        self._learn(candidate, time.perf_counter() - began)
         if not np.isfinite(values[0]) or values[0] == 0:
             return None
         index = drawn_indices(len(values))
