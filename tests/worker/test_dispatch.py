@@ -161,8 +161,10 @@ def test_the_sweep_requests_what_is_behind_and_marks_silent_runs_lost(store):
         take_in(store, one, batches(numbers(16), one.session), now=1000.0)
     derive(store, done.run)
     requests = Requests()
-    assert sweep(store, requests, now=1010.0) == [left.run]
+    told = []
+    assert sweep(store, requests, 1010.0, told.append) == [left.run]
     assert requests == [left.run]
+    assert told == [{"type": "run", "run": silent.run, "state": "lost"}]
     with store.read() as conn:
         assert [get_run(conn, one.run)["state"] for one in (done, left, silent)] == ["running", "running", "lost"]
 

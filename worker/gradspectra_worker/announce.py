@@ -14,7 +14,8 @@ from gradspectra_worker.redis_urls import for_redis
 LIVE_CHANNEL = "gradspectra:live"
 
 Announcement = dict[str, Any]
-"""{"type": "run", "run", "batch", "step", "derived_step"} after records were derived, and
+"""{"type": "run", "run", "batch", "step", "derived_step"} after records were derived, with "state" alone
+where a run is lost, and
 {"type": "alert", "run", "batch", "step", "alert": {…}} for each alert that opened or changed. Server processes tell
 each other {"type": "audience"} while they have live streams open."""
 

@@ -99,7 +99,7 @@ class InlineDispatcher:
             try:
                 if time.monotonic() >= next_sweep:
                     next_sweep = time.monotonic() + self._sweep_seconds
-                    sweep(self._store, self, time.time())
+                    sweep(self._store, self, time.time(), self._tell)
                     self._alerts.set()
                 run = self._next(next_sweep - time.monotonic())
                 if run is not None:

@@ -8,20 +8,25 @@ from gradspectra_store import Store
 from gradspectra_store.derived import dirty_runs
 from gradspectra_store.runs import mark_lost
 
+from gradspectra_worker.announce import Announce
+
 if TYPE_CHECKING:
     from gradspectra_worker.dispatch import Dispatcher
 
 
-def sweep(store: Store, dispatcher: Dispatcher, now: float) -> list[str]:
+def sweep(store: Store, dispatcher: Dispatcher, now: float, announce: Announce) -> list[str]:
     """Request every run that is behind its last batch, mark silent runs as lost, move SQLite's log into the file.
 
-    now: seconds since 1970. Returns the runs requested. Deliveries that are due are the dispatcher's to send.
+    now: seconds since 1970. announce: is told of the runs that are lost. Returns the runs requested. Deliveries that
+    are due are the dispatcher's to send.
     """
     with store.read() as conn:
         behind = dirty_runs(conn)
     for run in behind:
         dispatcher.request(run)
     with store.write() as conn:
-        mark_lost(conn, now)
+        lost = mark_lost(conn, now)
+    for run in lost:
+        announce({"type": "run", "run": run, "state": "lost"})
     store.checkpoint()
     return behind

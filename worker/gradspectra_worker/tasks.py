@@ -56,7 +56,7 @@ def deliver_alerts() -> None:
 def sweep_runs() -> None:
     """Find what lost messages left undone, and have the runs compacted that were derived further."""
     store = _store(os.getpid())
-    sweep(store, DirectDispatcher(current_app), time.time())
+    sweep(store, DirectDispatcher(current_app), time.time(), _announcer(os.getpid()))
     send_or_leave(current_app, DELIVER)
     with store.read() as conn:
         due = compactable_runs(conn)
