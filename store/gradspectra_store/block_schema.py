@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import sqlalchemy as sa
 
-from gradspectra_store.schema import LONG, SERIAL, metadata
-
-
-def _run(**options: Any) -> sa.Column[str]:
-    key = sa.ForeignKey("runs.id", ondelete="CASCADE")
-    return sa.Column("run", sa.String(32), key, nullable=False, **options)
-
+from gradspectra_store.schema import LONG, SERIAL, metadata, run_column
 
 blocks = sa.Table(
     "blocks",
     metadata,
     sa.Column("id", SERIAL, primary_key=True),
-    _run(),
+    run_column(),
     sa.Column("kind", sa.String(8), nullable=False, comment="scalars or layers"),
     sa.Column("derived", sa.Boolean, nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),
@@ -36,7 +28,7 @@ blocks = sa.Table(
 extents = sa.Table(
     "extents",
     metadata,
-    _run(primary_key=True),
+    run_column(primary_key=True),
     sa.Column("kind", sa.String(8), primary_key=True),
     sa.Column("derived", sa.Boolean, primary_key=True),
     sa.Column("attempt", sa.Integer, primary_key=True, autoincrement=False),
@@ -49,7 +41,7 @@ extents = sa.Table(
 compactions = sa.Table(
     "compactions",
     metadata,
-    _run(primary_key=True),
+    run_column(primary_key=True),
     sa.Column("batch", LONG, nullable=False, comment="nothing is left to compact of batches up to this one"),
     sa.Column("rounds", LONG, nullable=False, comment="transactions that compacted; who finds another number gives up"),
 )

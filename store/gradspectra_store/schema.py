@@ -37,7 +37,8 @@ class JsonText(sa.types.TypeDecorator[Any]):
         return None if value is None else json.loads(value)
 
 
-def _run(**options: Any) -> sa.Column[str]:
+def run_column(**options: Any) -> sa.Column[str]:
+    """The column of the run that a row belongs to and is deleted with."""
     key = sa.ForeignKey("runs.id", ondelete="CASCADE")
     return sa.Column("run", sa.String(32), key, nullable=False, **options)
 
@@ -72,7 +73,7 @@ runs = sa.Table(
 run_tags = sa.Table(
     "run_tags",
     metadata,
-    _run(primary_key=True),
+    run_column(primary_key=True),
     sa.Column("tag", sa.String(MAX_NAME), primary_key=True),
     sa.Index(None, "tag"),
 )
@@ -80,7 +81,7 @@ run_tags = sa.Table(
 attempts = sa.Table(
     "attempts",
     metadata,
-    _run(primary_key=True),
+    run_column(primary_key=True),
     sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("first_step", LONG, nullable=False, comment="hides older attempts' steps from this one on"),
     sa.Column("created_at", sa.Double, nullable=False),
@@ -92,7 +93,7 @@ sessions = sa.Table(
     "sessions",
     metadata,
     sa.Column("id", sa.String(32), primary_key=True),
-    _run(),
+    run_column(),
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("rank", sa.Integer, nullable=False),
     sa.Column("session_key", sa.String(MAX_NAME), unique=True),
@@ -109,7 +110,7 @@ sessions = sa.Table(
 layer_tables = sa.Table(
     "layer_tables",
     metadata,
-    _run(primary_key=True),
+    run_column(primary_key=True),
     sa.Column("digest", sa.String(16), primary_key=True),
     sa.Column("position", sa.Integer, nullable=False, comment="order of arrival in the run, from 0"),
     sa.Column("since_step", LONG, nullable=False),
@@ -121,7 +122,7 @@ layer_tables = sa.Table(
 names = sa.Table(
     "names",
     metadata,
-    _run(primary_key=True),
+    run_column(primary_key=True),
     sa.Column("scope", sa.String(8), primary_key=True, comment="run or layer"),
     sa.Column("name", sa.String(512), primary_key=True),
     sa.Column("derived", sa.Boolean, nullable=False),
@@ -131,7 +132,7 @@ segments = sa.Table(
     "segments",
     metadata,
     sa.Column("id", SERIAL, primary_key=True),
-    _run(),
+    run_column(),
     sa.Column("kind", sa.String(8), nullable=False, comment="scalars, layers or spectra"),
     sa.Column("batch", LONG, nullable=False),
     sa.Column("attempt", sa.Integer, nullable=False),
@@ -152,7 +153,7 @@ derived_segments = sa.Table(
     "derived_segments",
     metadata,
     sa.Column("id", SERIAL, primary_key=True),
-    _run(),
+    run_column(),
     sa.Column("kind", sa.String(8), nullable=False, comment="scalars or layers"),
     sa.Column("batch", LONG, nullable=False, comment="the batch it was derived from"),
     sa.Column("part", sa.Integer, nullable=False),
@@ -170,7 +171,7 @@ gaps = sa.Table(
     "gaps",
     metadata,
     sa.Column("id", SERIAL, primary_key=True),
-    _run(index=True),
+    run_column(index=True),
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("session", sa.String(32), nullable=False),
     sa.Column("first", LONG, nullable=False),
@@ -182,7 +183,7 @@ gaps = sa.Table(
 cursors = sa.Table(
     "cursors",
     metadata,
-    _run(primary_key=True),
+    run_column(primary_key=True),
     sa.Column("batch", LONG, nullable=False, comment="all batches up to this one are derived"),
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("derived_step", LONG, nullable=False),
@@ -193,7 +194,7 @@ cursors = sa.Table(
 derive_states = sa.Table(
     "derive_states",
     metadata,
-    _run(primary_key=True),
+    run_column(primary_key=True),
     sa.Column("attempt", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("step", LONG, primary_key=True, autoincrement=False),
     sa.Column("state", JsonText, nullable=False),
@@ -203,7 +204,7 @@ alerts = sa.Table(
     "alerts",
     metadata,
     sa.Column("id", sa.String(32), primary_key=True),
-    _run(),
+    run_column(),
     sa.Column("attempt", sa.Integer, nullable=False),
     sa.Column("incident", sa.String(32), nullable=False),
     sa.Column("rule", sa.String(64), nullable=False),
@@ -231,7 +232,7 @@ alerts = sa.Table(
 suggestions = sa.Table(
     "suggestions",
     metadata,
-    _run(primary_key=True),
+    run_column(primary_key=True),
     sa.Column("position", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("content", JsonText, nullable=False),
 )
