@@ -6,6 +6,8 @@ unless the layer numbers would then come more seldom than every 8th step. Curves
 seldom than every 200 steps, are of little use: to keep these two the share may be overdrawn by two fifths, no further.
 What hooks and sending take at any step cannot be saved by measuring less: where the machine is so busy that they take
 more than half of the share, the tiers keep the other half, and the overhead that is told shows the excess.
+The second tier takes what is left after both, at most a tenth of the share; at the least what brings it round every 200
+steps, as far as that is within the tenth.
 All costs are kept as shares of the step they came in, so that a machine that is busy with other things changes nothing.
 """
 
@@ -26,6 +28,10 @@ LONGEST_LAP = 170
 COARSEST = 1 << 10
 COARSEST_UNSURE = 1 << 4
 """The coarsest cadence in multiples of `every`, and while the cost was seen fewer times than a window holds."""
+SECOND_PART = 0.1
+"""Of the budget, the most for the second tier."""
+SECOND_LAP = 200
+"""Steps from a layer's second tier to its next where nothing is left of the budget."""
 LARGEST_PIECE = 0.05
 """A spectrum that would take a larger part of one step is not measured inside a step."""
 REVIEW_STEPS = 16
@@ -75,13 +81,15 @@ class Budget:
         """A typical step without the agent; 0 until known."""
         self.lap_seconds = 0.0
         """What the spectra of all layers together are expected to cost."""
+        self.second_lap_seconds = 0.0
+        """What the second tier of all layers together is expected to cost."""
         self._spectra = spectra
         self._steps = 0
         self._durations = Window(33)
         self._base = Window(33)
         self._layers = Window(7)
         self._background = Window(33)
-        self._base_share = self._layers_share = 0.0
+        self._base_share = self._layers_share = self._second_share = 0.0
         self._spent = self._wall = 0.0
 
     def due(self, step: int) -> bool:
@@ -94,17 +102,24 @@ class Budget:
         return self._spent / self._wall if self._wall > 0 else 0.0
 
     def step_done(
-        self, seconds: float | None, base: float, layers: float | None, spectra: float, background: float
+        self,
+        seconds: float | None,
+        base: float,
+        layers: float | None,
+        spectra: float,
+        background: float,
+        second: float = 0.0,
     ) -> None:
         """Account for a step. seconds: its whole time (None: not known, the first or after a pause).
 
         base: what hooks and log cost at any step; layers: what the layer numbers cost, None where they were not
-        measured; spectra: what the spectra cost; background: what the sending thread took meanwhile.
+        measured; spectra, second: what spectra and the second tier cost; background: what the sending thread took
+        meanwhile.
         """
         self._steps += 1
         if seconds is None:
             return
-        own = base + (layers or 0.0) + spectra
+        own = base + (layers or 0.0) + spectra + second
         self._wall += seconds
         self._spent += own + background
         if self._steps <= WARMUP_STEPS:
@@ -130,15 +145,29 @@ class Budget:
         """Whether the piece would make its step longer by more than its neighbours may differ."""
         return self.share is not None and cost > LARGEST_PIECE * self.step_seconds > 0
 
+    def second_seconds(self) -> float:
+        """What the second tier may cost at a recorded step; 0 until the costs are known."""
+        return self._second_share * self.cadence * self.step_seconds
+
     def _save(self, spent: float) -> None:
         """Put aside the share of a step that is left for spectra, up to what a large piece costs."""
         assert self.share is not None
         layers = self._layers_share / self.cadence
-        rest = self._allowance(SAFETY) - layers
         slowest = self._lap_share()
-        if rest < slowest <= self._allowance(OVERDRAFT) - layers:
+        left = self._allowance(SAFETY) - layers
+        second = self._second_share = self._of_second(left - slowest)
+        rest = left - second
+        if rest < slowest <= self._allowance(OVERDRAFT) - layers - second:
             rest = slowest
         self.savings = max(min(self.savings + rest, LARGEST_PIECE) - spent, -LARGEST_PIECE)
+
+    def _of_second(self, left: float) -> float:
+        """Share of a step that the second tier may take of what is left."""
+        assert self.share is not None
+        if not self.step_seconds:
+            return 0.0
+        lap = self.second_lap_seconds / self.step_seconds
+        return min(max(left, lap / SECOND_LAP), SECOND_PART * self.share, lap / self.cadence)
 
     def _allowance(self, part: float) -> float:
         """What this part of the budget leaves to the tiers."""

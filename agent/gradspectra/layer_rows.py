@@ -14,14 +14,16 @@ from gradspectra.measure import HIGH, LOW, SQUARE, UPDATE, WEIGHT, LayerMarks
 class LayerRows:
     """Rows of a record, in the order of STATISTICS and COUNT_STATISTICS; norm: of the whole gradient before clipping.
 
-    values, present: (5, L), or (6, L) where drift was measured; counts, counts_present: (1, L). update_norm: of the
-    whole update, None where unknown.
+    values, present: (5, L), or (6, L) where drift was measured; counts, counts_present: (1, L). factors: (L,) what
+    clipping multiplied each gradient by, also where only the user knows. update_norm: of the whole update, None where
+    unknown.
     """
 
     values: Float32
     present: Bool
     counts: Int64
     counts_present: Bool
+    factors: Float64
     norm: float | None
     update_norm: float | None
 
@@ -63,7 +65,7 @@ def layer_rows(
         counts[0, layer] = left.nonfinite
     known = bool(marks.update.any() and marks.update[marks.gradient].all())
     update_norm = float(np.sqrt(update[marks.update].sum())) if known else None
-    return LayerRows(values, present, counts, marks.gradient[None], norm, update_norm)
+    return LayerRows(values, present, counts, marks.gradient[None], factors, norm, update_norm)
 
 
 def _gradient(rows: Float64, marks: LayerMarks) -> tuple[Float64, Float64, Bool]:

@@ -19,6 +19,7 @@ from gradspectra.inventory import WatchedTensor, signature_of, take_inventory
 from gradspectra.measure import FirstTier
 from gradspectra.options import Options
 from gradspectra.parts import Backward, PartSquares
+from gradspectra.second_tier import SecondTier, Unit
 from gradspectra.shards import Exchange, local, wait_for_all
 from gradspectra.spectra import Candidate, Spectra
 from gradspectra.step import OpenStep
@@ -51,6 +52,7 @@ class Measuring:
         self._group = group
         self._several_parts = (options.parts or 1) * ranks > 1
         self._due_spectra: list[Candidate] | None = None
+        self._due_second: list[Unit] | None = None
         self._recorded = self._measured = 0
         self.drift: Drift | None = None
         self._take_inventory()
@@ -63,6 +65,7 @@ class Measuring:
         self.tier = FirstTier(self.inventory)
         self._parts = PartSquares(tensors, layers, self.backward, self._guard, self._ranks)
         self.spectra = Spectra(self.inventory, self._options.spectra or None, self._budget)
+        self.second = SecondTier(self.inventory, self._budget) if self._options.second_tier != "off" else None
         self.exchange: Exchange | None = None
         if self._group is None:
             self.backward.follow(self.inventory.trainable)
@@ -82,8 +85,8 @@ class Measuring:
             self._guard.run("drift", self.drift.begin)
 
     def begins(self, step: OpenStep) -> None:
-        """Make ready for a step: its spectra are still to be planned, its parts measured if it is their turn."""
-        self._due_spectra = None
+        """Make ready for a step: what has its turn is still to be planned, its parts are measured if it is theirs."""
+        self._due_spectra = self._due_second = None
         wanted = self._options.parts != 1 or self._ranks > 1
         if self._several_parts and step.due and wanted and self._turn_of_parts():
             self._guard.run("parts", self._parts.arm)
@@ -98,6 +101,7 @@ class Measuring:
         if step.due and self.inventory.tensors and self.exchange is None:
             optimizer = self._optimizers[index]
             self._guard.run("layers", self._layers, step, self._of_optimizer[index], optimizer, skipped)
+            self._guard.run("second tier", self._take_second, step, self._identities[index])
         if not skipped and self._options.spectra != 0:
             self._guard.run("spectra", self._take_spectra, step, self._identities[index])
 
@@ -105,6 +109,7 @@ class Measuring:
         """A step is over of which no optimizer told: measure what is due of all layers."""
         if step.due and self.inventory.tensors:
             self._guard.run("layers", self._layers, step, self.inventory.tensors, None, False)
+            self._guard.run("second tier", self._take_second, step, self.inventory.parameters)
         if self._options.spectra != 0:
             self._guard.run("spectra", self._take_spectra, step, self.inventory.parameters)
 
@@ -141,6 +146,22 @@ class Measuring:
         step.measured = True
         step.layers_cost += time.perf_counter() - began
 
+    def _take_second(self, step: OpenStep, parameters: frozenset[int]) -> None:
+        if self.second is None or not step.measured:
+            return
+        if self._due_second is None:
+            self._due_second = self.second.due()
+        own = [unit for unit in self._due_second if id(unit.tensors[0].parameter) in parameters]
+        if not own:
+            return
+        began = time.perf_counter()
+        with OneThread(), torch.no_grad():
+            for unit in own:
+                self.second.take(unit, step.number, self.tier.marks, step.clips.early)
+        seconds = time.perf_counter() - began
+        self.second.learn(own, seconds)
+        step.second_cost += seconds
+
     def _take_spectra(self, step: OpenStep, parameters: frozenset[int]) -> None:
         if self._due_spectra is None:
             self._due_spectra = self.spectra.due(step.number)
@@ -159,6 +180,11 @@ class Measuring:
         self._due_spectra = waiting
         step.spectra_cost += time.perf_counter() - began
 
+    def cadences(self) -> dict[str, int | None]:
+        """Steps from one measurement of a layer to its next, of what comes in turn; None before it has come twice."""
+        second = None if self.second is None else self.second.cadence()
+        return {"cadence_second": second, "cadence_spectra": self.spectra.interval()}
+
     def share(self, step: OpenStep) -> Tensor:
         """What this rank has of the sharded layers after the optimizer's step, as `FirstTier.share`."""
         with OneThread(), torch.no_grad():
@@ -171,9 +197,16 @@ class Measuring:
         self.tier.adopt(whole)
         step.measured = True
 
-    def take_drift(self, step: OpenStep) -> None:
-        """Measure how far the weights of a step that ends have come; within a budget only now and then."""
-        if self.drift is None or not step.measured:
+    def complete(self, step: OpenStep) -> None:
+        """Add to a step that ends what there is once all its optimizers have stepped."""
+        second = None if self.second is None else self.second.finish()
+        if step.measured:
+            step.second = second
+            self._take_drift(step)
+
+    def _take_drift(self, step: OpenStep) -> None:
+        """Measure how far the weights have come; within a budget only now and then."""
+        if self.drift is None:
             return
         if self._budget.share is None or self._measured % TURN == 0:
             began = time.perf_counter()

@@ -15,13 +15,14 @@ from gradspectra.inventory import Choice, choice_of
 
 NEVER = 1 << 60
 DRIFTS = ("sampled", "exact", "off")
+SECOND_TIERS = ("auto", "off")
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
     """How to measure. spectra: interval in steps, None for "auto", 0 for "off". parts: None for "auto".
 
-    drift: one of DRIFTS.
+    drift: one of DRIFTS; second_tier: of SECOND_TIERS.
     """
 
     every: int
@@ -31,6 +32,7 @@ class Options:
     batch_size: float | Callable[..., Any] | None
     parts: int | None
     drift: str
+    second_tier: str
     scaler: Any
     start_step: int | None
     on_alert: Callable[[dict[str, Any]], None] | None
@@ -38,11 +40,12 @@ class Options:
 
     def sharing(self) -> Options:
         """The same where parameters are sharded: what needs whole tensors or whole parts is left out."""
-        return replace(self, spectra=0, parts=None, drift="off")
+        return replace(self, spectra=0, parts=None, drift="off", second_tier="off")
 
     def following(self) -> Options:
         """The same for a rank that only counts its steps, to stop with the others."""
-        return replace(self, every=NEVER, spectra=0, batch_size=None, drift="off", on_alert=None, stop_on=None)
+        nothing = self.sharing()
+        return replace(nothing, every=NEVER, batch_size=None, parts=self.parts, on_alert=None, stop_on=None)
 
 
 def options(
@@ -53,6 +56,7 @@ def options(
     batch_size: float | Callable[..., Any] | None,
     parts: str | int,
     drift: str,
+    second_tier: str,
     scaler: Any,
     start_step: int | None,
     on_alert: Callable[[dict[str, Any]], None] | None,
@@ -63,6 +67,8 @@ def options(
         raise ValueError(f"budget must be a share of the step time above 0 and at most 1, or None, got {budget!r}")
     if drift not in DRIFTS:
         raise ValueError(f"drift must be one of {', '.join(DRIFTS)}, got {drift!r}")
+    if second_tier not in SECOND_TIERS:
+        raise ValueError(f"second_tier must be one of {', '.join(SECOND_TIERS)}, got {second_tier!r}")
     if stop_on is not None and stop_on not in SEVERITIES:
         raise ValueError(f"stop_on must be None or one of {', '.join(SEVERITIES)}, got {stop_on!r}")
     if on_alert is not None and not callable(on_alert):
@@ -79,6 +85,7 @@ def options(
         batch_size=batch_size,
         parts=None if parts == "auto" else _whole("parts", parts, 1, '"auto" or '),
         drift=drift,
+        second_tier=second_tier,
         scaler=scaler,
         start_step=None if start_step is None else _whole("start_step", start_step, 0),
         on_alert=on_alert,

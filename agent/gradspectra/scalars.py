@@ -16,7 +16,7 @@ Number = float | Tensor
 log = logging.getLogger("gradspectra")
 
 SUMMED = ("tokens", "examples")
-RESERVED = frozenset(("parts", "skipped", "cadence_layers", "cadence_spectra"))
+RESERVED = frozenset(("parts", "skipped", "cadence_layers", "cadence_second", "cadence_spectra"))
 
 
 def as_number(value: Any) -> Number | None:

@@ -240,10 +240,8 @@ class Session:
             step.scale = as_number(self.options.scaler.get_scale())
         if isinstance(self.options.batch_size, (int, float)):
             step.examples = [float(self.options.batch_size)] * step.parts
-        interval = self.measuring.spectra.interval()
-        if interval is not None:
-            step.counts["cadence_spectra"] = interval
-        self.measuring.take_drift(step)
+        step.counts |= {name: steps for name, steps in self.measuring.cadences().items() if steps is not None}
+        self.measuring.complete(step)
         parts = self.measuring.parts(step)
         self.settle()
         closed = self._guard.run("record", ClosedStep, step, self.measuring.tier, parts)
@@ -264,16 +262,16 @@ class Session:
         seconds = None if step.seconds is None or 0 < pause < step.seconds else step.seconds
         background = self._background()
         sent, self._background_seen = background - self._background_seen, background
-        base = max(step.own - step.layers_cost - step.spectra_cost, 0.0)
+        base = max(step.own - step.layers_cost - step.spectra_cost - step.second_cost, 0.0)
         cost = None
         if step.measured:
             before = step.layers_cost if self._last_cost is None else self._last_cost
             cost, self._last_cost = (step.layers_cost + before) / 2, step.layers_cost
-        self.budget.step_done(seconds, base, cost, step.spectra_cost, sent)
+        self.budget.step_done(seconds, base, cost, step.spectra_cost, sent, step.second_cost)
 
     def not_measured(self) -> list[str]:
         """What is not measured, and why, in words."""
-        reasons = not_measured(self.optimizers, self.measuring.inventory, self.measuring.spectra)
+        reasons = not_measured(self.optimizers, self.measuring.inventory, self.measuring.spectra, self.measuring.second)
         if self.measuring.exchange is not None:
             reasons += self.measuring.exchange.not_measured()
         elif not self.ranks:
@@ -286,7 +284,7 @@ class Session:
             "step": self.step,
             "layers": len(self.measuring.inventory.table),
             "cadence_layers": self.budget.cadence,
-            "cadence_spectra": self.measuring.spectra.interval(),
+            **self.measuring.cadences(),
             "budget": self.budget.share,
             "overhead": self.budget.overhead,
             "step_seconds": self.budget.step_seconds,

@@ -1,4 +1,4 @@
-"""The second tier: singular values of one layer's gradient at a time, staggered over layers and steps.
+"""Spectra: the singular values of one layer's gradient at a time, staggered over layers and steps.
 
 Eigenvalues of the smaller Gram matrix in float64: twice as fast as a float32 SVD and exact to 1e-8 of the largest
 singular value, below which they cannot be told from 0.

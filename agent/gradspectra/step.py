@@ -19,6 +19,9 @@ from gradspectra.measure import COUNT_STATISTICS, STATISTICS, UPDATE, FirstTier,
 from gradspectra.readout import Readout
 from gradspectra.record import SpectrumRecord, StepRecord
 from gradspectra.scalars import SUMMED, Number, StepLog
+from gradspectra.second_numbers import OF_GRADIENT
+from gradspectra.second_rows import add_second
+from gradspectra.second_tier import SecondResults
 
 DISAGREEMENT = 0.01
 """Layer norms must give the total norm within this, or clipping was not seen as it was."""
@@ -30,9 +33,9 @@ class OpenStep:
 
     due: its layer numbers are to be measured; measured: they were. scale: of the loss; found_inf: not 0 where a
     fused optimizer skipped. examples: of each part, where batch_size gave them. own: seconds the agent took, of
-    which for layers and spectra. parts: backward passes of this rank. parts_unclear: they are not the parts of one
-    batch. ranks: how many average their gradients. clipping_unseen: the gradient was clipped, and how is
-    not known: nothing is said of it.
+    which for layers, the second tier and spectra. parts: backward passes of this rank. parts_unclear: they are
+    not the parts of one batch. ranks: how many average their gradients. clipping_unseen: the gradient was
+    clipped, and how is not known: nothing is said of it.
     """
 
     number: int
@@ -41,6 +44,7 @@ class OpenStep:
     clips: StepClips = field(default_factory=StepClips)
     own: float = 0.0
     layers_cost: float = 0.0
+    second_cost: float = 0.0
     spectra_cost: float = 0.0
     seconds: float | None = None
     measured: bool = False
@@ -52,6 +56,7 @@ class OpenStep:
     ranks: int = 1
     clipping_unseen: bool = False
     drift: DriftSums | None = None
+    second: SecondResults | None = None
     examples: list[float] = field(default_factory=list)
     spectra: list[SpectrumRecord] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
@@ -70,12 +75,16 @@ class ClosedStep:
             step.spectra.clear()
             if self._marks is not None:
                 self._marks.gradient[:] = False
+            if step.second is not None:
+                step.second.present[OF_GRADIENT] = False
         self._results = tier.results() if step.measured else []
         self._parts = parts
         self._needed = step.clips.needed(tier.inventory)
         flags = [value for value in (step.found_inf, step.scale) if isinstance(value, Tensor)]
         if step.drift is not None:
             flags += step.drift.results
+        if step.second is not None:
+            flags += step.second.results
         tensors = [*self._results, *(parts or []), *step.log.tensors(), *step.clips.totals(), *flags]
         self._readouts = [Readout(tensors)] if tensors else []
 
@@ -198,6 +207,10 @@ class ClosedStep:
         record.statistics, record.values, record.present = STATISTICS[: len(rows.values)], rows.values, rows.present
         record.count_statistics, record.counts_values = COUNT_STATISTICS, rows.counts
         record.counts_present = rows.counts_present
+        second = self.step.second
+        if second is not None:
+            sums = np.sum([self._host[id(results)] for results in second.results], axis=0)
+            add_second(record, sums, second.present, rows.factors)
         if rows.update_norm is not None:
             record.scalars["update_norm"] = rows.update_norm
         if rows.norm is not None:

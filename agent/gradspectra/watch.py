@@ -53,6 +53,7 @@ def watch(
     batch_size: float | Callable[..., Any] | None = None,
     parts: str | int = "auto",
     drift: str = "sampled",
+    second_tier: str = "auto",
     scaler: Any = None,
     resume: str | None = None,
     start_step: int | None = None,
@@ -69,6 +70,7 @@ def watch(
     expression or callable on parameter names; the callable may also give the blocks of a fused tensor. batch_size:
     examples per part, a number or a callable on the model's inputs; else from `log(examples=…)`. parts: backward
     passes per step, "auto" counts them. drift: of "sampled" weights (1 in 61 of large layers), "exact" or "off".
+    second_tier: "auto" or "off": statistics that a few layers get at each recorded step, in turn.
     scaler: a loss scaler that is not torch's. start_step: steps already taken. resume: a run id, or "auto" for the
     last run of this name. on_alert: called in the training thread at the step after. stop_on: severity from which
     InstabilityError is raised there. server, token, spool: else from GRADSPECTRA_SERVER, GRADSPECTRA_TOKEN,
@@ -76,7 +78,9 @@ def watch(
 
     Raises TypeError or ValueError for a wrong argument; after that only what on_alert and stop_on ask for.
     """
-    chosen = options(every, budget, spectra, layers, batch_size, parts, drift, scaler, start_step, on_alert, stop_on)
+    chosen = options(
+        every, budget, spectra, layers, batch_size, parts, drift, second_tier, scaler, start_step, on_alert, stop_on
+    )
     if not isinstance(enabled, bool):
         raise TypeError(f"enabled must be True or False, got {enabled!r}")
     sending = {

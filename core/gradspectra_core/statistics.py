@@ -107,6 +107,7 @@ SCALARS = _statistics(
     ("tokens", "int64", "tokens", "Tokens of the step over all its parts."),
     ("skipped", "int64", "", "1 where mixed precision skipped the step, else 0."),
     ("cadence_layers", "int64", "steps", "Steps from one measurement of the layer numbers to the next."),
+    ("cadence_second", "int64", "steps", "Steps from one measurement of a layer's second tier to its next."),
     ("cadence_spectra", "int64", "steps", "Steps from one spectrum of a layer to its next."),
 )
 """Measured once per step, by name; a run may hold more under names of the user's own."""
@@ -120,6 +121,9 @@ STATISTICS = _statistics(
     ("part_sq", "float32", "gradient²", "Sum over parts of the part's squared norm divided by its weight."),
     ("update_sq", "float32", "weight²", "Sum of squares of the step's intended update."),
     ("drift_sq", "float32", "weight²", "Squared distance of the weights from where the run started."),
+    ("grad_l1", "float32", "gradient", "Sum of the absolute entries of the gradient, finite ones only."),
+    ("grad_zero_rows", "int64", "units", "Output units whose gradient is zero throughout."),
+    ("grad_dot_weight", "float32", "gradient·weight", "Inner product of the gradient and the weights after the step."),
 )
 """Measured per layer and step, by name."""
 

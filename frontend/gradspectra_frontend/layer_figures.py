@@ -34,6 +34,9 @@ TITLES = {
     "noise_scale": "Gradient noise scale",
     "grad_max": "Largest gradient entry",
     "grad_nonfinite": "Gradient entries that are not finite",
+    "grad_l1": "Sum of the gradient's absolute entries",
+    "grad_zero_rows": "Output units without gradient",
+    "grad_dot_weight": "Inner product of gradient and weights",
 }
 
 

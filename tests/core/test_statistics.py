@@ -28,7 +28,8 @@ def test_a_layer_or_run_number_is_measured_or_derived_but_not_both():
 def test_counts_are_whole_numbers():
     whole = {name for name, entry in {**SCALARS, **STATISTICS}.items() if entry.dtype == "int64"}
     assert whole == {
-        "examples", "parts", "tokens", "skipped", "cadence_layers", "cadence_spectra", "grad_nonfinite",
+        "examples", "parts", "tokens", "skipped", "cadence_layers", "cadence_second", "cadence_spectra",
+        "grad_nonfinite", "grad_zero_rows",
     }  # fmt: skip
 
 

@@ -1,0 +1,172 @@
+"""The second tier: numbers that change slowly or cost more, of a few layers at each recorded step, in turn.
+
+It has a cadence of its own, beside that of the spectra, since it measures also layers without a spectrum, and at
+recorded steps alone. The budget gives it what the first tier and the spectra leave, at most a tenth; where they leave
+nothing, as much as brings every layer round each 200 steps: a lap costs about two measurements of the first tier, so
+that is next to nothing. Without a budget every layer is measured at each recorded step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+import torch
+from gradspectra_core.records import Bool
+from torch import Tensor
+
+from gradspectra.budget import LARGEST_PIECE, Budget
+from gradspectra.bundles import bundle
+from gradspectra.inventory import Inventory, WatchedTensor
+from gradspectra.measure import LayerMarks
+from gradspectra.second_numbers import OF_GRADIENT, ROWS, gradient_rows, units
+
+
+@dataclass(slots=True, eq=False)
+class Unit:
+    """Tensors of one optimizer that are measured together.
+
+    columns: (n,) their layers, on their device; counts: output units of each layer; expected: seconds, as a first
+    guess; taken: the step it was last measured at; alone: one unit for each tensor, once it was needed.
+    """
+
+    tensors: tuple[WatchedTensor, ...]
+    columns: Tensor
+    counts: tuple[int, ...]
+    expected: float
+    taken: int = -1
+    alone: list[Unit] | None = None
+
+
+@dataclass(slots=True)
+class SecondResults:
+    """What was measured at a step. results: (len(ROWS), L) of each device; present: alike, what of it is new."""
+
+    results: list[Tensor]
+    present: Bool
+
+
+class SecondTier:
+    """Measures the tensors of one inventory in turn; results stay on the device until they are copied."""
+
+    def __init__(self, inventory: Inventory, budget: Budget) -> None:
+        self._inventory = inventory
+        self._budget = budget
+        self._units = [self._unit(tensors) for tensors in _together(inventory.tensors)]
+        self._results: dict[torch.device, Tensor] = {}
+        self._present = self._nothing()
+        self._next = 0
+        self._credit = 0.0
+        self._speed = 1.0
+        self._lap = 0
+        self.too_large: dict[str, float] = {}
+        self._plan()
+
+    def _unit(self, tensors: tuple[WatchedTensor, ...]) -> Unit:
+        columns = [column for t in tensors for column in range(t.first, t.first + len(t.pieces))]
+        layers = [self._inventory.table.layers[column] for column in columns]
+        counts = tuple(units(layer.shape, tensors[0].axis) for layer in layers)
+        place = torch.tensor(columns, device=tensors[0].parameter.device)
+        return Unit(tensors, place, counts, expected_seconds(sum(t.parameter.numel() for t in tensors)))
+
+    def _nothing(self) -> Bool:
+        return np.zeros((len(ROWS), len(self._inventory.table)), np.bool_)
+
+    def due(self) -> list[Unit]:
+        """The units whose turn it is at the recorded step that comes: all, or as many as the budget pays for."""
+        if self._budget.share is None:
+            return list(self._units)
+        most = LARGEST_PIECE * self._budget.step_seconds
+        self._credit = min(self._credit + self._budget.second_seconds(), most)
+        found: list[Unit] = []
+        for _ in self._units:
+            unit = self._units[self._next]
+            cost = unit.expected * self._speed
+            large = self._budget.too_large(cost)
+            if large:
+                self.too_large[unit.tensors[0].name] = cost
+            elif cost > self._credit:
+                break
+            else:
+                self._credit -= cost
+                found.append(unit)
+            self._next = (self._next + 1) % len(self._units)
+        return found
+
+    def cadence(self) -> int | None:
+        """Steps between two measurements of a layer as they come at present; None before one has come twice."""
+        return self._lap or None
+
+    def take(self, unit: Unit, step: int, marks: LayerMarks, early: Container[int]) -> None:
+        """Measure the tensors of a unit after their optimizer has stepped.
+
+        marks: of the first tier, at this step; early: identities of parameters whose gradient is no longer what it was.
+        """
+        if unit.taken >= 0:
+            self._lap = step - unit.taken
+        unit.taken = step
+        for part in self._parts(unit, early):
+            if all(_dense(tensor, early) for tensor in part.tensors):
+                self._gradient(part, marks)
+
+    def _parts(self, unit: Unit, early: Container[int]) -> list[Unit]:
+        """The unit as a whole, or tensor by tensor where not all of them have a gradient to measure."""
+        if len(unit.tensors) == 1 or all(_dense(tensor, early) for tensor in unit.tensors):
+            return [unit]
+        if unit.alone is None:
+            unit.alone = [self._unit((tensor,)) for tensor in unit.tensors]
+        return unit.alone
+
+    def _gradient(self, unit: Unit, marks: LayerMarks) -> None:
+        layers = unit.columns.tolist() if len(marks.repaired) else ()
+        broken = {layer: marks.repaired[layer] for layer in layers if layer in marks.repaired}
+        rows = gradient_rows(unit.tensors, unit.counts, any(left.nonfinite for left in broken.values()))
+        self._put(unit, OF_GRADIENT, rows)
+        for layer, left in broken.items():
+            self._present[OF_GRADIENT, layer] = left.any_finite
+
+    def _put(self, unit: Unit, rows: slice, values: Tensor) -> None:
+        device = unit.columns.device
+        if device not in self._results:
+            self._results[device] = torch.zeros(self._present.shape, device=device)
+        self._results[device][rows].index_copy_(1, unit.columns, values)
+        for tensor in unit.tensors:
+            self._present[rows, tensor.first : tensor.first + len(tensor.pieces)] = True
+
+    def learn(self, taken: Sequence[Unit], seconds: float) -> None:
+        """Expect in future what these cost; one slow time does not say much."""
+        ratio = seconds / max(sum(unit.expected for unit in taken) * self._speed, 1e-9)
+        self._speed *= min(max(ratio, 0.7), 1.5) ** 0.3
+        self._plan()
+
+    def _plan(self) -> None:
+        """Tell the budget what measuring every layer once will cost."""
+        self._budget.second_lap_seconds = self._speed * sum(unit.expected for unit in self._units)
+
+    def finish(self) -> SecondResults | None:
+        """End a step: returns what was measured, None if nothing was. It stays until it is measured again."""
+        if not self._present.any():
+            return None
+        present, self._present = self._present, self._nothing()
+        return SecondResults(list(self._results.values()), present)
+
+
+def _dense(tensor: WatchedTensor, early: Container[int]) -> bool:
+    gradient = tensor.parameter.grad
+    return gradient is not None and not gradient.is_sparse and id(tensor.parameter) not in early
+
+
+def _together(tensors: Sequence[WatchedTensor]) -> list[tuple[WatchedTensor, ...]]:
+    """Bundles of tensors with as many output units each, in the order of the model as far as bundles have one."""
+    alike: dict[tuple[int, int], list[WatchedTensor]] = {}
+    for tensor in tensors:
+        alike.setdefault((tensor.optimizer, units(tensor.parameter.shape, tensor.axis)), []).append(tensor)
+    found = chain.from_iterable(bundle(same) for same in alike.values())
+    return sorted(found, key=lambda part: part[0].first)
+
+
+def expected_seconds(entries: int) -> float:
+    """A first guess of what a unit of so many entries costs, until it was seen."""
+    return 6e-5 + 4e-9 * entries

@@ -1,0 +1,282 @@
+"""The second tier: each number against plain float64, which layers have their turn, and what is left out."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from agent.watched_training import (
+    assert_close,
+    attention,
+    column,
+    gradients,
+    loss_of,
+    value,
+    watched,
+    weights,
+)
+from gradspectra.budget import Budget
+from gradspectra.inventory import choice_of, take_inventory
+from gradspectra.second_rows import CLIPPED
+from gradspectra.second_tier import SecondTier
+from torch import nn
+
+GRADIENT = ("grad_l1", "grad_zero_rows", "grad_dot_weight")
+
+
+def of_each(arrays, number):
+    return {name: None if array is None else number(array) for name, array in arrays.items()}
+
+
+def l1(array):
+    return math.fsum(abs(entry) for entry in array.ravel())
+
+
+def zero_rows(array):
+    return sum(1 for row in array if not np.any(row))
+
+
+def dot(a, b):
+    return math.fsum(x * y for x, y in zip(a.ravel().tolist(), b.ravel().tolist(), strict=True))
+
+
+def dots(first, second):
+    return {name: None if first[name] is None else dot(first[name], second[name]) for name in first}
+
+
+def check_gradient(record, gradient, after, rel=1e-5):
+    assert_close(column(record, "grad_l1"), of_each(gradient, l1), rel)
+    assert column(record, "grad_zero_rows") == of_each(gradient, zero_rows)
+    assert_close(column(record, "grad_dot_weight"), dots(gradient, after), 1e-4, 1e-6)
+
+
+@pytest.mark.parametrize("clip", [None, 0.01])
+def test_numbers_of_the_gradient_are_those_of_float64(clip, kept):
+    model = attention()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.03)
+    expected = []
+    with watched(model, optimizer):
+        for step in range(3):
+            loss_of(model, 6, step).backward()
+            gradient = gradients(model)
+            if clip is not None:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            expected.append((gradient, weights(model)))
+    for record, (gradient, after) in zip(kept(), expected, strict=True):
+        check_gradient(record, gradient, after)
+    assert column(kept()[0], "grad_zero_rows")["embed.weight"] > 0  # tokens that the step did not have
+
+
+def test_a_known_gradient_gives_known_numbers(kept):
+    model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Linear(4, 4, bias=False), nn.Linear(4, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with watched(model, optimizer), torch.no_grad():
+        model[0].weight.copy_(torch.arange(12.0).view(4, 3))
+        model[0].weight.grad = torch.tensor([[1.0, -2, 0], [0, 0, 0], [0, -0.0, 0], [0, 0, 3]])
+        model[2].bias.grad = torch.tensor([0.0, -1, 0, 5])
+        optimizer.step()
+    (record,) = kept()
+    assert [value(record, name, "0.weight") for name in GRADIENT] == [6.0, 2, -2 + 3 * 11]
+    assert value(record, "grad_l1", "2.bias") == 6.0
+    assert value(record, "grad_zero_rows", "2.bias") == 2
+    assert value(record, "grad_l1", "1.weight") is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64, torch.complex64])
+def test_other_types_and_a_block_of_columns_are_summed_in_float32_or_wider(dtype, kept):
+    model = nn.ParameterDict({"mix": torch.zeros(200, 90, dtype=dtype), "wide": torch.zeros(300, 400, dtype=dtype)})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    split = (("[low]", 1, 0, 30), ("[high]", 1, 30, 90))
+    with watched(model, optimizer, layers=lambda name: split if name == "mix" else True), torch.no_grad():
+        for parameter in model.values():
+            parameter.grad = torch.randn_like(parameter)
+            parameter.grad[:, 3] = 0
+            parameter.grad[4] = 0
+        arrays = {name: torch.view_as_real(p.grad) if p.is_complex() else p.grad for name, p in model.items()}
+        arrays = {name: array.double().numpy().copy() for name, array in arrays.items()}
+        optimizer.step()
+        moved = {name: torch.view_as_real(p) if p.is_complex() else p for name, p in model.items()}
+        after = {name: array.detach().double().numpy().copy() for name, array in moved.items()}
+    (record,) = kept()
+    wide = arrays["wide"]
+    assert value(record, "grad_l1", "wide") == pytest.approx(np.abs(wide).sum(), rel=1e-5)
+    assert value(record, "grad_zero_rows", "wide") == 1
+    assert value(record, "grad_dot_weight", "wide") == pytest.approx((wide * after["wide"]).sum(), rel=1e-4)
+    high = arrays["mix"][:, 30:]
+    assert value(record, "grad_l1", "mix[high]") == pytest.approx(np.abs(high).sum(), rel=1e-5)
+    assert (value(record, "grad_zero_rows", "mix[low]"), value(record, "grad_zero_rows", "mix[high]")) == (1, 0)
+    assert value(record, "grad_dot_weight", "mix[high]") == pytest.approx((high * after["mix"][:, 30:]).sum(), rel=1e-4)
+
+
+def test_numbers_that_are_not_finite_are_left_out_of_the_sums_and_are_no_zeros(kept):
+    model = attention()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with watched(model, optimizer):
+        loss_of(model, 6, 0).backward()
+        model.qkv.weight.grad[0] = math.nan
+        model.qkv.weight.grad[1, 0] = -math.inf
+        model.qkv.weight.grad[2] = 0.0
+        model.norm.weight.grad[:] = math.nan
+        whole, after = gradients(model)["qkv.weight[q]"], weights(model)["qkv.weight[q]"]
+        optimizer.step()
+    (record,) = kept()
+    finite = np.where(np.isfinite(whole), whole, 0.0)
+    assert value(record, "grad_l1", "qkv.weight[q]") == pytest.approx(l1(finite), rel=1e-5)
+    assert value(record, "grad_dot_weight", "qkv.weight[q]") == pytest.approx(dot(finite, after), rel=1e-4)
+    assert value(record, "grad_zero_rows", "qkv.weight[q]") == 1
+    assert [value(record, name, "norm.weight") for name in GRADIENT] == [None] * 3
+    assert value(record, "grad_l1", "norm.bias") is not None
+
+
+def test_a_gradient_that_was_clipped_by_value_or_is_sparse_has_none(kept):
+    model = nn.ModuleDict({"embed": nn.Embedding(9, 4, sparse=True), "head": nn.Linear(4, 3)})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watched(model, optimizer):
+        model["head"](model["embed"](torch.tensor([3, 7]))).square().sum().backward()
+        torch.nn.utils.clip_grad_value_(model["head"].weight, 1e-3)
+        optimizer.step()
+    (record,) = kept()
+    assert value(record, "grad_l1", "head.bias") > 0
+    assert value(record, "grad_l1", "head.weight") is None
+    assert value(record, "grad_l1", "embed.weight") is None
+
+
+def test_where_clipping_is_unknown_nothing_is_said_of_the_gradient(kept, monkeypatch):
+    model = attention()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watched(model, optimizer) as watch:
+        monkeypatch.setattr(watch._session, "clips_norm", lambda _: 1 / 0)
+        loss_of(model, 6, 0).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1e-3)
+        optimizer.step()
+    (record,) = kept()
+    assert not set(GRADIENT) & {*record.statistics, *record.count_statistics}
+    assert "weight_sq" in record.statistics
+
+
+def test_the_norm_before_a_clip_that_the_user_told_of_scales_them_too(kept):
+    model = attention()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with watched(model, optimizer) as watch:
+        loss_of(model, 6, 0).backward()
+        gradient = gradients(model)
+        norm = math.sqrt(sum(np.square(a).sum() for a in gradient.values() if a is not None))
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.grad *= 0.25
+        watch.log(grad_norm=norm)
+        optimizer.step()
+    check_gradient(kept()[0], gradient, weights(model))
+    assert set(CLIPPED) <= set(kept()[0].statistics)
+
+
+def test_it_can_be_left_out_and_a_wrong_word_is_refused(kept):
+    model = attention()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watched(model, optimizer, second_tier="off") as watch:
+        loss_of(model, 6, 0).backward()
+        optimizer.step()
+        assert watch.status()["cadence_second"] is None
+    assert "grad_l1" not in kept()[0].statistics
+    with pytest.raises(ValueError, match="second_tier must be one of auto, off, got 'all'"):
+        watched(model, optimizer, second_tier="all")
+
+
+def tier_of(model, budget):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return SecondTier(take_inventory({"": model}, [optimizer], choice_of(None)), budget)
+
+
+def follow(budget, tier, steps, layers):
+    """Steps of 0.1 s; gives per recorded step the names of the tensors that had their turn."""
+    turns = {}
+    for step in range(1, steps + 1):
+        second, due = 0.0, budget.due(step)
+        if due:
+            units = tier.due()
+            turns[step] = [tensor.name for unit in units for tensor in unit.tensors]
+            second = sum(unit.expected for unit in units)
+        paid = budget.pays(0.001)
+        spent = (layers if due else 0.0) + second + (0.001 if paid else 0.0)
+        budget.step_done(0.1 + spent, 0.0001, layers if due else None, 0.001 if paid else 0.0, 0.0, second)
+    return turns
+
+
+def deep():
+    return nn.ModuleList(nn.Linear(40, 40) for _ in range(30))
+
+
+def test_within_a_budget_a_few_layers_have_their_turn_at_each_recorded_step():
+    budget = Budget(0.01, 1, True)
+    tier, names = tier_of(deep(), budget), [name for name, _ in deep().named_parameters()]
+    budget.lap_seconds = 0.001 * 30
+    follow(budget, tier, 200, 0.003)
+    turns = follow(budget, tier, 800, 0.003)
+    assert budget.cadence == 8
+    assert all(len(turn) < len(names) for turn in turns.values())
+    for name in names:
+        steps = [step for step, turn in turns.items() if name in turn]
+        assert len(steps) >= 3
+        assert max(np.diff(steps)) <= 208
+    assert sum(len(turn) for turn in turns.values()) > 3 * len(names)
+
+
+def test_where_nothing_is_left_it_still_comes_round_but_never_takes_more_than_a_tenth():
+    budget = Budget(0.01, 1, True)
+    tier = tier_of(deep(), budget)
+    budget.lap_seconds = 0.001 * 170
+    tier._speed = 10.0
+    tier._plan()
+    follow(budget, tier, 300, 0.008)
+    assert budget.cadence == 8
+    per_step = budget.second_seconds() / budget.cadence
+    assert per_step == pytest.approx(budget.second_lap_seconds / 200, rel=1e-6)
+    budget.second_lap_seconds = 10.0
+    follow(budget, tier, 20, 0.008)
+    assert budget.second_seconds() == pytest.approx(0.1 * 0.01 * 8 * budget.step_seconds)
+
+
+def test_a_tensor_that_would_take_a_twentieth_of_a_step_is_left_out_and_said_so():
+    budget = Budget(0.5, 1, True)
+    tier = tier_of(nn.ModuleDict({"small": nn.Linear(4, 4), "large": nn.Linear(4000, 500)}), budget)
+    turns = follow(budget, tier, 40, 0.0001)
+    assert "large.weight" in tier.too_large
+    assert not any("large.weight" in turn for turn in turns.values())
+    assert any("small.weight" in turn for turn in turns.values())
+
+
+def test_without_a_budget_every_recorded_step_has_all_layers_and_says_how_often(kept):
+    model = attention()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watched(model, optimizer, every=2) as watch:
+        for step in range(6):
+            loss_of(model, 4, step).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert watch.status()["cadence_second"] == 2
+    assert [record.step for record in kept() if "grad_l1" in record.statistics] == [2, 4, 6]
+    assert [record.counts.get("cadence_second") for record in kept()] == [None, None, None, 2, 2, 2]
+
+
+def test_within_a_budget_the_record_says_which_layers_were_measured(kept):
+    model = nn.Sequential(*(nn.Linear(n, n + 1) for n in range(30, 60)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with watched(model, optimizer, budget=0.5):
+        for step in range(60):
+            model(torch.randn(200, 30, generator=torch.Generator().manual_seed(step))).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    found = [column(record, "grad_l1") for record in kept() if "grad_l1" in record.statistics]
+    assert found
+    some = {name for record in found for name, number in record.items() if number is not None}
+    assert some
+    for record in kept():
+        if "grad_l1" not in record.statistics:
+            continue
+        for name, number in column(record, "grad_l1").items():
+            if number is not None:
+                assert number >= math.sqrt(value(record, "grad_sq", name)) * (1 - 1e-5)
