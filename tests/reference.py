@@ -77,6 +77,12 @@ def one_step_optimum(curvature: float, distance: float, variance: float, batch: 
     return gradient_sq / (curvature * (gradient_sq + variance / batch))
 
 
+def rotation(now: Vector, start: Vector) -> float:
+    """1 − cos of the angle between two vectors."""
+    product = math.fsum(a * b for a, b in zip(now, start, strict=True))
+    return 1 - product / math.sqrt(math.fsum(a * a for a in now) * math.fsum(b * b for b in start))
+
+
 def buckets(steps: Sequence[int], values: Vector, present: Sequence[bool], width: int) -> dict[int, dict[str, float]]:
     """One series in buckets, by the first recorded step of each; a bucket without values has only `x`."""
     groups: dict[int, list[int]] = {}

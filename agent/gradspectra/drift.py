@@ -1,4 +1,4 @@
-"""How far the weights have come from where the run started: ‖W − W₀‖² per layer, on a fixed sample of its entries."""
+"""How far the weights have come from where the run started: ‖W − W₀‖² and ⟨W, W₀⟩, on a fixed sample of a layer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ TURN = 16
 
 @dataclass(frozen=True, slots=True)
 class DriftSums:
-    """Results on the devices, each (L,), 0 for layers that lie elsewhere; scale: (L,), from the sample to the whole."""
+    """Results on the devices, each (2, L): ‖W − W₀‖² and ⟨W, W₀⟩ of the sample, 0 for layers that lie elsewhere.
+
+    scale: (L,), from the sample to the whole.
+    """
 
     results: list[Tensor]
     scale: Float64
@@ -76,21 +79,25 @@ class Drift:
         for index, now in self._samples():
             results = self._results.get(now.device)
             if results is None:
-                results = self._results[now.device] = torch.zeros(len(self._scale), device=now.device)
-            self._square(results[index], now, self.starts[self._inventory.table.names[index]])
+                results = self._results[now.device] = torch.zeros(2, len(self._scale), device=now.device)
+            self._sums(results[0, index], results[1, index], now, self.starts[self._inventory.table.names[index]])
         return DriftSums(list(self._results.values()), self._scale)
 
     @staticmethod
-    def _square(slot: Tensor, now: Tensor, start: Tensor) -> None:
+    def _sums(square: Tensor, product: Tensor, now: Tensor, start: Tensor) -> None:
         rows = CHUNK if now.dim() == 1 else CHUNK // BLOCK
         if len(now) <= rows:
-            moved = (now - start).view(-1)
-            dot_into(slot, moved, moved)
+            moved, before = (now - start).view(-1), start.view(-1)
+            dot_into(square, moved, moved)
+            dot_into(product, before, moved + before)
             return
-        slot.zero_()
+        square.zero_()
+        product.zero_()
         for first in range(0, len(now), rows):
+            before = start[first : first + rows].view(-1)
             moved = (now[first : first + rows] - start[first : first + rows]).view(-1)
-            slot.add_(torch.dot(moved, moved))
+            square.add_(torch.dot(moved, moved))
+            product.add_(torch.dot(before, moved.add_(before)))
 
     def _samples(self) -> Iterator[tuple[int, Tensor]]:
         """Index of each layer, and the entries of its weights as they are now."""

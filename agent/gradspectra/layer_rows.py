@@ -14,7 +14,7 @@ from gradspectra.measure import HIGH, LOW, SQUARE, UPDATE, WEIGHT, LayerMarks
 class LayerRows:
     """Rows of a record, in the order of STATISTICS and COUNT_STATISTICS; norm: of the whole gradient before clipping.
 
-    values, present: (5, L), or (6, L) where drift was measured; counts, counts_present: (1, L). factors: (L,) what
+    values, present: (5, L), or (7, L) where drift was measured; counts, counts_present: (1, L). factors: (L,) what
     clipping multiplied each gradient by, also where only the user knows. update_norm: of the whole update, None where
     unknown.
     """
@@ -34,13 +34,14 @@ def layer_rows(
     marks: LayerMarks,
     factors: Float64,
     part_sq: Float64 | None,
-    drift_sq: Float64 | None,
+    drift: Float64 | None,
     foreign_norm: float | None,
 ) -> LayerRows:
     """Make the layer numbers of one step.
 
-    rows: (5, L) as measured. factors: (L,) what clipping multiplied each gradient by. part_sq, drift_sq: (L,) or
-    None where they were not measured. foreign_norm: the whole norm before a clip that only the user knows of.
+    rows: (5, L) as measured. factors: (L,) what clipping multiplied each gradient by. part_sq: (L,), drift: (2, L),
+    ‖W − W₀‖² and ⟨W, W₀⟩; None where they were not measured. foreign_norm: the whole norm before a clip that only
+    the user knows of.
     """
     square, largest, finite = _gradient(rows, marks)
     whole = np.where(marks.gradient, rows[SQUARE], 0.0) / factors**2
@@ -51,14 +52,15 @@ def layer_rows(
     lost = ~(factors > 0)
     update = rows[UPDATE] * marks.factor
     measured = [square / factors**2, largest / factors, rows[WEIGHT], part_sq, update]
-    if drift_sq is not None:
-        measured.append(drift_sq)
+    if drift is not None:
+        measured += [*drift]
     values = np.stack([np.zeros_like(square) if row is None else row for row in measured]).astype(np.float32)
     unbroken = marks.gradient.copy()
     unbroken[list(marks.repaired)] = False
     everywhere = np.ones_like(unbroken)
     parts = unbroken if part_sq is not None else ~everywhere
-    present = np.stack([finite & ~lost, finite & ~lost, everywhere, parts, marks.update, everywhere])[: len(measured)]
+    always = [everywhere] * (len(measured) - 5)
+    present = np.stack([finite & ~lost, finite & ~lost, everywhere, parts, marks.update, *always])
     values[~present] = 0.0
     counts = np.zeros((1, len(square)), np.int64)
     for layer, left in marks.repaired.items():

@@ -17,7 +17,7 @@ from gradspectra.inventory import Inventory, WatchedTensor
 from gradspectra.shards import local
 from gradspectra.updates import intended_update, square_into
 
-STATISTICS = ("grad_sq", "grad_max", "weight_sq", "part_sq", "update_sq", "drift_sq")
+STATISTICS = ("grad_sq", "grad_max", "weight_sq", "part_sq", "update_sq", "drift_sq", "weight_dot_init")
 COUNT_STATISTICS = ("grad_nonfinite",)
 
 SQUARE, LOW, HIGH, WEIGHT, UPDATE = range(5)

@@ -198,10 +198,10 @@ class ClosedStep:
             scale = 1.0 if self.step.scale is None else self._read(self.step.scale)
             squares = np.sum([self._host[id(parts)] for parts in self._parts], axis=0)
             part_sq = (squares / np.array(weights)[:, None]).sum(0) / scale**2
-        drift_sq = None
+        drift = None
         if self.step.drift is not None:
-            drift_sq = self.step.drift.scale * sum(self._host[id(sums)] for sums in self.step.drift.results)
-        return layer_rows(rows, self._marks, factors, part_sq, drift_sq, foreign)
+            drift = self.step.drift.scale * sum(self._host[id(sums)] for sums in self.step.drift.results)
+        return layer_rows(rows, self._marks, factors, part_sq, drift, foreign)
 
     def _put(self, record: StepRecord, rows: LayerRows, total: float | None) -> None:
         record.statistics, record.values, record.present = STATISTICS[: len(rows.values)], rows.values, rows.present

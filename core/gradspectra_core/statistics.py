@@ -56,6 +56,24 @@ def root_ratio(numerator_sq: NDArray[Any], denominator_sq: NDArray[Any]) -> Floa
         return np.sqrt(np.asarray(numerator_sq, np.float64) / np.asarray(denominator_sq, np.float64))
 
 
+START_RESOLVED = 1e-5
+"""Of the squares it is the difference of: below, ‖W₀‖² from float32 sums is nothing but rounding."""
+
+
+def rotation(drift_sq: NDArray[Any], weight_sq: NDArray[Any], weight_dot_init: NDArray[Any]) -> Float64:
+    """1 − cos of the angle between W and W₀ in float64, all of one shape: from 0 to 2, NaN where W or W₀ is zero.
+
+    ‖W₀‖² is drift_sq − weight_sq + 2⟨W, W₀⟩. Computed as (‖W − W₀‖² − (‖W‖ − ‖W₀‖)²)/(2‖W‖‖W₀‖), which keeps small
+    angles that 1 − ⟨W, W₀⟩/(‖W‖‖W₀‖) would lose to rounding. Source: Carbonnelle & De Vleeschouwer 2019.
+    """
+    drift, now, product = (np.asarray(a, np.float64) for a in (drift_sq, weight_sq, weight_dot_init))
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        start = drift - now + 2 * product
+        norms = np.sqrt(now), np.sqrt(np.where(start > START_RESOLVED * (drift + now), start, np.nan))
+        found = (drift - np.square(norms[0] - norms[1])) / (2 * norms[0] * norms[1])
+        return np.clip(found, 0.0, 2.0)
+
+
 def _statistics(scope: Scope, *rows: tuple[str, Dtype, str, str]) -> dict[str, Statistic]:
     return {name: Statistic(name, scope, dtype, unit, text) for name, dtype, unit, text in rows}
 
@@ -67,6 +85,7 @@ _ON_READ: dict[str, tuple[tuple[str, ...], Callable[..., Float64]]] = {
     "update_ratio": (("update_sq", "weight_sq"), root_ratio),
     "drift_norm": (("drift_sq",), root),
     "drift_ratio": (("drift_sq", "weight_sq"), root_ratio),
+    "rotation": (("drift_sq", "weight_sq", "weight_dot_init"), rotation),
 }
 
 
@@ -77,11 +96,12 @@ def _metrics(scope: Scope, *rows: tuple[str, str, str, str]) -> dict[str, Metric
     }
 
 
-ROY, RUDELSON, GAO, MCCANDLISH = (
+ROY, RUDELSON, GAO, MCCANDLISH, CARBONNELLE = (
     "Roy & Vetterli 2007",
     "Rudelson & Vershynin 2007",
     "Gao et al. 2017",
     "McCandlish et al. 2018",
+    "Carbonnelle & De Vleeschouwer 2019",
 )
 
 SCALARS = _statistics(
@@ -121,6 +141,7 @@ STATISTICS = _statistics(
     ("part_sq", "float32", "gradient²", "Sum over parts of the part's squared norm divided by its weight."),
     ("update_sq", "float32", "weight²", "Sum of squares of the step's intended update."),
     ("drift_sq", "float32", "weight²", "Squared distance of the weights from where the run started."),
+    ("weight_dot_init", "float32", "weight²", "Inner product of the weights with those the run started from."),
     ("grad_l1", "float32", "gradient", "Sum of the absolute entries of the gradient, finite ones only."),
     ("grad_zero_rows", "int64", "units", "Output units whose gradient is zero throughout."),
     ("grad_dot_weight", "float32", "gradient·weight", "Inner product of the gradient and the weights after the step."),
@@ -135,6 +156,7 @@ METRICS = _metrics(
     ("update_ratio", "", "Norm of the update relative to that of the weights.", "√(update_sq/weight_sq)"),
     ("drift_norm", "weight", "Distance of the layer's weights from where the run started.", "√drift_sq"),
     ("drift_ratio", "", "Distance from the start relative to the norm of the weights.", "√(drift_sq/weight_sq)"),
+    ("rotation", "", "1 − cos of the angle between the weights and those the run started from.", CARBONNELLE),
     ("effective_rank", "directions", "Exponential of the entropy of the gradient's singular values.", ROY),
     ("stable_rank", "directions", "Energy of the gradient relative to that of its first direction.", RUDELSON),
     ("participation_ratio", "directions", "Number of directions that share the gradient's energy.", GAO),

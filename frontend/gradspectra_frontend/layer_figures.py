@@ -28,6 +28,8 @@ TITLES = {
     "update_ratio": "Update-to-weight ratio",
     "drift_norm": "Distance from the start",
     "drift_ratio": "Distance from the start, relative to the weights",
+    "rotation": "Rotation away from the start",
+    "weight_dot_init": "Inner product of weights and start",
     "effective_rank": "Effective rank of the gradient",
     "stable_rank": "Stable rank of the gradient",
     "participation_ratio": "Participation ratio of the gradient",

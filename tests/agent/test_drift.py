@@ -7,6 +7,7 @@ import io
 import gradspectra
 import numpy as np
 import pytest
+import reference
 import torch
 from agent.service import service
 from agent.watched_training import (
@@ -28,6 +29,11 @@ from torch import nn
 def far(model, start):
     """Squared distance of each layer from the start, in float64."""
     return squares({name: now - start[name] for name, now in weights(model).items()})
+
+
+def products(now, start):
+    """Inner product of each layer with its start, in float64."""
+    return {name: float((array * start[name]).sum()) for name, array in now.items()}
 
 
 def train(model, optimizer, watch, steps, first=0):
@@ -53,6 +59,7 @@ def test_small_layers_are_measured_whole(drift, kept):
         assert_close(
             column(record, "drift_sq"), squares({name: w - start[name] for name, w in now.items()}), 1e-5, 1e-12
         )
+        assert_close(column(record, "weight_dot_init"), products(now, start), 1e-5, 1e-7)
 
 
 def wander(model, optimizer, steps):
@@ -75,6 +82,11 @@ def test_a_large_layer_is_sampled_alike_over_its_columns_and_scaled_up(drift, er
     with watched(model, optimizer, drift=drift):
         wander(model, optimizer, 2)
     assert_close(column(kept()[-1], "drift_sq"), far(model, start), error)
+    now = weights(model)
+    whole = squares(now)
+    products_error = {name: error * whole[name] for name in now}
+    for name, product in products(now, start).items():
+        assert abs(value(kept()[-1], "weight_dot_init", name) - product) <= 2 * products_error[name]
 
 
 @pytest.mark.parametrize("width", [64, 256, 768, 1000, 4096])
@@ -184,18 +196,21 @@ def test_the_server_gives_it_as_a_distance_and_relative_to_the_weights(tmp_path,
     monkeypatch.setattr(measuring, "TURN", 2)
     model = attention()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    start, distances = weights(model), []
+    start, distances, turns = weights(model), [], []
     with service(tmp_path / "data") as address:
         with watched(
             model, optimizer, server=address, spool=tmp_path / "spool", budget=1.0, every=2, run="drifting"
         ) as watch:
             for step in range(16):
                 train(model, optimizer, watch, 1, step)
-                distances.append((far(model, start)["head.weight"], squares(weights(model))["head.weight"]))
+                now = weights(model)["head.weight"]
+                distances.append((far(model, start)["head.weight"], np.square(now).sum()))
+                turns.append(reference.rotation(now.ravel(), start["head.weight"].ravel()))
         run = gradspectra.Client(address).run(watch.run_id)
-        norm, ratio = run.layers("drift_norm"), run.layers("drift_ratio")
+        norm, ratio, rotation = (run.layers(name) for name in ("drift_norm", "drift_ratio", "rotation"))
     assert norm.steps.tolist() == ratio.steps.tolist()
     assert len(norm.steps) >= 2
     moved, whole = np.sqrt(np.array(distances)[norm.steps - 1].T)
     assert norm["head.weight"] == pytest.approx(moved, rel=1e-5)
     assert ratio["head.weight"] == pytest.approx(moved / whole, rel=1e-5)
+    assert rotation["head.weight"] == pytest.approx(np.array(turns)[rotation.steps - 1], rel=1e-3, abs=1e-6)

@@ -5,7 +5,8 @@ import sys
 
 import numpy as np
 import pytest
-from gradspectra_core.statistics import METRICS, RUN_METRICS, SCALARS, STATISTICS
+import reference
+from gradspectra_core.statistics import METRICS, RUN_METRICS, SCALARS, STATISTICS, rotation
 
 REGISTRIES = {"SCALARS": SCALARS, "STATISTICS": STATISTICS, "METRICS": METRICS, "RUN_METRICS": RUN_METRICS}
 
@@ -35,7 +36,9 @@ def test_counts_are_whole_numbers():
 
 def test_metrics_on_read_are_functions_of_statistics():
     on_read = {name: metric for name, metric in METRICS.items() if metric.function}
-    assert set(on_read) == {"grad_norm", "weight_norm", "update_norm", "update_ratio", "drift_norm", "drift_ratio"}
+    assert set(on_read) == {
+        "grad_norm", "weight_norm", "update_norm", "update_ratio", "drift_norm", "drift_ratio", "rotation",
+    }  # fmt: skip
     for metric in on_read.values():
         assert set(metric.inputs) <= set(STATISTICS)
     numbers = np.array([[9, 0, np.inf, np.nan, -1]], np.float32)
@@ -44,6 +47,38 @@ def test_metrics_on_read_are_functions_of_statistics():
     assert ratio == pytest.approx([0.5, np.inf, np.nan], nan_ok=True)
     assert ratio.dtype == np.float64
     assert on_read["drift_ratio"].function(np.float32([2]), np.float32([8])) == pytest.approx([0.5])
+
+
+def turned(angle: float, size: float = 1.0, entries: int = 500) -> tuple[np.ndarray, np.ndarray]:
+    """A start and the weights after turning by an angle and growing to `size` times, in float64."""
+    rng = np.random.default_rng(0)
+    start, other = rng.normal(size=(2, entries))
+    other -= other @ start / (start @ start) * start
+    other *= np.linalg.norm(start) / np.linalg.norm(other)
+    return start, size * (np.cos(angle) * start + np.sin(angle) * other)
+
+
+@pytest.mark.parametrize("size", [1.0, 0.7, 3.0])
+@pytest.mark.parametrize("angle", [0.0, 1e-3, 0.1, 1.0, np.pi / 2, 3.0])
+def test_rotation_is_that_of_float64_also_of_small_angles_from_float32_sums(angle: float, size: float):
+    start, now = turned(angle, size)
+    sums = [np.float32([total]) for total in (np.square(now - start).sum(), np.square(now).sum(), now @ start)]
+    expected = reference.rotation(now.tolist(), start.tolist())
+    assert rotation(*sums)[0] == pytest.approx(expected, rel=1e-3, abs=3e-7 if size != 1.0 else 1e-9)
+
+
+@pytest.mark.parametrize(("size", "error"), [(1.0, 4e-3), (1.2, 0.02)])
+def test_rotation_from_a_sample_suits_the_norm_of_the_whole(size: float, error: float):
+    start, now = turned(0.3, size, 400_000)
+    kept = np.arange(400_000) % 61 == 0
+    drift, product = (np.array([a[kept].sum() * len(kept) / kept.sum()]) for a in (np.square(now - start), now * start))
+    assert rotation(drift, np.array([now @ now]), product)[0] == pytest.approx(1 - np.cos(0.3), abs=error)
+
+
+def test_a_layer_that_started_from_zero_or_is_zero_has_no_rotation():
+    now = np.float32([4.0, 4.0, 0.0, np.nan, np.inf])
+    drift, product = np.float32([4.0, 4.000001, 9.0, 1.0, np.inf]), np.float32([0.0, 0.0, 0.0, 1.0, np.inf])
+    assert np.isnan(rotation(drift, now, product)).all()
 
 
 def test_importing_core_loads_numpy_and_nothing_else_from_outside():
