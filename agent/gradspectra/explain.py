@@ -18,7 +18,7 @@ def not_measured(
     """One sentence for each thing that is missing from the records of this job."""
     reasons = [reason for optimizer in optimizers if (reason := unknown_update(optimizer))]
     if not optimizers:
-        reasons.append("update_sq is not measured: no optimizer was given")
+        reasons.append("updates and moments are not measured: no optimizer was given")
     if (lacking := missing()) is not None:
         reasons.append(lacking)
     if inventory.left_out:

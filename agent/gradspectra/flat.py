@@ -28,6 +28,21 @@ class OneThread:
         torch.set_num_threads(self._threads)
 
 
+class Scratch:
+    """A temporary of CHUNK elements for each device and accuracy, made once."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def of(self, parameter: Tensor) -> Tensor:
+        """The one for this parameter: float32, or float64 where it is as wide."""
+        dtype = torch.float64 if parameter.dtype in (torch.float64, torch.complex128) else torch.float32
+        key = parameter.device, dtype
+        if key not in self._kept:
+            self._kept[key] = torch.empty(CHUNK, dtype=dtype, device=parameter.device)
+        return self._kept[key]
+
+
 def flat(tensor: Tensor, axis: int = 0) -> Tensor:
     """The tensor's numbers as a vector, those of one index on `axis` together; a view wherever memory allows.
 

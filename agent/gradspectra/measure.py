@@ -12,7 +12,7 @@ from gradspectra_core.records import Bool, Float64
 from torch import Tensor
 
 from gradspectra.bundles import bundle, bundle_rows
-from gradspectra.flat import CHUNK, dot_into, extremes_into, flat
+from gradspectra.flat import Scratch, dot_into, extremes_into, flat
 from gradspectra.inventory import Inventory, WatchedTensor
 from gradspectra.shards import local
 from gradspectra.updates import intended_update, square_into
@@ -62,7 +62,7 @@ class FirstTier:
         layers = len(inventory.table)
         self._results: dict[torch.device, Tensor] = {}
         self._slots: list[tuple[Tensor, ...]] = []
-        self._scratch: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self._scratch = Scratch()
         self._column_device: list[torch.device] = []
         self._sorted: dict[int, list[tuple[WatchedTensor, ...]]] = {}
         self._columns: dict[int, Tensor] = {}
@@ -161,20 +161,13 @@ class FirstTier:
             return
         self.marks.update[tensor.first : last] = True
         direction, factor = update
-        scratch = self._scratch_for(tensor.parameter)
+        scratch = self._scratch.of(tensor.parameter)
         for index, (start, stop) in enumerate(tensor.pieces, tensor.first):
             square_into(self._slots[index][UPDATE], direction, start, stop, scratch)
             if isinstance(factor, Tensor):
                 self._slots[index][UPDATE].mul_(factor * factor)
             else:
                 self.marks.factor[index] = factor * factor
-
-    def _scratch_for(self, parameter: Tensor) -> Tensor:
-        dtype = torch.float64 if parameter.dtype in (torch.float64, torch.complex128) else torch.float32
-        key = parameter.device, dtype
-        if key not in self._scratch:
-            self._scratch[key] = torch.empty(CHUNK, dtype=dtype, device=parameter.device)
-        return self._scratch[key]
 
     def results(self) -> list[Tensor]:
         """The results of each device, (5, L), to be copied to the host."""

@@ -101,7 +101,7 @@ class Measuring:
         if step.due and self.inventory.tensors and self.exchange is None:
             optimizer = self._optimizers[index]
             self._guard.run("layers", self._layers, step, self._of_optimizer[index], optimizer, skipped)
-            self._guard.run("second tier", self._take_second, step, self._identities[index])
+            self._guard.run("second tier", self._take_second, step, self._identities[index], optimizer, skipped)
         if not skipped and self._options.spectra != 0:
             self._guard.run("spectra", self._take_spectra, step, self._identities[index])
 
@@ -109,7 +109,7 @@ class Measuring:
         """A step is over of which no optimizer told: measure what is due of all layers."""
         if step.due and self.inventory.tensors:
             self._guard.run("layers", self._layers, step, self.inventory.tensors, None, False)
-            self._guard.run("second tier", self._take_second, step, self.inventory.parameters)
+            self._guard.run("second tier", self._take_second, step, self.inventory.parameters, None, False)
         if self._options.spectra != 0:
             self._guard.run("spectra", self._take_spectra, step, self.inventory.parameters)
 
@@ -146,7 +146,7 @@ class Measuring:
         step.measured = True
         step.layers_cost += time.perf_counter() - began
 
-    def _take_second(self, step: OpenStep, parameters: frozenset[int]) -> None:
+    def _take_second(self, step: OpenStep, parameters: frozenset[int], optimizer: Any, skipped: bool) -> None:
         if self.second is None or not step.measured:
             return
         if self._due_second is None:
@@ -157,7 +157,7 @@ class Measuring:
         began = time.perf_counter()
         with OneThread(), torch.no_grad():
             for unit in own:
-                self.second.take(unit, step.number, self.tier.marks, step.clips.early)
+                self.second.take(unit, step.number, optimizer, self.tier.marks, skipped, step.clips.early)
         seconds = time.perf_counter() - began
         self.second.learn(own, seconds)
         step.second_cost += seconds

@@ -1,18 +1,32 @@
-"""The arithmetic of the second tier: numbers of the gradient of a few layers beyond its norm, on their device."""
+"""The arithmetic of the second tier: numbers of a few layers beyond their norms, on their device."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradspectra.flat import dot_into, flat, joined
 from gradspectra.inventory import WatchedTensor
+from gradspectra.updates import Update, adam_moments, dot_of
 
-ROWS = ("grad_l1", "grad_zero_rows", "grad_dot_weight")
+ROWS = (
+    "grad_l1",
+    "grad_zero_rows",
+    "grad_dot_weight",
+    "update_dot_grad",
+    "moment_sq",
+    "second_moment",
+    "second_moment_median",
+)
 """Rows of the results, named after what they become."""
-OF_GRADIENT = slice(0, 3)
+OF_GRADIENT, OF_UPDATE, OF_MOMENTS = slice(0, 3), slice(3, 4), slice(4, 7)
+WITH_GRADIENT = slice(0, 4)
+"""Rows that are in proportion to the gradient, or count it."""
+SAMPLE = 4096
+"""Entries that a median is taken of at most."""
 
 
 def units(shape: Sequence[int], axis: int) -> int:
@@ -20,30 +34,75 @@ def units(shape: Sequence[int], axis: int) -> int:
     return int(shape[axis]) if len(shape) else 1
 
 
-def gradient_rows(tensors: Sequence[WatchedTensor], counts: Sequence[int], repair: bool) -> Tensor:
-    """OF_GRADIENT of tensors that all have a dense gradient: (3, L) float32, a column per layer.
+def _by_layer(tensors: Sequence[WatchedTensor], rows: Callable[[int, int, int], Tensor]) -> Tensor:
+    """Rows of all layers, side by side. rows(first, last, n): those of n layers in elements [first, last).
 
-    tensors: one with its pieces, or several alike with one piece each. counts: output units of each layer. repair:
-    some entries are not finite; sums are then of the others. Sums in float32 or wider.
+    tensors: one with its pieces, or several alike with one piece each, which lie one after another.
     """
-    gradients = [tensor.parameter.grad for tensor in tensors if tensor.parameter.grad is not None]
-    axis = tensors[0].axis
-    gradient, weight = joined(gradients, axis), joined([tensor.parameter for tensor in tensors], axis)
     if len(tensors) > 1:
-        return _rows(gradient.view(len(tensors), counts[0], -1), weight, repair)
-    pieces = zip(tensors[0].pieces, counts, strict=True)
-    found = [_rows(gradient[first:last].view(1, n, -1), weight[first:last], repair) for (first, last), n in pieces]
+        return rows(0, sum(tensor.pieces[0][1] for tensor in tensors), len(tensors))
+    found = [rows(first, last, 1) for first, last in tensors[0].pieces]
     return found[0] if len(found) == 1 else torch.cat(found, 1)
 
 
-def _rows(gradient: Tensor, weight: Tensor, repair: bool) -> Tensor:
-    """gradient: (layers, units, entries of one); weight: as many numbers, flat."""
-    sizes = _sums(gradient)
-    idle = (sizes == 0).sum(1)  # a NaN is no zero: counted before repair
-    if repair:
-        gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
-        sizes = _sums(gradient)
-    return torch.stack([sizes.sum(1).float(), idle.float(), dots(flat(gradient), weight, len(gradient))])
+def gradient_rows(tensors: Sequence[WatchedTensor], counts: Sequence[int], repair: bool) -> Tensor:
+    """OF_GRADIENT of tensors that all have a dense gradient: (3, L) float32, a column per layer.
+
+    counts: output units of each layer. repair: some entries are not finite; sums are then of the others. Sums in
+    float32 or wider.
+    """
+    gradient, weight = _gradient(tensors), joined([tensor.parameter for tensor in tensors], tensors[0].axis)
+    left = iter(counts)
+
+    def rows(first: int, last: int, layers: int) -> Tensor:
+        matrix, own = gradient[first:last].view(layers, next(left), -1), weight[first:last]
+        sizes = _sums(matrix)
+        idle = (sizes == 0).sum(1)  # a NaN is no zero: counted before the repair
+        if repair:
+            lost = ~matrix.isfinite()
+            matrix, own = matrix.masked_fill(lost, 0.0), own.masked_fill(flat(lost), 0.0)
+            sizes = _sums(matrix)
+        return torch.stack([sizes.sum(1).float(), idle.float(), dots(flat(matrix), own, layers)])
+
+    return _by_layer(tensors, rows)
+
+
+def update_rows(tensors: Sequence[WatchedTensor], update: Update, scratch: Tensor) -> Tensor:
+    """OF_UPDATE, the inner product of update and gradient: (1, L). update: of these tensors; scratch: (CHUNK,)."""
+    direction, factor = update
+    gradient = _gradient(tensors)
+
+    def rows(first: int, last: int, layers: int) -> Tensor:
+        if layers > 1:
+            moved = direction(first, last, scratch[: last - first])
+            sums = moved.mul_(gradient).view(layers, -1).sum(1)
+        else:
+            sums = dot_of(direction, gradient, first, last, scratch).view(1)
+        return (sums * -factor).float().view(1, layers)
+
+    return _by_layer(tensors, rows)
+
+
+def moment_rows(tensors: Sequence[WatchedTensor], optimizer: Any) -> Tensor | None:
+    """OF_MOMENTS: (3, L); None where the optimizer keeps none that are known, or the tensors took different steps."""
+    moments = adam_moments(optimizer, tensors)
+    if moments is None:
+        return None
+    m, v, of_m, of_v = moments
+    wide = torch.promote_types(v.dtype, torch.float32)
+
+    def rows(first: int, last: int, layers: int) -> Tensor:
+        first_moment, second = m[first:last], v[first:last].view(layers, -1)
+        squares = dots(first_moment, first_moment, layers) / (of_m * of_m)
+        median = _median(second[:, :: -(-second.shape[1] // SAMPLE) | 1].to(wide))
+        return torch.stack([squares, second.sum(1, dtype=wide) / of_v, (median / of_v).sqrt_()]).float()
+
+    return _by_layer(tensors, rows)
+
+
+def _gradient(tensors: Sequence[WatchedTensor]) -> Tensor:
+    gradients = [tensor.parameter.grad for tensor in tensors if tensor.parameter.grad is not None]
+    return joined(gradients, tensors[0].axis)
 
 
 def _sums(gradient: Tensor) -> Tensor:
@@ -51,6 +110,13 @@ def _sums(gradient: Tensor) -> Tensor:
     wide = torch.promote_types(gradient.dtype, torch.float32)
     sums: Tensor = torch.linalg.vector_norm(gradient, 1, dim=2, dtype=wide)
     return sums
+
+
+def _median(numbers: Tensor) -> Tensor:
+    """The median of each row, the lower of two; NaN where there is one."""
+    if numbers.device.type == "cpu":
+        return numbers.median(1).values
+    return numbers.sort(1).values[:, (numbers.shape[1] - 1) // 2]  # median is not deterministic everywhere
 
 
 def dots(a: Tensor, b: Tensor, layers: int) -> Tensor:

@@ -6,23 +6,25 @@ import numpy as np
 from gradspectra_core.records import Bool, Float64
 
 from gradspectra.record import StepRecord
-from gradspectra.second_numbers import OF_GRADIENT, ROWS
+from gradspectra.second_numbers import OF_UPDATE, ROWS, WITH_GRADIENT
 
 COUNTS = frozenset(("grad_zero_rows",))
-CLIPPED = ("grad_l1", "grad_dot_weight")
+CLIPPED = ("grad_l1", "grad_dot_weight", "update_dot_grad")
 """In proportion to the gradient: to be divided by what clipping multiplied it by."""
 
 
 @np.errstate(all="ignore")
-def add_second(record: StepRecord, rows: Float64, present: Bool, factors: Float64) -> None:
+def add_second(record: StepRecord, rows: Float64, present: Bool, factors: Float64, skipped: bool) -> None:
     """Add to a record with first-tier rows what of the second tier was measured at its step.
 
     rows, present: (len(ROWS), L). factors: (L,) what clipping multiplied each layer's gradient by; where that is not
-    above 0 the gradient is lost.
+    above 0 the gradient is lost. skipped: the step did nothing.
     """
     rows, present = rows.copy(), present.copy()
     rows[[ROWS.index(name) for name in CLIPPED]] /= factors
-    present[OF_GRADIENT] &= factors > 0
+    present[WITH_GRADIENT] &= factors > 0
+    if skipped:
+        rows[OF_UPDATE] = 0.0
     rows[~present] = 0.0
     some = present.any(1)
     floats = [at for at, name in enumerate(ROWS) if some[at] and name not in COUNTS]

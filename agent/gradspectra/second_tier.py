@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +20,20 @@ from torch import Tensor
 
 from gradspectra.budget import LARGEST_PIECE, Budget
 from gradspectra.bundles import bundle
+from gradspectra.flat import Scratch
 from gradspectra.inventory import Inventory, WatchedTensor
 from gradspectra.measure import LayerMarks
-from gradspectra.second_numbers import OF_GRADIENT, ROWS, gradient_rows, units
+from gradspectra.second_numbers import (
+    OF_GRADIENT,
+    OF_MOMENTS,
+    OF_UPDATE,
+    ROWS,
+    gradient_rows,
+    moment_rows,
+    units,
+    update_rows,
+)
+from gradspectra.updates import intended_update, same_steps, unknown_update
 
 
 @dataclass(slots=True, eq=False)
@@ -57,6 +69,7 @@ class SecondTier:
         self._units = [self._unit(tensors) for tensors in _together(inventory.tensors)]
         self._results: dict[torch.device, Tensor] = {}
         self._present = self._nothing()
+        self._scratch = Scratch()
         self._next = 0
         self._credit = 0.0
         self._speed = 1.0
@@ -99,21 +112,30 @@ class SecondTier:
         """Steps between two measurements of a layer as they come at present; None before one has come twice."""
         return self._lap or None
 
-    def take(self, unit: Unit, step: int, marks: LayerMarks, early: Container[int]) -> None:
+    def take(
+        self, unit: Unit, step: int, optimizer: Any, marks: LayerMarks, skipped: bool, early: Container[int]
+    ) -> None:
         """Measure the tensors of a unit after their optimizer has stepped.
 
-        marks: of the first tier, at this step; early: identities of parameters whose gradient is no longer what it was.
+        optimizer: None where it is not known. marks: of the first tier, at this step. skipped: the optimizer did
+        nothing. early: identities of parameters whose gradient is no longer what it was.
         """
         if unit.taken >= 0:
             self._lap = step - unit.taken
         unit.taken = step
-        for part in self._parts(unit, early):
+        for part in self._parts(unit, optimizer, early):
             if all(_dense(tensor, early) for tensor in part.tensors):
                 self._gradient(part, marks)
+            if optimizer is not None:
+                self._update(part, optimizer, skipped, early)
+                self._moments(part, optimizer)
 
-    def _parts(self, unit: Unit, early: Container[int]) -> list[Unit]:
-        """The unit as a whole, or tensor by tensor where not all of them have a gradient to measure."""
-        if len(unit.tensors) == 1 or all(_dense(tensor, early) for tensor in unit.tensors):
+    def _parts(self, unit: Unit, optimizer: Any, early: Container[int]) -> list[Unit]:
+        """The unit as a whole, or tensor by tensor where not all have a gradient, or have not taken the same steps."""
+        if len(unit.tensors) == 1:
+            return [unit]
+        together = optimizer is None or same_steps(optimizer, unit.tensors)
+        if together and all(_dense(tensor, early) for tensor in unit.tensors):
             return [unit]
         if unit.alone is None:
             unit.alone = [self._unit((tensor,)) for tensor in unit.tensors]
@@ -126,6 +148,22 @@ class SecondTier:
         self._put(unit, OF_GRADIENT, rows)
         for layer, left in broken.items():
             self._present[OF_GRADIENT, layer] = left.any_finite
+
+    def _update(self, unit: Unit, optimizer: Any, skipped: bool, early: Container[int]) -> None:
+        if unknown_update(optimizer) is not None:
+            return
+        if skipped or all(tensor.parameter.grad is None for tensor in unit.tensors):
+            self._put(unit, OF_UPDATE, torch.zeros(1, len(unit.columns), device=unit.columns.device))
+        elif all(_dense(tensor, early) for tensor in unit.tensors):
+            update = intended_update(optimizer, unit.tensors)
+            if update is not None:
+                scratch = self._scratch.of(unit.tensors[0].parameter)
+                self._put(unit, OF_UPDATE, update_rows(unit.tensors, update, scratch))
+
+    def _moments(self, unit: Unit, optimizer: Any) -> None:
+        rows = moment_rows(unit.tensors, optimizer)
+        if rows is not None:
+            self._put(unit, OF_MOMENTS, rows)
 
     def _put(self, unit: Unit, rows: slice, values: Tensor) -> None:
         device = unit.columns.device

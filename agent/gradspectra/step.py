@@ -19,7 +19,7 @@ from gradspectra.measure import COUNT_STATISTICS, STATISTICS, UPDATE, FirstTier,
 from gradspectra.readout import Readout
 from gradspectra.record import SpectrumRecord, StepRecord
 from gradspectra.scalars import SUMMED, Number, StepLog
-from gradspectra.second_numbers import OF_GRADIENT
+from gradspectra.second_numbers import WITH_GRADIENT
 from gradspectra.second_rows import add_second
 from gradspectra.second_tier import SecondResults
 
@@ -76,7 +76,7 @@ class ClosedStep:
             if self._marks is not None:
                 self._marks.gradient[:] = False
             if step.second is not None:
-                step.second.present[OF_GRADIENT] = False
+                step.second.present[WITH_GRADIENT] = False
         self._results = tier.results() if step.measured else []
         self._parts = parts
         self._needed = step.clips.needed(tier.inventory)
@@ -210,7 +210,7 @@ class ClosedStep:
         second = self.step.second
         if second is not None:
             sums = np.sum([self._host[id(results)] for results in second.results], axis=0)
-            add_second(record, sums, second.present, rows.factors)
+            add_second(record, sums, second.present, rows.factors, self.step.skipped)
         if rows.update_norm is not None:
             record.scalars["update_norm"] = rows.update_norm
         if rows.norm is not None:

@@ -30,7 +30,9 @@ def unknown_update(optimizer: Any) -> str | None:
     if type(optimizer) in _RULES:
         return None
     known = ", ".join(sorted(kind.__name__ for kind in _RULES))
-    return f"update_sq is not measured for {type(optimizer).__name__}: its state is not known (known: {known})"
+    return (
+        f"updates and moments are not measured for {type(optimizer).__name__}: its state is not known (known: {known})"
+    )
 
 
 def intended_update(optimizer: Any, tensors: Sequence[WatchedTensor]) -> Update | None:
@@ -42,6 +44,33 @@ def intended_update(optimizer: Any, tensors: Sequence[WatchedTensor]) -> Update 
     if rule is None or group is None:
         return None
     return rule(group, [optimizer.state.get(tensor.parameter, {}) for tensor in tensors], tensors)
+
+
+def adam_moments(optimizer: Any, tensors: Sequence[WatchedTensor]) -> tuple[Tensor, Tensor, Number, Number] | None:
+    """m and v that Adam keeps of tensors of one group, one after another; and 1 − β₁ᵗ and 1 − β₂ᵗ, which make m̂, v̂.
+
+    None where the optimizer is not of the Adam family, or the tensors have not taken the same number of steps.
+    """
+    group = tensors[0].group
+    if _RULES.get(type(optimizer)) is not _adam or group is None:
+        return None
+    states = [optimizer.state.get(tensor.parameter, {}) for tensor in tensors]
+    step, axis = _common_step(states), tensors[0].axis
+    if step is None:
+        return None
+    m, v = (joined([local(state[name]) for state in states], axis) for name in ("exp_avg", "exp_avg_sq"))
+    beta1, beta2 = group["betas"]
+    return m, v, 1 - beta1**step, 1 - beta2**step
+
+
+def dot_of(direction: Direction, gradient: Tensor, start: int, stop: int, scratch: Tensor) -> Tensor:
+    """⟨d, ḡ⟩ of the flattened elements [start, stop), 0-dimensional. scratch: (CHUNK,); gradient: all elements."""
+    total = scratch.new_zeros(())
+    for begin in range(start, stop, CHUNK):
+        end = min(begin + CHUNK, stop)
+        d = direction(begin, end, scratch[: end - begin])
+        total += torch.dot(d, gradient[begin:end].to(d.dtype))
+    return total
 
 
 def square_into(slot: Tensor, direction: Direction, start: int, stop: int, scratch: Tensor) -> None:
@@ -58,10 +87,9 @@ def square_into(slot: Tensor, direction: Direction, start: int, stop: int, scrat
 
 
 def _adam(group: Group, states: list[State], tensors: Sequence[WatchedTensor]) -> Update | None:
-    steps = [_step(state.get("step")) for state in states]
-    if steps[0] is None or (len(steps) > 1 and steps.count(steps[0]) < len(steps)):
+    step, axis = _common_step(states), tensors[0].axis
+    if step is None:
         return None
-    step, axis = steps[0], tensors[0].axis
     beta1, beta2 = group["betas"]
     correction = 1 - beta1**step
     scale = correction / (1 - beta2**step) ** 0.5
@@ -72,6 +100,25 @@ def _adam(group: Group, states: list[State], tensors: Sequence[WatchedTensor]) -
     eps = torch.as_tensor(group["eps"] * correction, dtype=torch.float32)
     direction = partial(_adam_direction, m, v, weight, scale, eps, decay)
     return direction, factor * decay if decay else factor
+
+
+def _common_step(states: list[State]) -> Any:
+    """The number of steps that all of them have taken: a number, or a tensor where it is kept on the device.
+
+    None where it is not one number; of several kept on the device that is not known without waiting for it.
+    """
+    steps = [_step(state.get("step")) for state in states]
+    if len(steps) > 1 and (isinstance(steps[0], Tensor) or steps.count(steps[0]) < len(steps)):
+        return None
+    return steps[0]
+
+
+def same_steps(optimizer: Any, tensors: Sequence[WatchedTensor]) -> bool:
+    """Whether tensors of one group can be measured together as far as their number of steps goes."""
+    if type(optimizer) not in _RULES:
+        return True
+    states = [optimizer.state.get(tensor.parameter, {}) for tensor in tensors]
+    return "step" not in states[0] or _common_step(states) is not None
 
 
 def _step(step: Any) -> Any:

@@ -145,6 +145,10 @@ STATISTICS = _statistics(
     ("grad_l1", "float32", "gradient", "Sum of the absolute entries of the gradient, finite ones only."),
     ("grad_zero_rows", "int64", "units", "Output units whose gradient is zero throughout."),
     ("grad_dot_weight", "float32", "gradient·weight", "Inner product of the gradient and the weights after the step."),
+    ("update_dot_grad", "float32", "gradient·weight", "Inner product of the intended update and the gradient."),
+    ("moment_sq", "float32", "gradient²", "Sum of squares of Adam's first moment, corrected for its start."),
+    ("second_moment", "float32", "gradient²", "Sum of Adam's second moment, corrected for its start."),
+    ("second_moment_median", "float32", "gradient", "Median root of Adam's second moment, over a sample of entries."),
 )
 """Measured per layer and step, by name."""
 

@@ -39,6 +39,10 @@ TITLES = {
     "grad_l1": "Sum of the gradient's absolute entries",
     "grad_zero_rows": "Output units without gradient",
     "grad_dot_weight": "Inner product of gradient and weights",
+    "update_dot_grad": "Inner product of update and gradient",
+    "moment_sq": "Adam's first moment, sum of squares",
+    "second_moment": "Adam's second moment, sum",
+    "second_moment_median": "Adam's second moment, median root",
 }
 
 

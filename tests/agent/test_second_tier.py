@@ -10,6 +10,7 @@ import torch
 from agent.watched_training import (
     assert_close,
     attention,
+    blocks,
     column,
     gradients,
     loss_of,
@@ -50,6 +51,141 @@ def check_gradient(record, gradient, after, rel=1e-5):
     assert_close(column(record, "grad_l1"), of_each(gradient, l1), rel)
     assert column(record, "grad_zero_rows") == of_each(gradient, zero_rows)
     assert_close(column(record, "grad_dot_weight"), dots(gradient, after), 1e-4, 1e-6)
+
+
+UPDATED = {
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.03, weight_decay=0.2),
+    "adam-coupled": lambda p: torch.optim.Adam(p, lr=0.03, weight_decay=0.2, amsgrad=True),
+    "adamw-tensor-rate": lambda p: torch.optim.AdamW(p, lr=torch.tensor(0.03), betas=(0.8, 0.95), foreach=False),
+    "sgd-nesterov": lambda p: torch.optim.SGD(p, lr=0.3, momentum=0.9, nesterov=True, weight_decay=0.1),
+}
+
+
+def moments(model, optimizer, of):
+    """A number of Adam's corrected moments m̂, v̂ of each layer, in float64."""
+
+    def corrected(name, beta):
+        return lambda p: (
+            optimizer.state[p][name] / (1 - beta ** optimizer.state[p]["step"]) if p in optimizer.state else None
+        )
+
+    beta1, beta2 = optimizer.param_groups[0]["betas"]
+    first, second = blocks(model, corrected("exp_avg", beta1)), blocks(model, corrected("exp_avg_sq", beta2))
+    return {name: None if m is None else of(m, second[name]) for name, m in first.items()}
+
+
+@pytest.mark.parametrize("clip", [None, 0.01])
+@pytest.mark.parametrize("kind", UPDATED)
+def test_inner_products_with_the_update_and_moments_are_those_of_float64(kind, clip, kept):
+    model = attention()
+    optimizer = UPDATED[kind](model.parameters())
+    expected = []
+    with watched(model, optimizer):
+        for step in range(3):
+            loss_of(model, 6, step).backward()
+            before, gradient = weights(model), gradients(model)
+            if clip is not None:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+            optimizer.step()
+            optimizer.zero_grad()
+            moved = {name: after - before[name] for name, after in weights(model).items()}
+            products = dots(gradient, moved) | {"unused.weight": 0.0, "unused.bias": 0.0}
+            adam = None
+            if "betas" in optimizer.param_groups[0]:
+                numbers = (lambda m, _: np.square(m).sum(), lambda _, v: v.sum(), lower_median_root)
+                adam = [moments(model, optimizer, number) for number in numbers]
+            expected.append((products, adam))
+    for record, (products, adam) in zip(kept(), expected, strict=True):
+        assert_close(column(record, "update_dot_grad"), products, 2e-3, 1e-9)
+        names = ("moment_sq", "second_moment", "second_moment_median")
+        if adam is None:
+            assert not set(names) & set(record.statistics)
+            continue
+        for name, numbers in zip(names, adam, strict=True):
+            assert_close(column(record, name), numbers, 1e-4, 1e-30)
+
+
+def lower_median_root(_, v):
+    ordered = np.sort(v.ravel())
+    return math.sqrt(ordered[(len(ordered) - 1) // 2])
+
+
+def test_a_known_step_of_adam_gives_known_numbers(kept):
+    model = nn.Linear(4, 1, bias=False)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.5, eps=0.0)
+    with watched(model, optimizer):
+        model.weight.grad = torch.tensor([[3.0, -4, 1, 2]])
+        optimizer.step()
+    (record,) = kept()
+    names = ("update_dot_grad", "moment_sq", "second_moment", "second_moment_median")
+    assert [value(record, name, "weight") for name in names] == pytest.approx([-0.5 * 10, 30, 30, 2], rel=1e-5)
+
+
+def test_the_median_of_a_large_layer_is_of_a_sample_and_its_sums_of_the_whole(kept):
+    model = nn.Linear(700, 300, bias=False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    with watched(model, optimizer):
+        model.weight.grad = torch.randn(300, 700) * torch.linspace(0.5, 2, 700)
+        optimizer.step()
+        before, gradient = model.weight.detach().double().clone(), model.weight.grad.double()
+        model.weight.grad = torch.randn(300, 700)
+        optimizer.step()
+        moved, gradient = model.weight.detach().double() - before, model.weight.grad.double()
+    record, (state,) = kept()[1], optimizer.state.values()
+    root = (state["exp_avg_sq"].double() / (1 - 0.999**2)).sqrt()
+    assert value(record, "second_moment", "weight") == pytest.approx(float(root.square().sum()), rel=1e-5)
+    first = state["exp_avg"].double() / (1 - 0.9**2)
+    assert value(record, "moment_sq", "weight") == pytest.approx(float(first.square().sum()), rel=1e-5)
+    assert value(record, "second_moment_median", "weight") == pytest.approx(float(root.median()), rel=0.03)
+    assert value(record, "update_dot_grad", "weight") == pytest.approx(float((moved * gradient).sum()), rel=1e-3)
+
+
+def test_tensors_of_one_size_that_took_different_steps_are_measured_one_by_one(kept):
+    model = nn.ModuleList(nn.Linear(3, 2) for _ in range(4))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1, betas=(0.5, 0.5))
+    with watched(model, optimizer):
+        for used in (model[:3], model):
+            loss = sum(layer(torch.ones(5, 3)).square().sum() for layer in used)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    last = optimizer.state[model[3].weight]
+    assert [int(optimizer.state[layer.weight]["step"]) for layer in model] == [2, 2, 2, 1]
+    expected = float(last["exp_avg_sq"].double().sum()) / 0.5
+    assert value(kept()[1], "second_moment", "3.weight") == pytest.approx(expected, rel=1e-5)
+    expected = float(optimizer.state[model[0].weight]["exp_avg_sq"].double().sum()) / 0.75
+    assert value(kept()[1], "second_moment", "0.weight") == pytest.approx(expected, rel=1e-5)
+    assert value(kept()[0], "moment_sq", "3.weight") is None
+    assert value(kept()[0], "update_dot_grad", "3.weight") == 0.0
+
+
+def test_a_step_that_a_loss_scaler_skips_moves_nothing(kept):
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    with watched(model, optimizer):
+        for spoilt in (False, True):
+            scaler.scale(model(torch.ones(5, 3)).square().sum()).backward()
+            if spoilt:
+                model.weight.grad[0, 0] = math.inf
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+    first, second = kept()
+    assert value(first, "update_dot_grad", "weight") < 0
+    assert (value(second, "update_dot_grad", "weight"), second.counts["skipped"]) == (0.0, 1)
+    assert value(second, "moment_sq", "weight") == value(first, "moment_sq", "weight")
+
+
+def test_of_an_optimizer_whose_state_is_not_known_nothing_is_said(kept):
+    model = attention()
+    optimizer = torch.optim.NAdam(model.parameters(), lr=0.01)
+    with watched(model, optimizer) as watch:
+        loss_of(model, 4, 0).backward()
+        optimizer.step()
+        assert any("not measured for NAdam" in reason for reason in watch.status()["not_measured"])
+    assert not {"update_dot_grad", "moment_sq"} & set(kept()[0].statistics)
+    assert "grad_l1" in kept()[0].statistics
 
 
 @pytest.mark.parametrize("clip", [None, 0.01])
@@ -207,7 +343,7 @@ def follow(budget, tier, steps, layers):
 
 
 def deep():
-    return nn.ModuleList(nn.Linear(40, 40) for _ in range(30))
+    return nn.ModuleList(nn.Linear(80, 80) for _ in range(30))
 
 
 def test_within_a_budget_a_few_layers_have_their_turn_at_each_recorded_step():
@@ -228,8 +364,8 @@ def test_within_a_budget_a_few_layers_have_their_turn_at_each_recorded_step():
 def test_where_nothing_is_left_it_still_comes_round_but_never_takes_more_than_a_tenth():
     budget = Budget(0.01, 1, True)
     tier = tier_of(deep(), budget)
-    budget.lap_seconds = 0.001 * 170
-    tier._speed = 10.0
+    budget.lap_seconds = 0.001 * 17
+    tier._speed = 5.0
     tier._plan()
     follow(budget, tier, 300, 0.008)
     assert budget.cadence == 8
