@@ -51,7 +51,9 @@ def noise_terms(parts: Sequence[np.ndarray], weights: Vector, examples: Vector) 
     return tr_sigma, grad_sq - tr_sigma * left
 
 
-def noise_average(tr: Vector, signal: Vector, time_constant: float) -> tuple[float, float, float, float, float]:
+def noise_average(
+    tr: Vector, signal: Vector, time_constant: float, independence: float = 1.0
+) -> tuple[float, float, float, float, float]:
     """(tr, signal, scale, low, high) of one layer, from its whole history at once."""
     age = range(len(tr) - 1, -1, -1)
     weights = [math.exp(-a / time_constant) for a in age]
@@ -61,8 +63,8 @@ def noise_average(tr: Vector, signal: Vector, time_constant: float) -> tuple[flo
     variance = (
         math.fsum(w * (t / mean_tr - s / mean_signal) ** 2 for w, t, s in zip(weights, tr, signal, strict=True)) / total
     )
-    independent = total**2 / math.fsum(w * w for w in weights)
-    factor = math.exp(1.959964 * math.sqrt(variance / (independent - 1)))
+    independent = independence * total**2 / math.fsum(w * w for w in weights)
+    factor = math.exp(1.959964 * math.sqrt(variance / max(independent - 1, 1)))
     scale = mean_tr / mean_signal
     return mean_tr, mean_signal, scale, scale / factor, scale * factor
 

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from gradspectra.updates import betas
+
 
 def rank() -> int:
     """Rank of this process among those that train together; 0 alone."""
@@ -44,4 +46,5 @@ def environment(models: Mapping[str, nn.Module], optimizers: Sequence[Any]) -> d
         "devices": sorted({str(p.device) for p in parameters.values()}),
         "parameters": sum(p.numel() for p in parameters.values()),
         "optimizer": [type(optimizer).__name__ for optimizer in optimizers],
+        "betas": betas(optimizers),
     }

@@ -35,6 +35,14 @@ def unknown_update(optimizer: Any) -> str | None:
     )
 
 
+def betas(optimizers: Sequence[Any]) -> list[list[float]]:
+    """β₁ and β₂ of all groups of the optimizers whose moments are measured, each pair once."""
+    groups = [
+        group for optimizer in optimizers if _RULES.get(type(optimizer)) is _adam for group in optimizer.param_groups
+    ]
+    return [list(pair) for pair in dict.fromkeys((float(a), float(b)) for a, b in (group["betas"] for group in groups))]
+
+
 def intended_update(optimizer: Any, tensors: Sequence[WatchedTensor]) -> Update | None:
     """The update that the step just taken made to tensors of one group that have a gradient, one after another.
 

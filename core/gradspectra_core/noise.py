@@ -18,6 +18,14 @@ FEWEST_STEPS = 8
 CONFIDENCE_SPANS = (("high", 1.5), ("medium", 2.0), ("low", 4.0))
 """Confidence while the interval's high/low is at most this."""
 
+MOMENTS_MEMORY = 3.0
+"""Adam's moments speak of the noise after this many times 1/(1 − β₂) steps."""
+MOMENTS_BLOCKS = 16.0
+"""Time constant in blocks of 1/(1 − β₂) steps, where the noise comes from Adam's moments."""
+MOMENTS_INDEPENDENCE = float(np.exp(-1))
+"""What such a block counts for. Its mean is of a process that forgets by e over one block: adjacent means agree, and
+the variance of their average is e times that of as many independent ones."""
+
 _NORMAL_95 = 1.959964
 _SUMS = ("steps", "weight", "weight_sq", "tr", "signal", "tr_tr", "tr_signal", "signal_signal")
 
@@ -109,12 +117,15 @@ class NoiseAverage:
     """Moving averages of tr_sigma and signal_sq of L layers (or of the run: L = 1), and the ratio's interval.
 
     Exponential with a time constant of 100 recorded steps; a step that a layer has no finite pair for leaves that
-    layer as it was.
+    layer as it was. independence: how many independent ones a step counts for, where steps are correlated in time.
     """
 
-    def __init__(self, layers: int, time_constant: float = TIME_CONSTANT) -> None:
+    def __init__(self, layers: int, time_constant: float = TIME_CONSTANT, independence: float = 1.0) -> None:
         if layers < 0 or not time_constant > 0:
             raise ValueError(f"layers must be at least 0 and time_constant above 0, got {layers} and {time_constant}")
+        if not 0 < independence <= 1:
+            raise ValueError(f"independence must be above 0 and at most 1, got {independence}")
+        self.independence = independence
         self.layers = layers
         self.time_constant = time_constant
         self._sums = np.zeros((len(_SUMS), layers))
@@ -154,7 +165,7 @@ class NoiseAverage:
         steps, weight, weight_sq, _, _, tr_tr, tr_signal, signal_signal = self._sums
         tr, signal = self.averages()
         with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-            independent = weight * weight / weight_sq
+            independent = weight * weight / weight_sq * self.independence
             usable = (steps >= FEWEST_STEPS) & (tr > 0) & (signal > 0)
             spread = (
                 tr_tr / weight / (tr * tr)
@@ -174,12 +185,12 @@ class NoiseAverage:
     def state(self) -> dict[str, Any]:
         """Return the state as JSON values; `from_state` continues from it without any difference."""
         sums = {name: row.tolist() for name, row in zip(_SUMS, self._sums, strict=True)}
-        return {"time_constant": self.time_constant, **sums}
+        return {"time_constant": self.time_constant, "independence": self.independence, **sums}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> NoiseAverage:
         """Continue from what `state` returned."""
-        average = cls(len(state["weight"]), state["time_constant"])
+        average = cls(len(state["weight"]), state["time_constant"], state.get("independence", 1.0))
         sums: NDArray[np.float64] = np.array([state[name] for name in _SUMS], np.float64)
         average._sums = sums.reshape(len(_SUMS), average.layers)
         return average

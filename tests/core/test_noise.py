@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import reference
 from gradspectra_core.noise import (
+    MOMENTS_INDEPENDENCE,
     NoiseAverage,
     adam_terms,
     confidence_of,
@@ -164,6 +165,29 @@ def test_averages_and_interval_equal_their_slow_twin(history: list[tuple[float, 
     assert found == pytest.approx(twin, rel=1e-6)
 
 
+@given(HISTORIES, st.sampled_from([1.0, 0.5, MOMENTS_INDEPENDENCE]))
+def test_steps_that_count_for_less_widen_the_interval(history: list[tuple[float, float]], independence: float):
+    average = NoiseAverage(1, 16.0, independence)
+    for tr, signal in history:
+        average.update([tr], [signal])
+    twin = reference.noise_average([t for t, _ in history], [s for _, s in history], 16.0, independence)
+    low, high = average.interval()
+    assert (low[0], high[0]) == pytest.approx(twin[3:], rel=1e-6)
+    assert NoiseAverage.from_state(average.state()).interval() == (low, high)
+
+
+def test_a_block_of_moments_counts_for_what_its_correlation_leaves():
+    rng, keep, blocks = np.random.default_rng(5), np.exp(-1 / 200), []
+    for _ in range(300):
+        path = np.zeros(200 * 60)
+        value = rng.normal() / np.sqrt(1 - keep**2)
+        for at, noise in enumerate(rng.normal(size=len(path))):
+            path[at] = value = keep * value + noise
+        blocks.append(path.reshape(60, 200).mean(1))
+    spread, of_mean = np.var(blocks), np.var(np.mean(blocks, axis=1))
+    assert spread / 60 / of_mean == pytest.approx(MOMENTS_INDEPENDENCE, rel=0.25)
+
+
 def test_the_average_is_a_ratio_of_averages():
     average = NoiseAverage(1)
     average.update([1.0], [-1.0])
@@ -239,3 +263,5 @@ def test_wrong_shapes_and_constants_are_refused():
         NoiseAverage(2).update([1.0, 2.0], [1.0])
     with pytest.raises(ValueError, match="time_constant above 0, got 1 and 0"):
         NoiseAverage(1, 0)
+    with pytest.raises(ValueError, match="independence must be above 0 and at most 1, got 0"):
+        NoiseAverage(1, 1, 0)

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from gradspectra_core.alerts import Suggestion
 from gradspectra_core.multipliers import ALPHA, batch_for_norm_test, layer_multipliers
-from gradspectra_core.noise import FEWEST_STEPS, confidence_of
+from gradspectra_core.noise import FEWEST_STEPS
 
-from gradspectra_worker.noise_state import EXAMPLES, NoiseState
+from gradspectra_worker.noise_state import EXAMPLES, MOMENTS, NoiseState
 
 CONFIDENCES = ("low", "medium", "high")
 THETA = 0.5
@@ -37,19 +37,26 @@ def _missing(noise: NoiseState, low: float, high: float) -> str | None:
     """Say why the noise of the run cannot be told; None where it can."""
     if not noise.records:
         if noise.parts == 1:
-            return "one part per step (accumulate gradients over several backward passes to have more)"
+            waiting = f"; {noise.waiting}" if noise.waiting else ""
+            return f"one part per step (accumulate gradients over several backward passes to have more){waiting}"
         return "no step with several parts and layer numbers yet"
     if noise.records < FEWEST_STEPS:
-        return f"{noise.records} recorded steps, {FEWEST_STEPS} are needed"
+        what = "blocks of Adam's moments" if noise.method == MOMENTS else "recorded steps"
+        return f"{noise.records} {what}, {FEWEST_STEPS} are needed"
     if not np.isfinite(low):
         return "the gradient's signal is lost in its noise"
-    if confidence_of(low, high) is None:
+    if noise.confidence(low, high) is None:
         return f"the interval of the noise scale spans a factor of {high / low:.3g}, at most 4 is usable"
     return None
 
 
 def _run_evidence(noise: NoiseState, low: float, high: float) -> dict[str, Any]:
-    evidence: dict[str, Any] = {"unit": noise.unit, "records": noise.records, "last_step": noise.last_step}
+    evidence: dict[str, Any] = {
+        "method": noise.method,
+        "unit": noise.unit,
+        "records": noise.records,
+        "last_step": noise.last_step,
+    }
     if noise.parts:
         evidence["parts"] = noise.parts
     if noise.unit == EXAMPLES:
@@ -77,6 +84,7 @@ def _batch_size(
         evidence = {**evidence, "theta": THETA}
     size = f"{value:.3g} examples" if noise.unit == EXAMPLES else f"{value:.3g} times the present batch"
     now = f"; the present batch is {noise.batch:g}" if noise.unit == EXAMPLES else ""
+    now += "; a rough figure, from Adam's moments" if noise.method == MOMENTS else ""
     return Suggestion(
         rule=rule,
         scope="run",
@@ -85,7 +93,7 @@ def _batch_size(
         value=value,
         low=low * factor,
         high=high * factor,
-        confidence=confidence_of(low, high),
+        confidence=noise.confidence(low, high),
         enough_evidence=True,
         experimental=False,
         since_step=noise.since_step,
@@ -109,8 +117,15 @@ def _multipliers(
         low,
         high,
     ]
-    common = {"unit": noise.unit, "batch": noise.batch, "run_noise_scale": run, "alpha": alpha, "family": family}
-    of_run = confidence_of(run_low, run_high)
+    common = {
+        "method": noise.method,
+        "unit": noise.unit,
+        "batch": noise.batch,
+        "run_noise_scale": run,
+        "alpha": alpha,
+        "family": family,
+    }
+    of_run = noise.confidence(run_low, run_high)
     rows = zip(noise.names, *(column.tolist() for column in columns), strict=True)
     return [_multiplier(noise, common, of_run, *row) for row in rows]
 
@@ -127,7 +142,7 @@ def _multiplier(
     scale_low: float,
     scale_high: float,
 ) -> Suggestion:
-    confidence = _lower(confidence_of(scale_low, scale_high), of_run)
+    confidence = _lower(noise.confidence(scale_low, scale_high), of_run)
     if confidence is None:
         reason = _layer_reason(scale_low, scale_high)
         return _nothing("variance", name, "learning_rate_multiplier", reason, common, VARIANCE_SOURCE, noise)

@@ -170,8 +170,10 @@ class _Chain:
 
     def _follow(self, stored: StoredBatch) -> None:
         cursor, steps = self._cursor, stored.batch.steps
-        family = optimizer_family(self._attempts[stored.attempt]["environment"])
-        derived = self._deriver.derive(stored.batch, stored.attempt, family)
+        environment = self._attempts[stored.attempt]["environment"]
+        derived = self._deriver.derive(
+            stored.batch, stored.attempt, optimizer_family(environment), optimizer_betas(environment)
+        )
         self._findings += derived.findings
         self._rows.append((stored, derived.columns, list(derived.layer_metrics)))
         before = cursor.derived_step
@@ -210,3 +212,16 @@ def optimizer_family(environment: dict[str, Any]) -> str:
     given = environment.get("optimizer")
     name = given[0] if isinstance(given, list) and given else given
     return "sgd" if isinstance(name, str) and name.upper().startswith("SGD") else "adam"
+
+
+def optimizer_betas(environment: dict[str, Any]) -> tuple[float, float] | None:
+    """Return β₁ and β₂ where the attempt's environment lists one pair of them as its `betas`, each between 0 and 1.
+
+    None where it lists none or several, whose layers nothing tells apart.
+    """
+    given = environment.get("betas")
+    if not isinstance(given, list) or len(given) != 1 or not isinstance(given[0], list) or len(given[0]) != 2:
+        return None
+    first, second = given[0]
+    between = all(isinstance(beta, (int, float)) and 0 < beta < 1 for beta in (first, second))
+    return (float(first), float(second)) if between else None

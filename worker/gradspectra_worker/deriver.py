@@ -10,7 +10,7 @@ from gradspectra_core.detectors import DetectorSet
 from gradspectra_core.records import Batch, Columns, Int64, LayerBlock
 
 from gradspectra_worker.advice import suggestions
-from gradspectra_worker.noise_state import NoiseState
+from gradspectra_worker.noise_state import MOMENTS, NoiseState
 from gradspectra_worker.observations import observations
 from gradspectra_worker.ranks import rank_metrics
 
@@ -42,14 +42,14 @@ class Deriver:
         self._episodes: dict[str, int] = {}
         self._suggested_at: list[Any] | None = None
 
-    def derive(self, batch: Batch, attempt: int, family: str) -> Derived:
-        """Derive the next batch. family: of the optimizer, "sgd" or "adam"."""
+    def derive(self, batch: Batch, attempt: int, family: str, betas: tuple[float, float] | None = None) -> Derived:
+        """Derive the next batch. family: of the optimizer, "sgd" or "adam"; betas: β₁, β₂ if all layers share them."""
         findings = [
             (self._attempt_of(finding, attempt), finding, observation.time)
             for observation in observations(batch)
             for finding in self._detectors.observe(observation)
         ]
-        columns, noise_block = self._noise.update(batch)
+        columns, noise_block = self._noise.update(batch, betas)
         blocks = [block for block in (noise_block, spectra_metrics(batch)) if block is not None]
         return Derived(findings, columns, blocks, self._suggestions(family))
 
@@ -65,8 +65,9 @@ class Deriver:
         """Return new suggestions at first, every so many steps in the averages, and when their basis changes."""
         noise = self._noise
         often, seldom = SUGGEST_EVERY
-        every = often if noise.records <= 100 else seldom
+        every = 1 if noise.method == MOMENTS else often if noise.records <= 100 else seldom
         basis = [noise.records // every * every, min(noise.parts, 2), noise.unit, noise.since_step, family]
+        basis += [noise.method, noise.waiting]
         if basis == self._suggested_at:
             return None
         self._suggested_at = basis

@@ -6,9 +6,18 @@ from typing import Any
 
 import numpy as np
 from gradspectra_core.layers import LayerTable
-from gradspectra_core.noise import NoiseAverage, noise_scale, noise_terms_from_sums
+from gradspectra_core.noise import (
+    CONFIDENCE_SPANS,
+    MOMENTS_BLOCKS,
+    MOMENTS_INDEPENDENCE,
+    NoiseAverage,
+    confidence_of,
+    noise_scale,
+    noise_terms_from_sums,
+)
 from gradspectra_core.records import Batch, Bool, Columns, Float64, Int64, LayerBlock
 
+from gradspectra_worker.moment_noise import MomentNoise
 from gradspectra_worker.observations import column
 
 RUN_SERIES = ("noise_scale", "noise_scale_low", "noise_scale_high", "tr_sigma", "signal_sq")
@@ -16,17 +25,27 @@ EXAMPLES, BATCHES = "examples", "batches"
 """Units of a noise scale: examples, or multiples of the present batch where its size is unknown."""
 
 
+PARTS, MOMENTS = "parts", "adam moments"
+"""Methods: from the parts of each step, or with one part a step from Adam's moments, until a step has several."""
+_LOWEST = CONFIDENCE_SPANS[-1][0]
+
+_Derived = tuple[tuple[Int64, Columns] | None, LayerBlock | None]
+
+
 class NoiseState:
-    """Averages of tr_sigma and signal_sq per layer and summed over layers, from steps of several parts.
+    """Averages of tr_sigma and signal_sq per layer and summed over layers.
 
     Attributes: names, roles of the layers; unit, "examples" or "batches"; batch, size of the newest step (1 in
     batches); parts, of the newest step that said so; since_step, the first one in the averages; records, how many
-    steps are in them. A change of unit starts the averages again; layers that change keep theirs by name.
+    steps are in them, or blocks of steps where the method is "adam moments". A change of unit or method starts the
+    averages again; layers that change keep theirs by name.
     """
 
     def __init__(self) -> None:
         self.names: tuple[str, ...] = ()
         self.unit = BATCHES
+        self.method = PARTS
+        self.moments = MomentNoise(0)
         self.batch = 1.0
         self.parts = 0
         self.since_step = 0
@@ -35,9 +54,28 @@ class NoiseState:
         self.layers = NoiseAverage(0)
         self.run = NoiseAverage(1)
 
-    def update(self, batch: Batch) -> tuple[tuple[Int64, Columns] | None, LayerBlock | None]:
-        """Take a batch in; return the run's series and the layers' noise scales over the steps that counted."""
+    @property
+    def waiting(self) -> str | None:
+        """Why Adam's moments have said nothing yet, in words; None where they are not asked, or have."""
+        return self.moments.waiting if not self.records else None
+
+    def confidence(self, low: float, high: float) -> str | None:
+        """Confidence of an interval of the noise scale: from Adam's moments at most low."""
+        found = confidence_of(low, high)
+        return _LOWEST if found and self.method == MOMENTS else found
+
+    def update(self, batch: Batch, betas: tuple[float, float] | None = None) -> _Derived:
+        """Take a batch in; return the run's series and the layers' noise scales over the steps that counted.
+
+        betas: β₁, β₂ where all layers have the same, None where they differ or there are none.
+        """
         self._see_parts(batch)
+        found = self._from_parts(batch)
+        if found[0] is None and betas is not None and (self.method == MOMENTS or not self.records):
+            return self._from_moments(batch, betas)
+        return found
+
+    def _from_parts(self, batch: Batch) -> _Derived:
         block, table = batch.layers, batch.layer_table
         if block is None or table is None or not {"part_sq", "grad_sq"} <= set(block.statistics):
             return None, None
@@ -49,14 +87,24 @@ class NoiseState:
         rows = np.flatnonzero(usable.any(axis=1))
         if not len(rows):
             return None, None
-        run = np.empty((len(RUN_SERIES), len(rows)))
-        scales = np.empty((len(rows), len(table)))
-        for i, row in enumerate(rows.tolist()):
-            self._add(int(block.steps[row]), float(examples[row]), tr[row], signal[row], usable[row])
-            run[:, i] = self._run_numbers()
-            scales[i] = np.where(np.isfinite(self.layers.interval()[0]), self.layers.scale(), np.nan)
-        steps = block.steps[rows]
-        return (steps, Columns(RUN_SERIES, run, np.isfinite(run))), _layer_block(table.digest, steps, scales)
+        taken = (
+            self._add(PARTS, int(block.steps[row]), float(examples[row]), tr[row], signal[row], usable[row])
+            for row in rows.tolist()
+        )
+        return _derived(table.digest, list(taken))
+
+    def _from_moments(self, batch: Batch, betas: tuple[float, float]) -> _Derived:
+        table = batch.layer_table
+        if batch.layers is not None and table is not None:
+            self._align(table)
+            examples = self._batch_sums(batch, np.searchsorted(batch.steps, batch.layers.steps))[0]
+        else:
+            examples = np.zeros(0)
+        taken = [
+            self._add(MOMENTS, block.step, block.examples, block.tr_sigma, block.signal_sq, block.present)
+            for block in self.moments.blocks(batch, betas, examples)
+        ]
+        return _derived(table.digest, taken) if taken and table is not None else (None, None)
 
     def _see_parts(self, batch: Batch) -> None:
         values, present = column(batch.counts, "parts", len(batch.steps))
@@ -82,16 +130,21 @@ class NoiseState:
             np.copyto(sums, sent[at], where=present[at])
         return size, within, total
 
-    def _add(self, step: int, examples: float, tr: Float64, signal: Float64, usable: Bool) -> None:
+    def _add(
+        self, method: str, step: int, examples: float, tr: Float64, signal: Float64, usable: Bool
+    ) -> tuple[int, Float64, Float64]:
+        """Take a step (or block) in; returns it, the run's numbers and the layers' noise scales."""
         unit = EXAMPLES if examples else BATCHES
-        if unit != self.unit or not self.records:
-            self.unit, self.since_step, self.records = unit, step, 0
-            self.layers, self.run = NoiseAverage(len(self.names)), NoiseAverage(1)
+        if (unit, method) != (self.unit, self.method) or not self.records:
+            self.unit, self.method, self.since_step, self.records = unit, method, step, 0
+            self.layers, self.run = _average(method, len(self.names)), _average(method, 1)
         self.batch = examples or 1.0
         self.records += 1
         self.last_step = step
         self.layers.update(tr, signal, usable)
         self.run.update(tr[usable].sum(keepdims=True), signal[usable].sum(keepdims=True))
+        scales = np.where(np.isfinite(self.layers.interval()[0]), self.layers.scale(), np.nan)
+        return step, self._run_numbers(), scales
 
     def _run_numbers(self) -> Float64:
         tr, signal = self.run.averages()
@@ -106,12 +159,15 @@ class NoiseState:
         index = np.array([position.get(name, -1) for name in table.names], np.int64)
         self.names = table.names
         self.layers = _picked(self.layers, index)
+        self.moments.resize(len(index))
 
     def state(self) -> dict[str, Any]:
         """Return all that `restore` needs, as JSON."""
         return {
             "names": list(self.names),
             "unit": self.unit,
+            "method": self.method,
+            "moments": self.moments.state(),
             "batch": self.batch,
             "parts": self.parts,
             "since_step": self.since_step,
@@ -127,11 +183,25 @@ class NoiseState:
         restored = cls()
         restored.names = tuple(state["names"])
         restored.unit, restored.batch = state["unit"], state["batch"]
+        if "moments" in state:
+            restored.method, restored.moments = state["method"], MomentNoise.restore(state["moments"])
+        else:
+            restored.moments.resize(len(restored.names))
         restored.parts, restored.records = state["parts"], state["records"]
         restored.since_step, restored.last_step = state["since_step"], state["last_step"]
         restored.layers = NoiseAverage.from_state(state["layers"])
         restored.run = NoiseAverage.from_state(state["run"])
         return restored
+
+
+def _average(method: str, layers: int) -> NoiseAverage:
+    return NoiseAverage(layers, MOMENTS_BLOCKS, MOMENTS_INDEPENDENCE) if method == MOMENTS else NoiseAverage(layers)
+
+
+def _derived(digest: str, taken: list[tuple[int, Float64, Float64]]) -> _Derived:
+    steps = np.array([step for step, _, _ in taken], np.int64)
+    run, scales = np.stack([run for _, run, _ in taken], axis=1), np.stack([scales for _, _, scales in taken])
+    return (steps, Columns(RUN_SERIES, run, np.isfinite(run))), _layer_block(digest, steps, scales)
 
 
 def _picked(average: NoiseAverage, index: Int64) -> NoiseAverage:
