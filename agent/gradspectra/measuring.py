@@ -53,6 +53,7 @@ class Measuring:
         self._several_parts = (options.parts or 1) * ranks > 1
         self._due_spectra: list[Candidate] | None = None
         self._due_second: list[Unit] | None = None
+        self._staging = 0.0
         self._recorded = self._measured = 0
         self.drift: Drift | None = None
         self._take_inventory()
@@ -146,12 +147,28 @@ class Measuring:
         step.measured = True
         step.layers_cost += time.perf_counter() - began
 
+    def opens(self, step: OpenStep, index: int) -> None:
+        """An optimizer is about to step: keep of its weights what the second tier will want to know."""
+        if self.second is not None and step.due and self.exchange is None:
+            self._guard.run("second tier", self._stage, step, self.second, self._identities[index])
+
+    def _stage(self, step: OpenStep, second: SecondTier, parameters: frozenset[int]) -> None:
+        began = time.perf_counter()
+        with OneThread(), torch.no_grad():
+            second.stage(self._second_of(second, parameters))
+        self._staging += time.perf_counter() - began
+        step.second_cost += time.perf_counter() - began
+
+    def _second_of(self, second: SecondTier, parameters: frozenset[int]) -> list[Unit]:
+        """The units of the second tier that have their turn at the open step, of these parameters."""
+        if self._due_second is None:
+            self._due_second = second.due()
+        return [unit for unit in self._due_second if id(unit.tensors[0].parameter) in parameters]
+
     def _take_second(self, step: OpenStep, parameters: frozenset[int], optimizer: Any, skipped: bool) -> None:
         if self.second is None or not step.measured:
             return
-        if self._due_second is None:
-            self._due_second = self.second.due()
-        own = [unit for unit in self._due_second if id(unit.tensors[0].parameter) in parameters]
+        own = self._second_of(self.second, parameters)
         if not own:
             return
         began = time.perf_counter()
@@ -159,8 +176,9 @@ class Measuring:
             for unit in own:
                 self.second.take(unit, step.number, optimizer, self.tier.marks, skipped, step.clips.early)
         seconds = time.perf_counter() - began
-        self.second.learn(own, seconds)
+        self.second.learn(own, seconds + self._staging)
         step.second_cost += seconds
+        self._staging = 0.0
 
     def _take_spectra(self, step: OpenStep, parameters: frozenset[int]) -> None:
         if self._due_spectra is None:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradspectra.flat import dot_into, flat, joined
+from gradspectra.flat import CHUNK, dot_into, flat, joined
 from gradspectra.inventory import WatchedTensor
-from gradspectra.updates import Update, adam_moments, dot_of
+from gradspectra.updates import Update, adam_moments, dot_of, square_into
 
 ROWS = (
     "grad_l1",
@@ -20,9 +20,11 @@ ROWS = (
     "moment_sq",
     "second_moment",
     "second_moment_median",
+    "rounding_lost",
+    "intended_sq",
 )
-"""Rows of the results, named after what they become."""
-OF_GRADIENT, OF_UPDATE, OF_MOMENTS = slice(0, 3), slice(3, 4), slice(4, 7)
+"""Rows of the results, named after what they become; ‖real update‖² and ‖intended update‖² become rounding_lost."""
+OF_GRADIENT, OF_UPDATE, OF_MOMENTS, OF_ROUNDING = slice(0, 3), slice(3, 4), slice(4, 7), slice(7, 9)
 WITH_GRADIENT = slice(0, 4)
 """Rows that are in proportion to the gradient, or count it."""
 SAMPLE = 4096
@@ -98,6 +100,23 @@ def moment_rows(tensors: Sequence[WatchedTensor], optimizer: Any) -> Tensor | No
         return torch.stack([squares, second.sum(1, dtype=wide) / of_v, (median / of_v).sqrt_()]).float()
 
     return _by_layer(tensors, rows)
+
+
+def rounding_rows(tensor: WatchedTensor, before: Tensor, update: Update, scratch: Tensor) -> Tensor:
+    """OF_ROUNDING, ‖real update‖² and ‖intended update‖²: (2, L). before: the weights before the step, flat."""
+    direction, factor = update
+    after = flat(tensor.parameter, tensor.axis)
+
+    def rows(first: int, last: int, _: int) -> Tensor:
+        real, intended = scratch.new_zeros(2).unbind(0)
+        for start in range(first, last, CHUNK):
+            stop = min(start + CHUNK, last)
+            moved = after[start:stop].float() - before[start:stop].float()
+            real += torch.dot(moved, moved)
+        square_into(intended, direction, first, last, scratch)
+        return torch.stack([real, intended * factor * factor]).float().view(2, 1)
+
+    return _by_layer([tensor], rows)
 
 
 def _gradient(tensors: Sequence[WatchedTensor]) -> Tensor:

@@ -6,11 +6,19 @@ import numpy as np
 from gradspectra_core.records import Bool, Float64
 
 from gradspectra.record import StepRecord
-from gradspectra.second_numbers import OF_UPDATE, ROWS, WITH_GRADIENT
+from gradspectra.second_numbers import OF_ROUNDING, OF_UPDATE, ROWS, WITH_GRADIENT
 
 COUNTS = frozenset(("grad_zero_rows",))
 CLIPPED = ("grad_l1", "grad_dot_weight", "update_dot_grad")
 """In proportion to the gradient: to be divided by what clipping multiplied it by."""
+
+
+def _rounding(rows: Float64, present: Bool) -> None:
+    """Put 1 − ‖real update‖/‖intended update‖ in the place of their squares; where nothing moved it is absent."""
+    real, intended = rows
+    present[0] &= (real != 0) | (intended != 0)
+    present[1] = False
+    rows[0] = 1 - np.sqrt(real / intended)
 
 
 @np.errstate(all="ignore")
@@ -24,7 +32,8 @@ def add_second(record: StepRecord, rows: Float64, present: Bool, factors: Float6
     rows[[ROWS.index(name) for name in CLIPPED]] /= factors
     present[WITH_GRADIENT] &= factors > 0
     if skipped:
-        rows[OF_UPDATE] = 0.0
+        rows[OF_UPDATE], present[OF_ROUNDING] = 0.0, False
+    _rounding(rows[OF_ROUNDING], present[OF_ROUNDING])
     rows[~present] = 0.0
     some = present.any(1)
     floats = [at for at, name in enumerate(ROWS) if some[at] and name not in COUNTS]

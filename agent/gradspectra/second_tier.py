@@ -20,20 +20,26 @@ from torch import Tensor
 
 from gradspectra.budget import LARGEST_PIECE, Budget
 from gradspectra.bundles import bundle
-from gradspectra.flat import Scratch
+from gradspectra.flat import Scratch, flat
 from gradspectra.inventory import Inventory, WatchedTensor
 from gradspectra.measure import LayerMarks
 from gradspectra.second_numbers import (
     OF_GRADIENT,
     OF_MOMENTS,
+    OF_ROUNDING,
     OF_UPDATE,
     ROWS,
     gradient_rows,
     moment_rows,
+    rounding_rows,
     units,
     update_rows,
 )
 from gradspectra.updates import intended_update, same_steps, unknown_update
+
+STAGED = 1 << 22
+"""Entries of weights that are copied before a step at most."""
+LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 
 @dataclass(slots=True, eq=False)
@@ -70,6 +76,8 @@ class SecondTier:
         self._results: dict[torch.device, Tensor] = {}
         self._present = self._nothing()
         self._scratch = Scratch()
+        self._staged: dict[int, Tensor] = {}
+        self._last_staged = -1
         self._next = 0
         self._credit = 0.0
         self._speed = 1.0
@@ -111,6 +119,21 @@ class SecondTier:
     def cadence(self) -> int | None:
         """Steps between two measurements of a layer as they come at present; None before one has come twice."""
         return self._lap or None
+
+    def stage(self, due: Sequence[Unit]) -> None:
+        """Keep the weights of a few tensors of these units as they are before their optimizer steps.
+
+        Those whose type rounds small updates away; in turn, since a copy of all of them would be large.
+        """
+        rounded = [unit.tensors[0] for unit in due if unit.tensors[0].parameter.dtype in LOW_PRECISION]
+        later = [tensor for tensor in rounded if tensor.first > self._last_staged]
+        room = STAGED
+        for tensor in later or rounded:
+            if self._staged and tensor.parameter.numel() > room:
+                break
+            room -= tensor.parameter.numel()
+            self._staged[id(tensor.parameter)] = flat(tensor.parameter.detach(), tensor.axis).clone()
+            self._last_staged = tensor.first
 
     def take(
         self, unit: Unit, step: int, optimizer: Any, marks: LayerMarks, skipped: bool, early: Container[int]
@@ -156,9 +179,14 @@ class SecondTier:
             self._put(unit, OF_UPDATE, torch.zeros(1, len(unit.columns), device=unit.columns.device))
         elif all(_dense(tensor, early) for tensor in unit.tensors):
             update = intended_update(optimizer, unit.tensors)
-            if update is not None:
-                scratch = self._scratch.of(unit.tensors[0].parameter)
-                self._put(unit, OF_UPDATE, update_rows(unit.tensors, update, scratch))
+            if update is None:
+                return
+            tensor = unit.tensors[0]
+            scratch = self._scratch.of(tensor.parameter)
+            self._put(unit, OF_UPDATE, update_rows(unit.tensors, update, scratch))
+            before = self._staged.get(id(tensor.parameter))
+            if before is not None:
+                self._put(unit, OF_ROUNDING, rounding_rows(tensor, before, update, scratch))
 
     def _moments(self, unit: Unit, optimizer: Any) -> None:
         rows = moment_rows(unit.tensors, optimizer)
@@ -185,6 +213,7 @@ class SecondTier:
 
     def finish(self) -> SecondResults | None:
         """End a step: returns what was measured, None if nothing was. It stays until it is measured again."""
+        self._staged.clear()
         if not self._present.any():
             return None
         present, self._present = self._present, self._nothing()

@@ -166,6 +166,7 @@ class Session:
         if index in self._stepped:
             self._end_step()
         self._note_passes()
+        self.measuring.opens(self.open, index)
         self.settle()
 
     def _note_passes(self) -> None:

@@ -149,6 +149,7 @@ STATISTICS = _statistics(
     ("moment_sq", "float32", "gradient²", "Sum of squares of Adam's first moment, corrected for its start."),
     ("second_moment", "float32", "gradient²", "Sum of Adam's second moment, corrected for its start."),
     ("second_moment_median", "float32", "gradient", "Median root of Adam's second moment, over a sample of entries."),
+    ("rounding_lost", "float32", "", "Share of the intended update that rounding to the weights' type lost."),
 )
 """Measured per layer and step, by name."""
 

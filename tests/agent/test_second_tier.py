@@ -177,6 +177,74 @@ def test_a_step_that_a_loss_scaler_skips_moves_nothing(kept):
     assert value(second, "moment_sq", "weight") == value(first, "moment_sq", "weight")
 
 
+def intended(model, optimizer, gradient, before):
+    """The update that the optimizer meant to make, in float64 from its state after the step."""
+    group = optimizer.param_groups[0]
+    if "betas" not in group:
+        return {name: -group["lr"] * g for name, g in gradient.items()}
+
+    def of(p):
+        state, (beta1, beta2) = optimizer.state[p], group["betas"]
+        m = state["exp_avg"].double() / (1 - beta1 ** float(state["step"]))
+        return m / ((state["exp_avg_sq"].double() / (1 - beta2 ** float(state["step"]))).sqrt() + group["eps"])
+
+    decay = group["weight_decay"]
+    return {n: -group["lr"] * (u + decay * before[n]) for n, u in blocks(model, of).items()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("adamw", torch.bfloat16), ("adamw", torch.float16), ("sgd", torch.bfloat16)]
+)
+@pytest.mark.parametrize("rate", [3e-2, 3e-5])
+def test_what_rounding_loses_of_the_update_is_that_of_float64(kind, dtype, rate, kept):
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"qkv": nn.Linear(300, 900, bias=False), "head": nn.Linear(40, 50)}).to(dtype)
+    make = torch.optim.AdamW if kind == "adamw" else torch.optim.SGD
+    optimizer = make(model.parameters(), lr=rate, **({"eps": 1e-4} if kind == "adamw" else {}))
+    expected = []
+    with watched(model, optimizer):
+        for _ in range(3):
+            for parameter in model.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            before, gradient = weights(model), gradients(model)
+            optimizer.step()
+            real = {name: after - before[name] for name, after in weights(model).items()}
+            meant = intended(model, optimizer, gradient, before)
+            expected.append({n: 1 - np.linalg.norm(real[n]) / np.linalg.norm(meant[n]) for n in real})
+    for record, lost in zip(kept(), expected, strict=True):
+        assert_close(column(record, "rounding_lost"), lost, 0.02, 0.02)
+    if (kind, dtype, rate) == ("adamw", torch.bfloat16, 3e-5):
+        assert value(kept()[-1], "rounding_lost", "qkv.weight[k]") > 0.3
+
+
+def test_weights_in_float32_and_steps_that_move_nothing_lose_nothing_to_rounding(kept):
+    model = nn.ModuleDict({"wide": nn.Linear(5, 5), "narrow": nn.Linear(5, 5).bfloat16()})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watched(model, optimizer):
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        model["narrow"].bias.grad.zero_()
+        optimizer.step()
+    (record,) = kept()
+    assert value(record, "rounding_lost", "wide.weight") is None
+    assert value(record, "rounding_lost", "narrow.bias") is None
+    assert abs(value(record, "rounding_lost", "narrow.weight")) < 0.1
+
+
+def test_weights_are_staged_in_turn_and_let_go_again(kept, monkeypatch):
+    monkeypatch.setattr("gradspectra.second_tier.STAGED", 30)
+    model = nn.ModuleList(nn.Linear(5, 5, bias=False) for _ in range(3)).bfloat16()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watched(model, optimizer) as watch:
+        for _ in range(4):
+            for parameter in model.parameters():
+                parameter.grad = torch.ones_like(parameter)
+            optimizer.step()
+        assert watch._session.measuring.second._staged == {}
+    found = [[name for name, lost in column(r, "rounding_lost").items() if lost is not None] for r in kept()]
+    assert found == [["0.weight"], ["1.weight"], ["2.weight"], ["0.weight"]]
+
+
 def test_of_an_optimizer_whose_state_is_not_known_nothing_is_said(kept):
     model = attention()
     optimizer = torch.optim.NAdam(model.parameters(), lr=0.01)
