@@ -29,8 +29,8 @@ AlertCallback = Callable[[list[dict[str, Any]]], None]
 PACE, PACE_AWAY = 0.1, 1.0
 """Seconds between two rounds of the thread while the server answers, and while it does not."""
 HEARTBEAT = 10.0
-REST_PER_CPU, LONGEST_REST = 300.0, 0.5
-"""After each round the thread rests so many times the CPU time it cost (0.3% of a core), but at most 0.5 s."""
+REST_PER_CPU, LONGEST_REST = 300.0, 0.7
+"""After each round the thread rests so many times the CPU time it cost (0.3% of a core), but at most 0.7 s."""
 UNVIEWED_REST = 2.0
 """How long it rests while the server says that nobody has a page open."""
 CATCHING_UP_PER_CPU = 19.0
