@@ -7,13 +7,16 @@ from typing import Any
 
 from gradspectra.clipping import missing
 from gradspectra.inventory import Inventory
-from gradspectra.second_tier import SecondTier
+from gradspectra.second_measuring import SecondMeasuring
 from gradspectra.spectra import Spectra
 from gradspectra.updates import unknown_update
 
 
 def not_measured(
-    optimizers: Sequence[Any], inventory: Inventory, spectra: Spectra, second: SecondTier | None
+    optimizers: Sequence[Any],
+    inventory: Inventory,
+    spectra: Spectra,
+    second: SecondMeasuring | None,
 ) -> list[str]:
     """One sentence for each thing that is missing from the records of this job."""
     reasons = [reason for optimizer in optimizers if (reason := unknown_update(optimizer))]
@@ -25,8 +28,10 @@ def not_measured(
         reasons.append(f"{inventory.left_out} trainable tensors are in no watched optimizer")
     if inventory.sharded:
         reasons.append(f"{inventory.sharded} tensors are sharded, which is not supported")
-    for name, seconds in sorted(second.too_large.items() if second is not None else ()):
-        reasons.append(f"no second tier of {name}: it would take {seconds * 1e3:.0f} ms, over 5% of a step")
+    if second is not None:
+        reasons += [second.activations.off] if second.activations.off is not None else []
+        for name, seconds in sorted(second.tier.too_large.items()):
+            reasons.append(f"no second tier of {name}: it would take {seconds * 1e3:.0f} ms, over 5% of a step")
     for name, seconds in sorted(spectra.too_large.items()):
         reasons.append(f"no spectrum of {name}: it would take {seconds * 1e3:.0f} ms, over 5% of a step")
     return reasons + [f"no spectrum of {name}: it is not one matrix" for name in spectra.without]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ from gradspectra.inventory import WatchedTensor, signature_of, take_inventory
 from gradspectra.measure import FirstTier
 from gradspectra.options import Options
 from gradspectra.parts import Backward, PartSquares
-from gradspectra.second_tier import SecondTier, Unit
+from gradspectra.second_measuring import SecondMeasuring
 from gradspectra.shards import Exchange, local, wait_for_all
 from gradspectra.spectra import Candidate, Spectra
 from gradspectra.step import OpenStep
@@ -52,10 +53,9 @@ class Measuring:
         self._group = group
         self._several_parts = (options.parts or 1) * ranks > 1
         self._due_spectra: list[Candidate] | None = None
-        self._due_second: list[Unit] | None = None
-        self._staging = 0.0
         self._recorded = self._measured = 0
         self.drift: Drift | None = None
+        self.second: SecondMeasuring | None = None
         self._take_inventory()
 
     def _take_inventory(self) -> None:
@@ -66,7 +66,10 @@ class Measuring:
         self.tier = FirstTier(self.inventory)
         self._parts = PartSquares(tensors, layers, self.backward, self._guard, self._ranks)
         self.spectra = Spectra(self.inventory, self._options.spectra or None, self._budget)
-        self.second = SecondTier(self.inventory, self._budget) if self._options.second_tier != "off" else None
+        if self.second is not None:
+            self.second.close()
+        if self._options.second_tier != "off":
+            self.second = SecondMeasuring(self._models, self.inventory, self._budget, self._guard)
         self.exchange: Exchange | None = None
         if self._group is None:
             self.backward.follow(self.inventory.trainable)
@@ -87,7 +90,9 @@ class Measuring:
 
     def begins(self, step: OpenStep) -> None:
         """Make ready for a step: what has its turn is still to be planned, its parts are measured if it is theirs."""
-        self._due_spectra = self._due_second = None
+        self._due_spectra = None
+        if self.second is not None:
+            self.second.begins(step)
         wanted = self._options.parts != 1 or self._ranks > 1
         if self._several_parts and step.due and wanted and self._turn_of_parts():
             self._guard.run("parts", self._parts.arm)
@@ -102,7 +107,8 @@ class Measuring:
         if step.due and self.inventory.tensors and self.exchange is None:
             optimizer = self._optimizers[index]
             self._guard.run("layers", self._layers, step, self._of_optimizer[index], optimizer, skipped)
-            self._guard.run("second tier", self._take_second, step, self._identities[index], optimizer, skipped)
+            if self.second is not None:
+                self.second.take(step, self._identities[index], optimizer, self.tier.marks, skipped)
         if not skipped and self._options.spectra != 0:
             self._guard.run("spectra", self._take_spectra, step, self._identities[index])
 
@@ -110,7 +116,8 @@ class Measuring:
         """A step is over of which no optimizer told: measure what is due of all layers."""
         if step.due and self.inventory.tensors:
             self._guard.run("layers", self._layers, step, self.inventory.tensors, None, False)
-            self._guard.run("second tier", self._take_second, step, self.inventory.parameters, None, False)
+            if self.second is not None:
+                self.second.take(step, self.inventory.parameters, None, self.tier.marks, False)
         if self._options.spectra != 0:
             self._guard.run("spectra", self._take_spectra, step, self.inventory.parameters)
 
@@ -148,37 +155,9 @@ class Measuring:
         step.layers_cost += time.perf_counter() - began
 
     def opens(self, step: OpenStep, index: int) -> None:
-        """An optimizer is about to step: keep of its weights what the second tier will want to know."""
-        if self.second is not None and step.due and self.exchange is None:
-            self._guard.run("second tier", self._stage, step, self.second, self._identities[index])
-
-    def _stage(self, step: OpenStep, second: SecondTier, parameters: frozenset[int]) -> None:
-        began = time.perf_counter()
-        with OneThread(), torch.no_grad():
-            second.stage(self._second_of(second, parameters))
-        self._staging += time.perf_counter() - began
-        step.second_cost += time.perf_counter() - began
-
-    def _second_of(self, second: SecondTier, parameters: frozenset[int]) -> list[Unit]:
-        """The units of the second tier that have their turn at the open step, of these parameters."""
-        if self._due_second is None:
-            self._due_second = second.due()
-        return [unit for unit in self._due_second if id(unit.tensors[0].parameter) in parameters]
-
-    def _take_second(self, step: OpenStep, parameters: frozenset[int], optimizer: Any, skipped: bool) -> None:
-        if self.second is None or not step.measured:
-            return
-        own = self._second_of(self.second, parameters)
-        if not own:
-            return
-        began = time.perf_counter()
-        with OneThread(), torch.no_grad():
-            for unit in own:
-                self.second.take(unit, step.number, optimizer, self.tier.marks, skipped, step.clips.early)
-        seconds = time.perf_counter() - began
-        self.second.learn(own, seconds + self._staging)
-        step.second_cost += seconds
-        self._staging = 0.0
+        """An optimizer is about to step."""
+        if self.second is not None:
+            self.second.opens(step, self._identities[index])
 
     def _take_spectra(self, step: OpenStep, parameters: frozenset[int]) -> None:
         if self._due_spectra is None:
@@ -200,7 +179,7 @@ class Measuring:
 
     def cadences(self) -> dict[str, int | None]:
         """Steps from one measurement of a layer to its next, of what comes in turn; None before it has come twice."""
-        second = None if self.second is None else self.second.cadence()
+        second = None if self.second is None else self.second.tier.cadence()
         return {"cadence_second": second, "cadence_spectra": self.spectra.interval()}
 
     def share(self, step: OpenStep) -> Tensor:
@@ -217,10 +196,15 @@ class Measuring:
 
     def complete(self, step: OpenStep) -> None:
         """Add to a step that ends what there is once all its optimizers have stepped."""
-        second = None if self.second is None else self.second.finish()
+        if self.second is not None:
+            self.second.complete(step)
         if step.measured:
-            step.second = second
             self._take_drift(step)
+
+    def tell_loss(self, step: int, loss: Any) -> None:
+        """The loss of a step as far as it is known: a number, else it is passed over."""
+        if self.second is not None and isinstance(loss, float):
+            self.second.activations.tell(step, math.isfinite(loss))
 
     def _take_drift(self, step: OpenStep) -> None:
         """Measure how far the weights have come; within a budget only now and then."""
@@ -273,3 +257,5 @@ class Measuring:
         """Take the hooks in the backward passes away."""
         self.backward.stop()
         self._parts.disarm()
+        if self.second is not None:
+            self.second.close()

@@ -22,9 +22,12 @@ ROWS = (
     "second_moment_median",
     "rounding_lost",
     "intended_sq",
+    "act_max",
+    "act_nonfinite",
 )
 """Rows of the results, named after what they become; ‖real update‖² and ‖intended update‖² become rounding_lost."""
 OF_GRADIENT, OF_UPDATE, OF_MOMENTS, OF_ROUNDING = slice(0, 3), slice(3, 4), slice(4, 7), slice(7, 9)
+OF_FORWARD = slice(9, 11)
 WITH_GRADIENT = slice(0, 4)
 """Rows that are in proportion to the gradient, or count it."""
 SAMPLE = 4096

@@ -8,7 +8,7 @@ from gradspectra_core.records import Bool, Float64
 from gradspectra.record import StepRecord
 from gradspectra.second_numbers import OF_ROUNDING, OF_UPDATE, ROWS, WITH_GRADIENT
 
-COUNTS = frozenset(("grad_zero_rows",))
+COUNTS = frozenset(("grad_zero_rows", "act_nonfinite"))
 CLIPPED = ("grad_l1", "grad_dot_weight", "update_dot_grad")
 """In proportion to the gradient: to be divided by what clipping multiplied it by."""
 
@@ -34,8 +34,9 @@ def add_second(record: StepRecord, rows: Float64, present: Bool, factors: Float6
     if skipped:
         rows[OF_UPDATE], present[OF_ROUNDING] = 0.0, False
     _rounding(rows[OF_ROUNDING], present[OF_ROUNDING])
+    present[ROWS.index("act_max")] &= ~(rows[ROWS.index("act_max")] < 0)  # no finite entry
     rows[~present] = 0.0
-    some = present.any(1)
+    some: Bool = np.any(present, axis=1)
     floats = [at for at, name in enumerate(ROWS) if some[at] and name not in COUNTS]
     whole = [at for at, name in enumerate(ROWS) if some[at] and name in COUNTS]
     assert record.values is not None

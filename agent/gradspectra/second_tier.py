@@ -24,6 +24,7 @@ from gradspectra.flat import Scratch, flat
 from gradspectra.inventory import Inventory, WatchedTensor
 from gradspectra.measure import LayerMarks
 from gradspectra.second_numbers import (
+    OF_FORWARD,
     OF_GRADIENT,
     OF_MOMENTS,
     OF_ROUNDING,
@@ -194,12 +195,29 @@ class SecondTier:
             self._put(unit, OF_MOMENTS, rows)
 
     def _put(self, unit: Unit, rows: slice, values: Tensor) -> None:
-        device = unit.columns.device
-        if device not in self._results:
-            self._results[device] = torch.zeros(self._present.shape, device=device)
-        self._results[device][rows].index_copy_(1, unit.columns, values)
+        self._on(unit.columns.device)[rows].index_copy_(1, unit.columns, values)
         for tensor in unit.tensors:
             self._present[rows, tensor.first : tensor.first + len(tensor.pieces)] = True
+
+    def put_forward(self, columns: slice, largest: Tensor, lost: Tensor | None) -> None:
+        """Take the output of a layers' module in, one of several in this step maybe.
+
+        largest: its largest absolute finite entry, -1 without one; lost: how many are not finite, None for 0.
+        """
+        sizes, counts = self._on(largest.device)[OF_FORWARD, columns].unbind(0)
+        if not self._present[OF_FORWARD, columns].all():
+            sizes.fill_(-1.0)
+            counts.zero_()
+            self._present[OF_FORWARD, columns] = True
+        torch.maximum(sizes, largest, out=sizes)
+        if lost is not None:
+            counts += lost
+
+    def _on(self, device: torch.device) -> Tensor:
+        """The results on a device."""
+        if device not in self._results:
+            self._results[device] = torch.zeros(self._present.shape, device=device)
+        return self._results[device]
 
     def learn(self, taken: Sequence[Unit], seconds: float) -> None:
         """Expect in future what these cost; one slow time does not say much."""

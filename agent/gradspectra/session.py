@@ -129,6 +129,7 @@ class Session:
         values = dict(values)
         if "tokens" in values:
             self._tokens.add(values["tokens"])
+        self.measuring.tell_loss(self.open.number, values.get("loss"))
         backward = self.measuring.backward
         if step is None and (backward.passes or not backward.counted or not self._closed):
             self.settle()
@@ -157,6 +158,8 @@ class Session:
     def record(self, closed: ClosedStep) -> StepRecord | None:
         """Make the record of a step that was handed on, in any thread; None if that fails."""
         record = self._guard.run("record", closed.record)
+        if record is not None:
+            self.measuring.tell_loss(record.step, record.scalars.get("loss"))
         if closed.disagreement is not None and closed.disagreement > DISAGREEMENT:
             self.disagreements += 1
         return record
@@ -272,7 +275,8 @@ class Session:
 
     def not_measured(self) -> list[str]:
         """What is not measured, and why, in words."""
-        reasons = not_measured(self.optimizers, self.measuring.inventory, self.measuring.spectra, self.measuring.second)
+        on = self.measuring
+        reasons = not_measured(self.optimizers, on.inventory, on.spectra, on.second)
         if self.measuring.exchange is not None:
             reasons += self.measuring.exchange.not_measured()
         elif not self.ranks:

@@ -71,7 +71,8 @@ def rotation(drift_sq: NDArray[Any], weight_sq: NDArray[Any], weight_dot_init: N
         start = drift - now + 2 * product
         norms = np.sqrt(now), np.sqrt(np.where(start > START_RESOLVED * (drift + now), start, np.nan))
         found = (drift - np.square(norms[0] - norms[1])) / (2 * norms[0] * norms[1])
-        return np.clip(found, 0.0, 2.0)
+        turned: Float64 = np.clip(found, 0.0, 2.0)
+        return turned
 
 
 def _statistics(scope: Scope, *rows: tuple[str, Dtype, str, str]) -> dict[str, Statistic]:
@@ -149,6 +150,8 @@ STATISTICS = _statistics(
     ("moment_sq", "float32", "gradient²", "Sum of squares of Adam's first moment, corrected for its start."),
     ("second_moment", "float32", "gradient²", "Sum of Adam's second moment, corrected for its start."),
     ("second_moment_median", "float32", "gradient", "Median root of Adam's second moment, over a sample of entries."),
+    ("act_max", "float32", "activation", "Largest absolute finite entry of what the layer's module put out."),
+    ("act_nonfinite", "int64", "entries", "Entries of what the layer's module put out that are NaN or ±inf."),
     ("rounding_lost", "float32", "", "Share of the intended update that rounding to the weights' type lost."),
 )
 """Measured per layer and step, by name."""

@@ -240,7 +240,7 @@ def test_weights_are_staged_in_turn_and_let_go_again(kept, monkeypatch):
             for parameter in model.parameters():
                 parameter.grad = torch.ones_like(parameter)
             optimizer.step()
-        assert watch._session.measuring.second._staged == {}
+        assert watch._session.measuring.second.tier._staged == {}
     found = [[name for name, lost in column(r, "rounding_lost").items() if lost is not None] for r in kept()]
     assert found == [["0.weight"], ["1.weight"], ["2.weight"], ["0.weight"]]
 

@@ -14,6 +14,7 @@ import torch
 from agent.scripted_server import Handler, ScriptedServer
 from agent.watched_training import KeepingTransport, attention, gradients, loss_of, squares, value, watched
 from gradspectra import journal
+from gradspectra.activations import Activations
 from gradspectra.drift import Drift
 from gradspectra.measure import FirstTier
 from gradspectra.measuring import Measuring
@@ -21,6 +22,7 @@ from gradspectra.packing import Packer
 from gradspectra.parts import Backward, PartSquares
 from gradspectra.readout import Readout
 from gradspectra.rules import LocalRules
+from gradspectra.second_tier import SecondTier
 from gradspectra.session import Session
 from gradspectra.spectra import Spectra
 from gradspectra.spool import Spool
@@ -127,7 +129,8 @@ def test_copies_of_model_and_optimizer_are_not_watched(kept):
     assert value(kept()[1], "grad_sq", "head.weight") == pytest.approx(expected, rel=1e-5)
 
 
-LAYERS = {"grad_sq", "weight_sq", "update_sq", "part_sq", "drift_sq"}
+SECOND = {"grad_l1", "moment_sq", "act_max"}
+LAYERS = {"grad_sq", "weight_sq", "update_sq", "part_sq", "drift_sq"} | SECOND
 EVERYTHING = LAYERS | {"spectra", "loss", "learning_rate", "clip_coefficient", "parts", "step_seconds"}
 STAGES = [
     (FirstTier, "take", "layers", LAYERS),
@@ -138,12 +141,18 @@ STAGES = [
     (Backward, "saw", "backward", {"part_sq", "parts"}),
     (Drift, "begin", "drift", {"drift_sq"}),
     (Drift, "measure", "drift", {"drift_sq"}),
+    (SecondTier, "due", "second tier", SECOND),
+    (SecondTier, "stage", "second tier", SECOND),
+    (SecondTier, "take", "second tier", SECOND),
+    (SecondTier, "finish", "second tier", SECOND),
+    (Activations, "arm", "activations", {"act_max"}),
+    (Activations, "_measure", "activations", {"act_max"}),
     (Spectra, "take", "spectra", {"spectra"}),
     (Spectra, "due", "spectra", {"spectra"}),
     (ClosedStep, "__init__", "record", EVERYTHING),
     (ClosedStep, "record", "record", EVERYTHING),
     (Readout, "arrays", "record", EVERYTHING),
-    (Session, "clips_norm", "clipping", {"clip_coefficient", "grad_sq", "part_sq", "spectra"}),
+    (Session, "clips_norm", "clipping", {"clip_coefficient", "grad_sq", "grad_l1", "part_sq", "spectra"}),
     (Session, "log", "log", {"loss"}),
     (Session, "opens", "step", {"part_sq", "parts"}),
     (Session, "_log_rates", "rates", {"learning_rate"}),

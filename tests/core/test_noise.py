@@ -177,13 +177,15 @@ def test_steps_that_count_for_less_widen_the_interval(history: list[tuple[float,
 
 
 def test_a_block_of_moments_counts_for_what_its_correlation_leaves():
-    rng, keep, blocks = np.random.default_rng(5), np.exp(-1 / 200), []
-    for _ in range(300):
-        path = np.zeros(200 * 60)
-        value = rng.normal() / np.sqrt(1 - keep**2)
-        for at, noise in enumerate(rng.normal(size=len(path))):
-            path[at] = value = keep * value + noise
-        blocks.append(path.reshape(60, 200).mean(1))
+    rng, keep = np.random.default_rng(5), np.exp(-1 / 50)
+    value, total, blocks = rng.normal(size=2000) / np.sqrt(1 - keep**2), np.zeros(2000), []
+    for step in range(1, 50 * 60 + 1):
+        value = keep * value + rng.normal(size=2000)
+        total += value
+        if step % 50 == 0:
+            blocks.append(total / 50)
+            total = np.zeros(2000)
+    blocks = np.stack(blocks, axis=1)
     spread, of_mean = np.var(blocks), np.var(np.mean(blocks, axis=1))
     assert spread / 60 / of_mean == pytest.approx(MOMENTS_INDEPENDENCE, rel=0.25)
 

@@ -54,7 +54,7 @@ class MomentNoise:
 
         betas: β₁, β₂ of all layers. examples: (T,) of the steps with layers, 0 where unknown.
         """
-        block, length = batch.layers, 1 / (1 - betas[1])
+        block, length = batch.layers, max(round(1 / (1 - betas[1])), 1)
         clipped = self._clipped(batch)
         if block is not None and set(NEEDED) <= set(block.statistics):
             moment, second, grad = (block.statistics.index(name) for name in NEEDED)

@@ -11,6 +11,7 @@ import { Range } from "./overview.js";
 export const STATISTICS = {
   "Measured on the gradient": { grad_norm: "gradient norm", grad_max: "largest entry", grad_nonfinite: "entries that are not finite", grad_l1: "sum of absolute entries", grad_zero_rows: "units without gradient", grad_dot_weight: "gradient · weight" },
   "Weights and updates": { weight_norm: "weight norm", update_norm: "update norm", update_ratio: "update ÷ weight", drift_norm: "distance from start", drift_ratio: "distance from start ÷ weight", rotation: "rotation from start", update_dot_grad: "update · gradient", rounding_lost: "update lost in rounding" },
+  "Forward pass": { act_max: "largest output", act_nonfinite: "outputs that are not finite" },
   "Adam's moments": { moment_sq: "first moment, squares", second_moment: "second moment, sum", second_moment_median: "second moment, median root" },
   Derived: { noise_scale: "noise scale", effective_rank: "effective rank", stable_rank: "stable rank", participation_ratio: "participation ratio" },
 };

@@ -1,0 +1,97 @@
+"""The second tier within a step: what has its turn is armed for the forward pass, staged, and taken at its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradspectra.activations import Activations
+from gradspectra.budget import Budget
+from gradspectra.flat import OneThread
+from gradspectra.guard import Guard
+from gradspectra.inventory import Inventory
+from gradspectra.measure import LayerMarks
+from gradspectra.second_tier import SecondTier, Unit
+from gradspectra.step import OpenStep
+
+
+class SecondMeasuring:
+    """Measures the second tier of one inventory at the recorded steps. What fails is counted by the guard."""
+
+    def __init__(self, models: Mapping[str, nn.Module], inventory: Inventory, budget: Budget, guard: Guard) -> None:
+        self.tier = SecondTier(inventory, budget)
+        self.activations = Activations(models, inventory, self.tier, guard)
+        self._guard = guard
+        self._due: list[Unit] | None = None
+        self._before = 0.0
+
+    def begins(self, step: OpenStep) -> None:
+        """Plan what has its turn at a recorded step that begins, and measure its forward passes."""
+        self._due = None
+        if step.due:
+            self._due = self._guard.run("second tier", self.tier.due)
+            self._guard.run("activations", self.activations.arm, self._due or ())
+
+    def opens(self, step: OpenStep, parameters: frozenset[int]) -> None:
+        """The optimizer of these parameters is about to step: keep of them what will be asked for."""
+        if step.due:
+            self._guard.run("second tier", self._stage, step, parameters)
+
+    def _stage(self, step: OpenStep, parameters: frozenset[int]) -> None:
+        began = time.perf_counter()
+        with OneThread(), torch.no_grad():
+            self.tier.stage(self._of(parameters))
+        seconds = time.perf_counter() - began
+        self._before += seconds
+        step.second_cost += seconds
+
+    def _of(self, parameters: frozenset[int]) -> list[Unit]:
+        if self._due is None:
+            self._due = self.tier.due()
+        return [unit for unit in self._due if id(unit.tensors[0].parameter) in parameters]
+
+    def take(
+        self, step: OpenStep, parameters: frozenset[int], optimizer: Any, marks: LayerMarks, skipped: bool
+    ) -> None:
+        """The optimizer of these parameters has stepped, and the first tier is measured: measure what has its turn."""
+        if step.measured:
+            self._guard.run("second tier", self._take, step, parameters, optimizer, marks, skipped)
+
+    def _take(
+        self, step: OpenStep, parameters: frozenset[int], optimizer: Any, marks: LayerMarks, skipped: bool
+    ) -> None:
+        own = self._of(parameters)
+        if not own:
+            return
+        self._count_forward(step)
+        began = time.perf_counter()
+        with OneThread(), torch.no_grad():
+            for unit in own:
+                self.tier.take(unit, step.number, optimizer, marks, skipped, step.clips.early)
+        seconds = time.perf_counter() - began
+        step.second_cost += seconds
+        self.tier.learn(own, self._before + seconds)
+        self._before = 0.0
+
+    def _count_forward(self, step: OpenStep) -> None:
+        """Add what the hooks took of the step's forward passes to its books."""
+        seconds, self.activations.seconds = self.activations.seconds, 0.0
+        self._before += seconds
+        step.own += seconds
+        step.second_cost += seconds
+
+    def complete(self, step: OpenStep) -> None:
+        """A step ends: hand what was measured over to it."""
+        self._count_forward(step)
+        self.activations.disarm()
+        found = self._guard.run("second tier", self.tier.finish)
+        if step.measured:
+            step.second = found
+
+    def close(self) -> None:
+        """Take the hook in the forward passes away."""
+        self.activations.disarm()
