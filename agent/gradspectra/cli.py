@@ -21,6 +21,7 @@ SERVER_COMMANDS = {
     "worker": "run a Celery worker that derives and delivers",
     "migrate": "bring the database to this version's schema",
     "token": "make, list and revoke tokens",
+    "retention": "show what of old runs is to go, or let it go now",
     "doctor": "check settings, database, Redis, free space and versions",
 }
 """What stands in for the server's commands where the server extra is not installed."""

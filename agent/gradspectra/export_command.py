@@ -36,12 +36,11 @@ def register(subparsers: Any) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     form = options.format or _by_name(options.output)
+    run = Client(options.server).run(options.run_id)
+    if run.info.get("retired_at") and options.what != "series":
+        print("Of this run only coarse layer values and some of the spectra are left.", file=sys.stderr)
     given = ("what", "names", "layers", "pattern", "of", "start", "stop", "attempt", "skip_damaged")
-    parts = (
-        Client(options.server)
-        .run(options.run_id)
-        .export_parts(format=form, **{name: getattr(options, name) for name in given})
-    )
+    parts = run.export_parts(format=form, **{name: getattr(options, name) for name in given})
     if options.output is None:
         if form == "parquet" and sys.stdout.isatty():
             raise ValueError("parquet is not for a terminal; name a file by -o FILE")

@@ -128,7 +128,7 @@ class RunLayers(Table):
     """One statistic or metric of L layers over N buckets of steps.
 
     steps: (N,); layers, roles, depths: L entries; mean, min, max, nonfinite, present: (L, N), and damaged, as in
-    RunSeries.
+    RunSeries. retired: first and last step and width of ranges of which the server has only so wide buckets left.
     """
 
     statistic: str
@@ -142,6 +142,7 @@ class RunLayers(Table):
     nonfinite: Int64
     present: Bool
     damaged: tuple[tuple[int, int], ...] = ()
+    retired: tuple[tuple[int, int, int], ...] = ()
 
     @classmethod
     def from_json(cls, answer: dict[str, Any]) -> RunLayers:
@@ -163,6 +164,7 @@ class RunLayers(Table):
             nonfinite=np.array(answer["nonfinite"], np.int64).reshape(shape),
             present=present,
             damaged=_ranges(answer),
+            retired=_retired(answer),
         )
 
     def __getitem__(self, layer: str) -> Float64:
@@ -181,12 +183,19 @@ class RunLayers(Table):
 
 
 class RunSpectra(list[Spectrum], Table):
-    """Spectra of one layer by step."""
+    """Spectra of one layer by step.
+
+    retired: first and last step and width of ranges of which the server has one left in so many steps.
+    """
+
+    retired: tuple[tuple[int, int, int], ...] = ()
 
     @classmethod
     def from_json(cls, answer: dict[str, Any]) -> RunSpectra:
         """Read the answer of GET /runs/{run}/spectra."""
-        return cls(_spectrum(item) for item in answer["items"])
+        spectra = cls(_spectrum(item) for item in answer["items"])
+        spectra.retired = _retired(answer)
+        return spectra
 
     def columns(self) -> dict[str, Column]:
         """One row per spectrum: all members by their names; `index` and `singular_values` are arrays in the cells."""
@@ -212,6 +221,10 @@ def _spectrum(item: dict[str, Any]) -> Spectrum:
 
 def _ranges(answer: dict[str, Any]) -> tuple[tuple[int, int], ...]:
     return tuple((int(first), int(last)) for first, last in answer.get("damaged", ()))
+
+
+def _retired(answer: dict[str, Any]) -> tuple[tuple[int, int, int], ...]:
+    return tuple((int(first), int(last), int(width)) for first, last, width in answer.get("retired", ()))
 
 
 def _column(entries: list[Any]) -> Column:

@@ -90,6 +90,7 @@ def layers_object(values: LayerSeries) -> dict[str, Any]:
         **rows,
         "nonfinite": np.ascontiguousarray(values.nonfinite),
         "damaged": values.damaged,
+        "retired": values.retired,
     }
 
 

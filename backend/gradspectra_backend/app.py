@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import FrameType
@@ -14,6 +15,7 @@ from typing import Any
 from fastapi import FastAPI
 from gradspectra_core import __version__
 from gradspectra_store import Store
+from gradspectra_store.retention import adopt_retention
 from gradspectra_worker.announce import RedisAnnouncer
 from gradspectra_worker.celery_dispatch import CeleryDispatcher
 from gradspectra_worker.dispatch import InlineDispatcher
@@ -72,7 +74,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     hub: Hub = app.state.hub
     hub.open(asyncio.get_running_loop())
     restore = _close_on_signals(hub)
-    store = await asyncio.to_thread(Store.open, settings.database, synchronous=settings.sqlite_synchronous)
+    store = await asyncio.to_thread(_opened, settings)
     try:
         await asyncio.to_thread(_check_tokens, settings, store)
         if settings.redis_url is None:
@@ -85,6 +87,14 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         hub.close()
         restore()
         await asyncio.to_thread(store.close)
+
+
+def _opened(settings: Settings) -> Store:
+    """The store, with the retention of the settings in force."""
+    store = Store.open(settings.database, synchronous=settings.sqlite_synchronous)
+    with store.write() as conn:
+        adopt_retention(conn, settings.retention, time.time())
+    return store
 
 
 def _check_tokens(settings: Settings, store: Store) -> None:

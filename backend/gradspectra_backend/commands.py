@@ -1,4 +1,4 @@
-"""The server's commands of the `gradspectra` command line: serve, demo, worker, migrate, token and doctor."""
+"""The server's commands of the `gradspectra` command line: serve, demo, worker, migrate, token, retention, doctor."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ def register(subparsers: Parsers) -> None:
     migrate = _add(subparsers, "migrate", "bring the database to this version's schema", _run_migrate)
     _data_option(migrate)
     _token(subparsers)
+    _retention(subparsers)
     doctor = _add(subparsers, "doctor", "check settings, database, Redis, free space and versions", _run_doctor)
     _data_option(doctor)
     _json_option(doctor)
@@ -62,7 +63,7 @@ def _explained(name: str, run: Callable[[argparse.Namespace], int]) -> Callable[
 
 
 def _settings(options: argparse.Namespace) -> Settings:
-    names = ("host", "port", "data", "processes")
+    names = ("host", "port", "data", "processes", "retention_days")
     return load_settings(**{name: getattr(options, name, None) for name in names})
 
 
@@ -200,6 +201,22 @@ def _store(options: argparse.Namespace) -> Any:
     settings = _settings(options)
     check_data_folder(settings)
     return closing(Store.open(settings.database, synchronous=settings.sqlite_synchronous))
+
+
+def _retention(subparsers: Parsers) -> None:
+    parser = _add(subparsers, "retention", "show what of old runs is to go, or let it go now", _run_retention)
+    days = "as if runs kept every number so long (GRADSPECTRA_RETENTION_DAYS)"
+    parser.add_argument("--days", type=float, dest="retention_days", help=days)
+    parser.add_argument("--apply", action="store_true", help="retire the runs that are due now, without more notice")
+    _data_option(parser)
+    _json_option(parser)
+
+
+def _run_retention(options: argparse.Namespace) -> int:
+    from gradspectra_backend.retention_command import run
+
+    with _store(options) as store:
+        return run(store, _settings(options).retention, options)
 
 
 def _run_doctor(options: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -13,8 +14,11 @@ import redis
 from gradspectra_core import __version__
 from gradspectra_store import Store, StoreError
 from gradspectra_store.checking import check_blocks
+from gradspectra_store.retention import retention_in_force
 from redis.exceptions import RedisError
+from sqlalchemy.exc import ProgrammingError
 
+from gradspectra_backend.retention_command import sentence
 from gradspectra_backend.settings import Settings, SettingsError, unknown_variables
 from gradspectra_backend.start import CannotStart, check_data_folder, database_file, has_token
 
@@ -41,7 +45,8 @@ def examine(read_settings: Callable[[], Settings]) -> list[Finding]:
         return [*findings, _bad("settings", "failed", str(error), "set it as docs/settings.md says")]
     if not misspelt:
         findings.append({"name": "settings", "status": "ok", "detail": f"listens on {settings.host}:{settings.port}"})
-    findings += [_folder(settings), _database(settings), _blocks(settings), _redis(settings), _space(settings)]
+    findings += [_folder(settings), _database(settings), _blocks(settings), _retention(settings)]
+    findings += [_redis(settings), _space(settings)]
     return findings
 
 
@@ -108,7 +113,28 @@ def _blocks(settings: Settings) -> Finding:
         for one in checked.damaged[:MOST_NAMED]
     ]
     detail = f"{read}, {len(checked.damaged)} damaged: {'; '.join(places)}"
-    return _bad("blocks", "failed", detail, "check the disk; of level 0 only a backup has those numbers")
+    return _bad("blocks", "failed", detail, "check the disk; of the finest level only a backup has them")
+
+
+def _retention(settings: Settings) -> Finding:
+    """What was retired is no finding; settings that no server has put in force are."""
+    file = database_file(settings)
+    if file is not None and not file.exists():
+        return {"name": "retention", "status": "ok", "detail": "nothing to keep yet"}
+    try:
+        store = Store.open(settings.database, migrate=False)
+        try:
+            with store.read() as conn:
+                found = retention_in_force(conn)
+        finally:
+            store.close()
+    except (StoreError, ProgrammingError):  # the latter: not migrated yet
+        return _bad("retention", "warning", "not known, the database does not answer", "see what is said of it")
+    said = sentence(settings.retention)
+    if found is None or replace(found, since=0.0) == settings.retention:
+        return {"name": "retention", "status": "ok", "detail": said}
+    other = f"these settings say: {said} In force is: {sentence(found)}"
+    return _bad("retention", "warning", other, "start every server with the same GRADSPECTRA_RETENTION_*")
 
 
 def _redis(settings: Settings) -> Finding:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Literal
 
 import numpy as np
@@ -12,6 +13,7 @@ from gradspectra_core.statistics import METRICS, RUN_METRICS, SCALARS, STATISTIC
 from gradspectra_core.views import LayerSeries, Spectrum
 from gradspectra_store import Store, read, run_views
 from gradspectra_store.names import known_names
+from gradspectra_store.stretches import Stretch
 from sqlalchemy import Connection
 
 from gradspectra_backend.problems import Problem
@@ -26,6 +28,8 @@ MOST_GROWTH = 16
 MOST_STEPS = 1 << 16
 SPECTRUM_VALUES = 200
 """Numbers that a spectrum counts as."""
+PARTS = ("mean", "min", "max")
+"""Of a bucket of several steps, where only such are left."""
 PLACE: dict[str, Kind] = {"step": "integer", "attempt": "integer"}
 SERIES: dict[str, Kind] = {**PLACE, "time": "number"}
 LAYER: dict[str, Kind] = {**PLACE, "layer": "text", "role": "text", "depth": "integer"}
@@ -144,23 +148,29 @@ def layers_table(
 ) -> Table:
     """One row per step and layer that has a value: where and which layer, and a column per statistic and metric.
 
-    names: none for all there are. layers: those asked for, known ones. Raises UnknownStatistic, and as `series_table`.
+    Where buckets of several steps are left alone, `width` says of how many, and each mean has its minimum and maximum
+    beside it. names: none for all there are. layers: those asked for, known ones. Raises UnknownStatistic, and as
+    `series_table`.
     """
     known = known_names(conn, run, "layer")
     every = [*STATISTICS, *METRICS, *(name for name in known if name not in STATISTICS and name not in METRICS)]
     chosen = list(dict.fromkeys(names)) or [name for name in every if name in known or _computed(name, known)]
     for name in chosen:
         read.read_layers(conn, run, name, 0, 0, 1, layers)
+    widest = read.layers_left(conn, run, [Stretch(span.attempt, span.first, span.stop) for span in spans])
 
     def rows(conn: Connection, span: Span) -> tuple[Piece, int]:
         wanted = (span.first, span.stop, span.stop - span.first, layers, span.attempt)
         found = [read.read_layers(conn, run, name, *wanted) for name in chosen]
         for one in found:
             _see_to(one.damaged, skip_damaged)
-        return _layer_rows(found, span.attempt)
+        return _layer_rows(found, span.attempt, parts)
 
     size = len(chosen) * len(layers)
-    return Table(_with_numbers(LAYER, chosen), _pieces(store, spans if size else (), rows, max(size, 1)))
+    parts = PARTS if widest > 1 else PARTS[:1]
+    labels = [name if part == "mean" else f"{name}_{part}" for name in chosen for part in parts]
+    place = LAYER | {"width": "integer"} if widest > 1 else LAYER
+    return Table(_with_numbers(place, labels), _pieces(store, spans if size else (), rows, max(size, 1), widest))
 
 
 def spectra_table(store: Store, run: str, spans: Sequence[Span], layers: Sequence[str], of: str | None) -> Table:
@@ -185,18 +195,18 @@ def _spectra_reader(run: str, layer: str, of: str) -> Read:
     return rows
 
 
-def _pieces(store: Store, spans: Sequence[Span], rows: Read, width: int) -> Iterator[Piece]:
+def _pieces(store: Store, spans: Sequence[Span], rows: Read, width: int, whole: int = 1) -> Iterator[Piece]:
     """Read range by range, each in a transaction of its own: a slow reader holds up nothing.
 
     width: numbers that one step has at most. Ranges are made so long that they hold about VALUES_AT_ONCE numbers,
-    going by how many the last one held.
+    going by how many the last one held, and end at a multiple of `whole` steps.
     """
     shortest = max(VALUES_AT_ONCE // width, 1)
     steps = shortest
     for span in spans:
         at = span.first
         while at < span.stop:
-            end = min(at + min(steps, MOST_STEPS), span.stop)
+            end = min(-(-(at + min(steps, MOST_STEPS)) // whole) * whole, span.stop)
             with store.read() as conn:
                 piece, values = rows(conn, Span(span.attempt, at, end))
             if len(piece[0]):
@@ -243,21 +253,32 @@ def _spread(steps: Int64, values: Float64, present: Bool, every: Int64) -> Cells
     return Cells(spread, there)
 
 
-def _layer_rows(found: Sequence[LayerSeries], attempt: int) -> tuple[Piece, int]:
-    """Put statistics of the same L layers, each over its own steps, side by side."""
+def _layer_rows(found: Sequence[LayerSeries], attempt: int, parts: Sequence[str]) -> tuple[Piece, int]:
+    """Put statistics of the same L layers, each over its own steps, side by side. parts: of their buckets."""
     steps = np.unique(np.concatenate([np.asarray(one.x, np.int64) for one in found]))
-    values = np.zeros((len(found), len(steps), len(found[0].layers)))
+    values = np.zeros((len(found) * len(parts), len(steps), len(found[0].layers)))
     present = np.zeros(values.shape, np.bool_)
-    for row, one in enumerate(found):
+    for row, (one, part) in enumerate(product(found, parts)):
         at = np.searchsorted(steps, one.x)
-        values[row, at], present[row, at] = one.mean.T, one.present.T
+        values[row, at], present[row, at] = getattr(one, part).T, one.present.T
     step, layer = np.nonzero(present.any(0))
     places = layer.tolist()
     cells = [Cells(steps[step]), Cells(np.full(len(step), attempt))]
     cells += [Cells([texts[place] for place in places]) for texts in (found[0].layers, found[0].roles)]
     cells.append(Cells(np.array(found[0].depths, np.int64)[layer]))
-    cells += [Cells(values[row, step, layer], present[row, step, layer]) for row in range(len(found))]
+    if len(parts) > 1:
+        cells.append(Cells(_widths(found, steps)[step]))
+    cells += [Cells(values[row, step, layer], present[row, step, layer]) for row in range(len(values))]
     return cells, values.size
+
+
+def _widths(found: Sequence[LayerSeries], steps: Int64) -> Int64:
+    """How many steps the widest number at each step stands for, (N,)."""
+    widths: Int64 = np.ones(len(steps), np.int64)
+    for first, last, width in (entry for one in found for entry in one.retired):
+        inside = (steps >= first) & (steps <= last)
+        widths[inside] = np.maximum(widths[inside], width)
+    return widths
 
 
 def _spectrum_cells(spectra: Sequence[Spectrum], name: str, kind: Kind) -> Cells:

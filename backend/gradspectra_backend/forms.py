@@ -67,6 +67,7 @@ def answer_layers(request: Request, values: LayerSeries, steps: NDArray[Any]) ->
             "axis": values.axis,
             **texts,
             "damaged": values.damaged,
+            "retired": values.retired,
         }
         return unchanged_or(request, _packed(meta, place, values, ("mean", "min", "max", "nonfinite")), form)
     return unchanged_or(request, dumps(layers_object(values) | _steps_object(values.axis, steps)), form)

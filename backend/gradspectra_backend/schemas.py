@@ -57,6 +57,9 @@ class Run(Open):
     notes: str
     overhead: Number | None
     open_alerts: int
+    pinned: bool
+    retires_at: float | None = Field(description="When its fine numbers are to be retired; null: not planned.")
+    retired_at: float | None = Field(description="When they were.")
 
 
 class Started(Open):
@@ -103,6 +106,11 @@ class BucketRows(BaseModel):
 Damaged = Annotated[list[list[int]], Field(description="First and last steps of ranges that could not be read back.")]
 
 
+Retired = Annotated[
+    list[list[int]], Field(description="First and last step and width of ranges that have only such wide buckets.")
+]
+
+
 class SeriesAnswer(Open):
     axis: str
     x: list[float]
@@ -123,6 +131,7 @@ class LayerAnswer(Open):
     max: list[list[Entry]]
     nonfinite: list[list[int]]
     damaged: Damaged
+    retired: Retired
 
 
 class Spectrum(Open):

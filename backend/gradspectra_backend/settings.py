@@ -8,12 +8,15 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from gradspectra_store.retention import Retention
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "GRADSPECTRA_"
 AGENT_VARIABLES = ("GRADSPECTRA_SERVER", "GRADSPECTRA_TOKEN", "GRADSPECTRA_SPOOL")
 """Read by the agent and the reading commands, not by the server."""
+
+KEPT = Retention()
 
 
 class SettingsError(ValueError):
@@ -67,6 +70,15 @@ class Settings(BaseSettings):
     alert_allow_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="Hosts inside your network that webhooks may reach, separated by commas."
     )
+    retention_days: float = Field(
+        KEPT.days, ge=0, le=36_500, description="Days after its end that a run keeps every number; 0 is for ever."
+    )
+    retention_level: int = Field(
+        KEPT.level, ge=1, le=6, description="Level that layer values then keep: buckets of 8, 64, 512 … steps."
+    )
+    retention_spectra: int = Field(
+        KEPT.spectra, ge=2, le=100_000, description="Spectra that each layer and matrix then keeps."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("warning", description="How much the server logs.")
 
     @field_validator("allowed_hosts", "alert_allow_hosts", mode="before")
@@ -117,6 +129,11 @@ class Settings(BaseSettings):
     def database(self) -> str:
         """URL of the database in use."""
         return self.database_url or f"sqlite:///{self.data.expanduser().absolute() / 'gradspectra.db'}"
+
+    @property
+    def retention(self) -> Retention:
+        """What is kept of runs that ended long ago."""
+        return Retention(self.retention_days, self.retention_level, self.retention_spectra)
 
     @property
     def embedded(self) -> bool:

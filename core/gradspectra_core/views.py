@@ -42,7 +42,10 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class LayerSeries:
-    """One statistic or metric of L layers at N positions; all arrays (L, N), as in Buckets; damaged as in Series."""
+    """One statistic or metric of L layers at N positions; all arrays (L, N), as in Buckets; damaged as in Series.
+
+    retired: first and last step and width of ranges of which only wider buckets are left than were asked for.
+    """
 
     statistic: str
     axis: str
@@ -56,6 +59,7 @@ class LayerSeries:
     nonfinite: Int64
     present: Bool
     damaged: tuple[tuple[int, int], ...] = ()
+    retired: tuple[tuple[int, int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

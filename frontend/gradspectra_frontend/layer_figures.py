@@ -94,7 +94,7 @@ def layer_curves(
     wanted = [layer] if isinstance(layer, str) else list(layer or data.layers)
     rows = [data.layers.index(name) for name in wanted if name in data.layers][:MAX_CURVES]
     title = TITLES.get(data.statistic, plain(data.statistic.replace("_", " ")))
-    layout = base_layout(theme, title, f"layer_curves {data.statistic}")
+    layout = base_layout(theme, _titled(title, data), f"layer_curves {data.statistic}")
     finite = data.mean[rows][np.isfinite(data.mean[rows])]
     log = bool(finite.size) and bool((finite > 0).mean() > 0.5)
     layout["xaxis"] = axis(theme, data.axis, showgrid=False, hoverformat=",d", tickformat=",~d", nticks=8)
@@ -103,6 +103,7 @@ def layer_curves(
     layout["meta"] = {
         "figure": "layer_curves",
         "title": title,
+        "note": retired_note(data),
         "last_step": int(data.x[-1]) if len(data.x) else 0,
         "layers": [data.layers[i] for i in rows],
     }
@@ -116,11 +117,25 @@ def layer_curves(
     return figure
 
 
+def retired_note(data: LayerSeries) -> str:
+    """Say which steps are coarser than asked for because finer numbers were retired; empty where none are."""
+    if not data.retired:
+        return ""
+    first, last = min(one[0] for one in data.retired), max(one[1] for one in data.retired)
+    width = max(one[2] for one in data.retired)
+    return f"steps {first:,} to {last:,} in buckets of {width:,}: finer ones were retired"
+
+
+def _titled(title: str, data: LayerSeries) -> str:
+    note = retired_note(data)
+    return f"{title}<br><sub>{note}</sub>" if note else title
+
+
 def _heatmap_layout(
     data: LayerSeries, theme: Theme, title: str, name: str, names: list[str], rows: list[int]
 ) -> dict[str, Any]:
     height = int(np.clip(ROW_HEIGHT * len(names) + 110, 260, 1100))
-    layout = base_layout(theme, title, f"{name} {data.statistic}", height=height, hovermode="closest")
+    layout = base_layout(theme, _titled(title, data), f"{name} {data.statistic}", height=height, hovermode="closest")
     layout["plot_bgcolor"] = theme.missing
     layout["xaxis"] = axis(theme, data.axis, showgrid=False, tickformat=",~d", nticks=8)
     each = max(1, int(np.ceil(len(names) * 12 / max(height - 110, 1))))
@@ -138,6 +153,7 @@ def _heatmap_layout(
     layout["meta"] = {
         "figure": name,
         "title": title,
+        "note": retired_note(data),
         "statistic": data.statistic,
         "last_step": int(data.x[-1]) if len(data.x) else 0,
         "layers": [data.layers[i] for i in rows],

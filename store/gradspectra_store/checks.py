@@ -64,3 +64,10 @@ def clean_count(field: str, value: object, *, least: int = 0, most: int = 2**53)
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise BadRequest(field, f"must be a whole number from {least} to {most}, got {value!r}")
     return value
+
+
+def clean_flag(field: str, value: object) -> bool:
+    """Return `value` if it is true or false; raises BadRequest naming `field`."""
+    if not isinstance(value, bool):
+        raise BadRequest(field, f"must be true or false, got {value!r:.80}")
+    return value

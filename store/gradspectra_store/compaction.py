@@ -146,24 +146,24 @@ def write_round(conn: sa.Connection, made: Round) -> bool:
     False, with nothing written, where the run was compacted meanwhile by somebody else, or is gone.
     """
     source = made.source
-    if not _claimed(conn, source.run, made.rounds):
+    if not claim_round(conn, source.run, made.rounds):
         return False
     table = derived_segments if source.derived else segments
-    _delete(conn, table, made.segments)
-    _delete(conn, blocks, made.replaced)
+    delete_rows(conn, table, made.segments)
+    delete_rows(conn, blocks, made.replaced)
     if made.blocks:
         place = source._asdict()
         rows = [{name: getattr(block, name) for name in NewBlock.__slots__} for block in made.blocks]
         conn.execute(sa.insert(blocks), [place | row for row in rows])
     extent = {name: getattr(made.extent, name) for name in Extent.__slots__}
-    insert = _insert(conn, extents).values(**source._asdict(), **extent)
+    insert = insert_into(conn, extents).values(**source._asdict(), **extent)
     conn.execute(insert.on_conflict_do_update(index_elements=list(Source._fields), set_=extent))
     return True
 
 
 def note_compacted(conn: sa.Connection, run: str, batch: int, rounds: int) -> None:
     """Note that nothing was left to compact of the batches up to one, unless the run was compacted meanwhile."""
-    if _claimed(conn, run, rounds):
+    if claim_round(conn, run, rounds):
         conn.execute(sa.update(compactions).where(compactions.c.run == run).values(batch=batch))
 
 
@@ -172,20 +172,22 @@ def derived_batch(conn: sa.Connection, run: str) -> int:
     return conn.execute(sa.select(cursors.c.batch).where(cursors.c.run == run)).scalar_one_or_none() or 0
 
 
-def _claimed(conn: sa.Connection, run: str, rounds: int) -> bool:
+def claim_round(conn: sa.Connection, run: str, rounds: int) -> bool:
     """Take the run's row of compactions, if it is as it was read; the run itself is then not deleted meanwhile."""
     alive = sa.select(runs.c.id).where(runs.c.id == run).with_for_update(read=True, key_share=True)
     if conn.execute(alive).one_or_none() is None:
         return False
-    conn.execute(_insert(conn, compactions).values(run=run, batch=0, rounds=0).on_conflict_do_nothing())
+    conn.execute(insert_into(conn, compactions).values(run=run, batch=0, rounds=0).on_conflict_do_nothing())
     same = compactions.c.run == run, compactions.c.rounds == rounds
     return conn.execute(sa.update(compactions).where(*same).values(rounds=rounds + 1)).rowcount == 1
 
 
-def _insert(conn: sa.Connection, table: sa.Table) -> Any:
+def insert_into(conn: sa.Connection, table: sa.Table) -> Any:
+    """Return an insert that can say what to do where the row is there already."""
     return postgresql.insert(table) if conn.dialect.name == "postgresql" else sqlite.insert(table)
 
 
-def _delete(conn: sa.Connection, table: sa.Table, ids: Sequence[int]) -> None:
+def delete_rows(conn: sa.Connection, table: sa.Table, ids: Sequence[int]) -> None:
+    """Delete rows of a table by their ids."""
     for begin in range(0, len(ids), _AT_ONCE):
         conn.execute(sa.delete(table).where(table.c.id.in_(ids[begin : begin + _AT_ONCE])))

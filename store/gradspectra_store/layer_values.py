@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import sqlalchemy as sa
 from gradspectra_core.blocks import Recorded
-from gradspectra_core.buckets import Bucketed, level_of, shown
+from gradspectra_core.buckets import Bucketed, level_of
 from gradspectra_core.layers import Layer
-from gradspectra_core.pyramid import FACTOR
 from gradspectra_core.records import Bool, Int64
 from gradspectra_core.statistics import METRICS, STATISTICS
 from gradspectra_core.views import LayerSeries
@@ -23,6 +23,7 @@ from gradspectra_store.levels import Levels, Quantity
 from gradspectra_store.names import known_names
 from gradspectra_store.pieces import joined_buckets, merged_damage
 from gradspectra_store.ranges import Grid, Range
+from gradspectra_store.retired import beside, coarse_stretches, read_beside, told
 from gradspectra_store.scan import Found, extent, find, load, reaches
 from gradspectra_store.segments import LayerPart, layer_part
 
@@ -55,7 +56,8 @@ def read_layers(
     computed = metric is not None and metric.function is not None
     derived = not computed and known.get(statistic, statistic in METRICS)
     quantity = layer_quantity(statistic, len(every))
-    found = find(conn, run, "layers", spans, wanted.start, wanted.stop, derived=derived)
+    coarse = coarse_stretches(conn, run, "layers", [statistic, *quantity.inputs], derived=derived)
+    found = beside(find(conn, run, "layers", spans, wanted.start, wanted.stop, derived=derived), coarse)
     segments = partial(_segments, conn, derived, row_places(tables))
     order = {name: at for at, name in enumerate(every)}
     places = np.array([order[layer.name] for layer in rows], np.int64)
@@ -63,13 +65,15 @@ def read_layers(
     levels = Levels(conn, Source(run, "layers", derived, 0, 0), found, segments, reach, places)
     grid = Grid.of(*(extent([reach], spans, wanted.start, wanted.stop) or (0, -1)), columns)
     number = level_of(grid.width)
+    widest = max((one.width for one in coarse), default=1)
     answers = []
-    for first, end in grid.pieces(len(every) * len(quantity.inputs), number, levels.loose):
+    for first, end in grid.pieces(len(every) * len(quantity.inputs), number, levels.loose, widest):
         stretches = Range(max(first, wanted.start), min(end, wanted.stop)).stretches(spans)
-        (level,) = levels.read([quantity], number, stretches)
-        answers.append(_there(shown(level, grid.width // FACTOR**number)))
+        answers.append(_there(read_beside(levels, quantity, grid.width, stretches, spans, coarse)))
     buckets = joined_buckets(answers, len(rows))
-    return _shown(statistic, rows, buckets, merged_damage([levels]), keep_empty=layers is not None)
+    values = _shown(statistic, rows, buckets, merged_damage([levels]), keep_empty=layers is not None)
+    left = told(coarse, wanted.stretches(spans), grid.width)
+    return replace(values, x=np.maximum(values.x, wanted.start), retired=left)
 
 
 def layer_quantity(name: str, rows: int) -> Quantity:

@@ -59,12 +59,13 @@ class Grid:
             width *= 2
         return cls(first, last, width)
 
-    def pieces(self, rows: int, level: int, loose: int) -> Iterator[tuple[int, int]]:
+    def pieces(self, rows: int, level: int, loose: int, widest: int = 1) -> Iterator[tuple[int, int]]:
         """Cut the steps into ranges [first, stop) of whole buckets that take a bounded space to read `rows` series of.
 
-        level: of the pyramid that is read; loose: how many steps may have to be read as they were recorded.
+        level: of the pyramid that is read; loose: how many steps may have to be read as they were recorded. widest:
+        steps of the widest buckets (a power of two) where these are wider than those of the grid.
         """
-        values = PIECE_VALUES // max(rows, 1)
-        steps = max(values * (FACTOR**level if loose <= values else 1) // self.width, 1) * self.width
+        values, width = PIECE_VALUES // max(rows, 1), max(self.width, widest)
+        steps = max(values * (FACTOR**level if loose <= values else 1) // width, 1) * width
         for at in range(self.first // steps, self.last // steps + 1):
             yield at * steps, (at + 1) * steps

@@ -2,8 +2,18 @@
 
 from gradspectra_store.layer_tables import layer_list
 from gradspectra_store.layer_values import read_layers
+from gradspectra_store.retired import layers_left, spectra_left
 from gradspectra_store.series import read_series, series_names
 from gradspectra_store.spectra import read_spectra
 from gradspectra_store.times import read_times
 
-__all__ = ["layer_list", "read_layers", "read_series", "read_spectra", "read_times", "series_names"]
+__all__ = [
+    "layer_list",
+    "layers_left",
+    "read_layers",
+    "read_series",
+    "read_spectra",
+    "read_times",
+    "series_names",
+    "spectra_left",
+]

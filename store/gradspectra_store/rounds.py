@@ -16,6 +16,7 @@ from gradspectra_store.layer_values import layer_quantity, placed, row_places
 from gradspectra_store.levels import Quantity
 from gradspectra_store.making_blocks import Making
 from gradspectra_store.names import known_names
+from gradspectra_store.retired import without_retired
 from gradspectra_store.schema import derived_segments, segments
 from gradspectra_store.segments import layer_parts, scalar_part, times_of
 
@@ -43,6 +44,8 @@ def next_round(conn: sa.Connection, run: str) -> Round | None:
     own = loose[: late[-1] + 1] if late else loose
     rows, parts = _contents(conn, source, own)
     fresh = {name: overlaid(recorded, rows) for name, recorded in parts.items()}
+    if late:
+        fresh = without_retired(conn, source, fresh)
     fresh = {name: recorded for name, recorded in fresh.items() if len(recorded.steps)}
     quantities = _quantities(conn, source, fresh, rows) if source.rank == 0 else []
     making = Making(conn, source, through)

@@ -9,6 +9,8 @@ import sqlalchemy as sa
 from gradspectra_store.checks import unstorable
 from gradspectra_store.errors import BadRequest, UnknownRun
 from gradspectra_store.paging import PAGE, page
+from gradspectra_store.retention import IN_FORCE, RETIRED, retention_of, retires_at
+from gradspectra_store.retention_schema import retention, retirements
 from gradspectra_store.schema import attempts, cursors, gaps, run_tags, runs, sessions
 
 ORDERS = ("created_at", "updated_at", "name", "last_step")
@@ -19,10 +21,13 @@ _run_rows = sa.select(
     cursors.c.suggestions_step,
     cursors.c.attempt.label("derived_attempt"),
     attempts.c.first_step,
+    *RETIRED,
+    *IN_FORCE,
 ).select_from(
-    runs.join(cursors, cursors.c.run == runs.c.id).join(
-        attempts, sa.and_(attempts.c.run == runs.c.id, attempts.c.number == runs.c.attempt)
-    )
+    runs.join(cursors, cursors.c.run == runs.c.id)
+    .join(attempts, sa.and_(attempts.c.run == runs.c.id, attempts.c.number == runs.c.attempt))
+    .outerjoin(retirements, retirements.c.run == runs.c.id)
+    .outerjoin(retention, sa.true())
 )
 
 
@@ -114,6 +119,7 @@ _GAP_FIELDS = ("attempt", "session", "first", "last", "what", "reason")
 _RUN_FIELDS = (
     *("id", "project", "name", "state", "health", "attempt", "last_step", "total_steps", "created_at", "updated_at"),
     *("config", "notes", "overhead", "open_alerts", "environment", "suggestions_step", "last_batch", "stop_at_step"),
+    *("pinned", "retired_at"),
 )
 
 
@@ -122,6 +128,7 @@ def _shown(row: sa.Row[Any], tags: list[str]) -> dict[str, Any]:
     derived = row.derived_step
     if row.derived_attempt != row.attempt:  # nothing of the present attempt is derived yet
         derived = min(derived, row.first_step - 1)
+    shown["retires_at"] = retires_at(row, retention_of(row))
     losses = row.sparkline["losses"]
     shown.update(derived_step=derived, tags=tags, sparkline=losses, last_loss=losses[-1] if losses else None)
     return shown

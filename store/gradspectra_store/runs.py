@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from gradspectra_store import sparkline
-from gradspectra_store.checks import MAX_NOTES, clean_count, clean_json, clean_tags, clean_text
+from gradspectra_store.checks import MAX_NOTES, clean_count, clean_flag, clean_json, clean_tags, clean_text
 from gradspectra_store.errors import BadRequest, UnknownRun, UnknownSession
 from gradspectra_store.identities import new_identity
 from gradspectra_store.schema import attempts, cursors, run_tags, runs, sessions
@@ -143,7 +143,7 @@ def mark_lost(conn: sa.Connection, now: float, silent_s: float = SILENT_SECONDS)
 
 
 def update_run(conn: sa.Connection, run: str, **fields: Any) -> None:
-    """Change name, project, notes, tags, config, total_steps or stop_at_step of a run.
+    """Change name, project, notes, tags, config, total_steps, stop_at_step or pinned of a run.
 
     Raises UnknownRun, and BadRequest for a field that cannot be changed or a value that is refused.
     """
@@ -286,4 +286,5 @@ _CHANGES: dict[str, Callable[[Any], Any]] = {
     "config": lambda value: clean_json("config", value),
     "total_steps": lambda value: None if value is None else clean_count("total_steps", value),
     "stop_at_step": lambda value: None if value is None else clean_count("stop_at_step", value),
+    "pinned": lambda value: clean_flag("pinned", value),
 }

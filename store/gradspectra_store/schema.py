@@ -64,6 +64,7 @@ runs = sa.Table(
     sa.Column("environment", JsonText, nullable=False),
     sa.Column("notes", sa.Text, nullable=False),
     sa.Column("sparkline", JsonText, nullable=False, comment="bucket width, steps and losses, at most 60 points"),
+    sa.Column("pinned", sa.Boolean, nullable=False, server_default=sa.false(), comment="retention leaves it alone"),
     sa.Index(None, "project", "name"),
     sa.Index(None, "created_at", "id"),
     sa.Index(None, "updated_at", "id"),

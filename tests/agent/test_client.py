@@ -17,7 +17,7 @@ from gradspectra.errors import ServerAway, ServerRefused
 from gradspectra.files import write_whole
 from gradspectra.learning_rates import groups_of
 from gradspectra.recorder import Recorder
-from gradspectra.tables import RunLayers, RunSeries, Table, numbers
+from gradspectra.tables import RunLayers, RunSeries, RunSpectra, Table, numbers
 from gradspectra_frontend.figures import FIGURES
 
 STEPS = 300
@@ -367,3 +367,11 @@ def test_the_groups_of_another_model_are_refused(run: Run) -> None:
     assert (group["layers"], group["multiplier"], group["lr"]) == (LAYERS, 1.0, 0.5)
     with pytest.raises(ValueError, match="is it the same model"):
         run.parameter_groups(Model("x.weight"))
+
+
+def test_what_of_a_run_was_retired_is_told(run: Run) -> None:
+    assert (run.layers("grad_norm").retired, run.spectra("a.weight").retired) == ((), ())
+    assert (run.info["pinned"], run.info["retired_at"]) == (False, None)
+    answer = run._read("/layers/grad_norm") | {"retired": [[1, 64, 8]]}
+    assert RunLayers.from_json(answer).retired == ((1, 64, 8),)
+    assert RunSpectra.from_json({"items": [], "retired": [[1, 64, 32]]}).retired == ((1, 64, 32),)

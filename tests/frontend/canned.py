@@ -79,7 +79,8 @@ class CannedServer:
             "config": {"lr": 3e-3, "optimizer": {"name": "AdamW", "betas": [0.9, 0.95]}, "note": MARKUP},
             "environment": {"torch": "2.13.0", "python": "3.11", "git": {"commit": "4f1c0de", "dirty": False}},
             "tags": ["baseline", "byte-level"] if i % 2 == 0 else [], "notes": "", "overhead": 0.0084 + 0.002 * i,
-            "open_alerts": (1, 2, 0, 1, 0)[i % 5], "sparkline": losses,
+            "open_alerts": (1, 2, 0, 1, 0)[i % 5], "sparkline": losses, "pinned": i == 1,
+            "retires_at": now + 86_400 * 170 if i in (2, 3) else None, "retired_at": now - 86_400 if i == 4 else None,
         }  # fmt: skip
 
     def close(self) -> None:
@@ -144,6 +145,11 @@ class CannedServer:
             return {"items": items, "next": None}
         if path == "/me":
             return {"scopes": ["admin"], "how": "local", "tokens_required": False}
+        if path == "/retention":
+            kept = {"on": True, "days": 180, "level": 1, "width": 8, "spectra": 100, "since": 1.79e9, "notice_days": 14}
+            due = [{"run": r["id"], **{k: r[k] for k in ("name", "project", "state", "retires_at")}} for r in self.runs]
+            due = [one | {"bytes": 3 << 20, "bytes_after": 1200 << 10} for one in due if one["retires_at"]]
+            return {"retention": kept, "items": due, "next": None}
         if path in ("/tokens", "/channels"):
             return {"items": self.made[path.strip("/")], "next": None}
         run = next(r for r in self.runs if path.startswith(f"/runs/{r['id']}"))

@@ -19,10 +19,13 @@ from gradspectra_store.block_schema import metadata
 from gradspectra_store.engines import new_engine
 from gradspectra_store.errors import StoreTooNew
 from gradspectra_store.read import read_series
+from gradspectra_store.retention import Retention, adopt_retention, due_runs, retention_in_force
+from gradspectra_store.run_views import get_run
+from gradspectra_store.runs import update_run
 from store.batches import a_batch, columns, started, stored
 from store.compacting import compacted, derived_through
 
-HEAD = "0004"
+HEAD = "0005"
 
 
 def emptied(url: str) -> str:
@@ -107,9 +110,9 @@ def test_a_database_from_before_blocks_is_read_and_compacted_after_its_migration
         steps = range(10 * sequence - 9, 10 * sequence + 1)
         losses = columns({"loss": [float(step) for step in steps]}, 10)
         stored(old, run.run, a_batch(run.session, sequence, steps, scalars=losses))
-    derived_through(old, run.run)
     old.close()
     store = Store.open(url)
+    derived_through(store, run.run)
     for rounds in (0, 1):
         assert compacted(store, run.run, rounds) == rounds
         with store.read() as conn:
@@ -118,4 +121,38 @@ def test_a_database_from_before_blocks_is_read_and_compacted_after_its_migration
             [1, 64, 128, 192, 256],
             [63, 127, 191, 255, 300],
         )
+    store.close()
+
+
+def test_runs_from_before_retention_are_not_pinned_and_stay_as_they_are(url: str) -> None:
+    config, engine = Config(), new_engine(emptied(url), foreign_keys=False)
+    with as_file(files("gradspectra_store") / "migrations") as folder, engine.begin() as conn:
+        config.set_main_option("script_location", str(folder))
+        config.attributes["connection"] = conn
+        command.upgrade(config, "0004")
+        row = dict.fromkeys(("config", "environment"), "{}") | {"notes": "", "total_steps": None, "overhead": None}
+        row |= {"id": "old", "project": "p", "name": "n", "state": "finished", "health": "ok", "attempt": 1}
+        row |= {"last_step": 7, "last_batch": 0, "open_alerts": 0, "created_at": 1.0, "updated_at": 2.0}
+        row["sparkline"] = '{"width":1,"steps":[],"losses":[]}'
+        columns_of = f"({', '.join(row)}) VALUES ({', '.join(f':{name}' for name in row)})"
+        conn.execute(sa.text(f"INSERT INTO runs {columns_of}"), row)
+        conn.exec_driver_sql("INSERT INTO attempts VALUES ('old', 1, 1, 1.0, '{}', '{}')")
+        conn.exec_driver_sql("INSERT INTO cursors VALUES ('old', 0, 1, 7, 0, NULL)")
+    engine.dispose()
+    store = Store.open(url)
+    with store.read() as conn:
+        found = get_run(conn, "old")
+        assert found is not None
+        assert (found["last_step"], found["pinned"]) == (7, False)
+        assert (found["retires_at"], found["retired_at"], retention_in_force(conn)) == (None, None, None)
+    with store.write() as conn:
+        update_run(conn, "old", pinned=True)
+        wanted = adopt_retention(conn, Retention(), 1e9)
+    with store.read() as conn:
+        assert due_runs(conn, wanted, 2e9) == []
+    with store.write() as conn:
+        update_run(conn, "old", pinned=False)
+    with store.read() as conn:
+        assert due_runs(conn, wanted, 1e9) == []
+        assert due_runs(conn, wanted, 2e9) == ["old"]
     store.close()

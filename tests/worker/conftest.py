@@ -59,6 +59,12 @@ def store(url: str) -> Iterator[Store]:
     opened.close()
 
 
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of at most 64 entries, so that short runs have several."""
+    monkeypatch.setattr("gradspectra_store.block_rows.MOST_ENTRIES", 64)
+
+
 class RedisServer:
     """A real Redis on a Unix socket that can be stopped and started, losing its data."""
 

@@ -18,12 +18,16 @@ from gradspectra_store.channels import add_channel
 from gradspectra_store.compaction import compactable_runs
 from gradspectra_store.deliveries import list_deliveries
 from gradspectra_store.derived import behind
+from gradspectra_store.retention import adopt_retention
+from gradspectra_store.run_views import get_run
 from gradspectra_store.schema import segments
 from gradspectra_worker.announce import LIVE_CHANNEL, RedisAnnouncer
-from gradspectra_worker.app import DERIVE, SWEEP, make_app
+from gradspectra_worker.app import DERIVE, RETAIN_DUE, SWEEP, make_app
 from gradspectra_worker.celery_dispatch import CeleryDispatcher, DirectDispatcher
 from gradspectra_worker.derive import derive
 from gradspectra_worker.redis_urls import for_celery, for_redis
+from store.compacting import a_plain_run
+from store.retaining import KEPT, asked, ended
 from worker.synthetic import batches, faulty, numbers, outcome, start, take_in
 
 COMMAND = (
@@ -284,6 +288,27 @@ def test_the_sweep_has_derived_runs_compacted(store, redis_server, workers):
         left = sa.select(sa.func.count()).where(segments.c.run == started.run, segments.c.kind != "spectra")
         assert conn.execute(left).scalar_one() == 6
     assert outcome(store, started.run) == before
+
+
+def test_beat_has_the_runs_retired_that_are_due(store, redis_server, workers):
+    run, young = a_plain_run(store, 1000), a_plain_run(store, 1000)
+    ended(store, run)
+    ended(store, young, time.time())
+    with store.write() as conn:
+        adopt_retention(conn, KEPT, 0.0)
+    workers()
+    app = make_app(redis_server.url)
+    assert {entry["task"] for entry in app.conf.beat_schedule.values()} == {SWEEP, RETAIN_DUE}
+    for _ in range(2):
+        app.send_task(RETAIN_DUE)
+    wait_until(lambda: _of_run(store, run)["retired_at"] is not None)
+    assert asked(store, run, "grad_norm", columns=10_000).retired == ((1, 519, 8),)
+    assert _of_run(store, young)["retired_at"] is None
+
+
+def _of_run(store, run: str) -> dict:
+    with store.read() as conn:
+        return get_run(conn, run)
 
 
 def _compactable(store) -> list[str]:

@@ -8,11 +8,14 @@ from celery import Celery
 from kombu.transport import redis as redis_transport
 
 from gradspectra_worker.redis_urls import for_celery
+from gradspectra_worker.retain import RETAIN_SECONDS
 
 DERIVE = "gradspectra.derive"
 COMPACT = "gradspectra.compact"
 DELIVER = "gradspectra.deliver"
 SWEEP = "gradspectra.sweep"
+RETAIN = "gradspectra.retain"
+RETAIN_DUE = "gradspectra.retain_due"
 
 SWEEP_SECONDS = 10.0
 TASK_SECONDS = 300
@@ -44,7 +47,10 @@ def make_app(redis_url: str) -> Celery:
     made = Celery("gradspectra", broker=for_celery(redis_url), include=["gradspectra_worker.tasks"])
     made.conf.update(
         accept_content=["json"],
-        beat_schedule={"sweep": {"task": SWEEP, "schedule": SWEEP_SECONDS, "options": {"expires": SWEEP_SECONDS}}},
+        beat_schedule={
+            "sweep": {"task": SWEEP, "schedule": SWEEP_SECONDS, "options": {"expires": SWEEP_SECONDS}},
+            "retain": {"task": RETAIN_DUE, "schedule": RETAIN_SECONDS, "options": {"expires": RETAIN_SECONDS}},
+        },
         broker_connection_retry_on_startup=True,
         broker_transport_options={
             "visibility_timeout": VISIBILITY_SECONDS,

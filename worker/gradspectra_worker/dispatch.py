@@ -15,6 +15,7 @@ from gradspectra_worker.announce import Announce, Announcement
 from gradspectra_worker.compact import compact
 from gradspectra_worker.deliver import deliver_due
 from gradspectra_worker.derive import CHUNK, derive
+from gradspectra_worker.retain import RETAIN_SECONDS, RETAIN_TURNS, retain_due
 from gradspectra_worker.sweep import sweep
 
 REST_SECONDS = 0.05
@@ -41,11 +42,11 @@ class Dispatcher(Protocol):
 
 
 class InlineDispatcher:
-    """Derives in one thread of this process, compacts in another and delivers alerts in a third; no Redis needed.
+    """Derives in one thread of this process, compacts and retires in another and delivers alerts in a third; no Redis.
 
     Requests are coalesced (a run waits at most once) and served in order of arrival. Every `sweep_seconds` runs
-    whose request was lost are found by their watermark, and what was derived is compacted. announce: told after each
-    derived chunk, from the thread.
+    whose request was lost are found by their watermark, and what was derived is compacted; every `retain_seconds`
+    runs that are due are retired. announce: told after each derived chunk, from the thread.
     """
 
     def __init__(
@@ -54,12 +55,15 @@ class InlineDispatcher:
         announce: Announce | None = None,
         sweep_seconds: float = 5.0,
         allow_hosts: tuple[str, ...] = (),
+        retain_seconds: float = RETAIN_SECONDS,
     ) -> None:
-        if sweep_seconds <= 0:
-            raise ValueError(f"sweep_seconds must be above 0, got {sweep_seconds}")
+        for name, seconds in (("sweep_seconds", sweep_seconds), ("retain_seconds", retain_seconds)):
+            if seconds <= 0:
+                raise ValueError(f"{name} must be above 0, got {seconds}")
         self._store = store
         self._announce = announce
         self._sweep_seconds = sweep_seconds
+        self._retain_seconds = retain_seconds
         self._allow_hosts = allow_hosts
         self._waiting: dict[str, None] = {}
         self._resting: dict[str, float] = {}
@@ -140,14 +144,18 @@ class InlineDispatcher:
             self._announce(announcement)
 
     def _compact_loop(self) -> None:
+        next_retaining = time.monotonic()
         while not self._stopping.wait(self._sweep_seconds):
             try:
                 with self._store.read() as conn:
                     due = compactable_runs(conn)
                 while due:
                     due = [run for run in due if self._compact_a_round(run)]
+                if time.monotonic() >= next_retaining:
+                    done = retain_due(self._store, time.time(), self._rested, turns=RETAIN_TURNS)
+                    next_retaining = time.monotonic() + (self._retain_seconds if done < RETAIN_TURNS else 0.0)
             except Exception:
-                _log.exception("finding what to compact failed; it is tried again")
+                _log.exception("finding what to compact or to retire failed; it is tried again")
 
     def _compact_a_round(self, run: str) -> bool:
         """Compact one round of a run and rest; False where there is nothing left, or the dispatcher stops."""
@@ -157,8 +165,11 @@ class InlineDispatcher:
         except Exception:
             _log.exception("compacting run %s failed; it is tried again", run)
             return False
-        rest = (time.monotonic() - begin) * (1 / COMPACT_SHARE - 1)
-        return not self._stopping.wait(rest) and done > 0
+        return self._rested(time.monotonic() - begin) and done > 0
+
+    def _rested(self, worked: float) -> bool:
+        """Rest after so many seconds of work; False where the dispatcher stops."""
+        return not self._stopping.wait(worked * (1 / COMPACT_SHARE - 1))
 
     def _deliver_loop(self) -> None:
         while True:

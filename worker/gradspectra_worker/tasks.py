@@ -11,11 +11,12 @@ from gradspectra_store import Store
 from gradspectra_store.compaction import compactable_runs
 
 from gradspectra_worker.announce import Announcement, RedisAnnouncer
-from gradspectra_worker.app import COMPACT, DELIVER, DERIVE, SWEEP, SWEEP_SECONDS
+from gradspectra_worker.app import COMPACT, DELIVER, DERIVE, RETAIN, RETAIN_DUE, SWEEP, SWEEP_SECONDS
 from gradspectra_worker.celery_dispatch import DirectDispatcher, clear_flag, send_or_leave
 from gradspectra_worker.compact import compact
 from gradspectra_worker.deliver import deliver_due
 from gradspectra_worker.derive import derive
+from gradspectra_worker.retain import RETAIN_SECONDS, RETAIN_TURNS, due, retain
 from gradspectra_worker.sweep import sweep
 
 COMPACT_TURNS = 100
@@ -62,6 +63,22 @@ def sweep_runs() -> None:
         due = compactable_runs(conn)
     for run in due:
         send_or_leave(current_app, COMPACT, run, expires=SWEEP_SECONDS)
+
+
+@shared_task(name=RETAIN)  # type: ignore[untyped-decorator]
+def retain_run(run: str) -> None:
+    """Retire a run that is still due, some transactions at a time; the next look asks for the rest."""
+    store, now = _store(os.getpid()), time.time()
+    wanted, runs = due(store, now)
+    if run in runs:
+        retain(store, run, wanted, now, turns=RETAIN_TURNS)
+
+
+@shared_task(name=RETAIN_DUE)  # type: ignore[untyped-decorator]
+def retain_runs() -> None:
+    """Have the runs retired that are due."""
+    for run in due(_store(os.getpid()), time.time())[1]:
+        send_or_leave(current_app, RETAIN, run, expires=RETAIN_SECONDS)
 
 
 @cache

@@ -10,6 +10,7 @@ from gradspectra_backend.routes import (
     lifecycle,
     live,
     records,
+    retention,
     runs,
     series,
     sign_in,
@@ -28,6 +29,7 @@ API = (
     live.router,
     tokens.router,
     channels.router,
+    retention.router,
 )
 """Below /api/v1."""
 

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Path, Query, Request
 from gradspectra_store import read, suggestions
 from starlette.responses import Response
 
-from gradspectra_backend import schemas
+from gradspectra_backend import retention_schemas, schemas
 from gradspectra_backend.answers import answer, dumps, plain, spectrum_object
 from gradspectra_backend.auth import READ
 from gradspectra_backend.axes import positions
@@ -61,7 +61,7 @@ def read_layers(
     return answer_layers(request, placed, steps)
 
 
-@router.get("/runs/{run}/spectra", response_model=schemas.Page[schemas.Spectrum], dependencies=[READ])
+@router.get("/runs/{run}/spectra", response_model=retention_schemas.SpectraPage, dependencies=[READ])
 def read_spectra(
     request: Request,
     context: Shared,
@@ -77,7 +77,9 @@ def read_spectra(
     with context.store.read() as conn:
         run_object(conn, run)
         spectra = read.read_spectra(conn, run, layer, start, stop, columns, of, attempt)
-    return unchanged_or(request, dumps({"items": [spectrum_object(one) for one in spectra], "next": None}), JSON)
+        left = read.spectra_left(conn, run, start, stop, attempt)
+    items = [spectrum_object(one) for one in spectra]
+    return unchanged_or(request, dumps({"items": items, "next": None, "retired": left}), JSON)
 
 
 @router.get("/runs/{run}/suggestions", response_model=schemas.Page[schemas.Suggestion], dependencies=[READ])

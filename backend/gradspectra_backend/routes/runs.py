@@ -32,6 +32,7 @@ class RunChange(BaseModel):
     notes: str | None = Field(None, description="New notes, plain text.")
     tags: list[str] | None = Field(None, description="New tags, in place of all there are.")
     total_steps: int | None = Field(None, description="Steps the run is to take; null takes the figure away.")
+    pinned: bool | None = Field(None, description="Whether retention leaves the run alone.")
     stop_at_step: int | None = Field(
         None,
         description="Ask the job to stop at this step, which it does if it was started with `stop_on`; null: go on.",
@@ -91,7 +92,7 @@ def read_run(context: Shared, run: RunId) -> Response:
 
 @router.patch("/runs/{run}", response_model=schemas.Run, dependencies=[ADMIN])
 def change_run(context: Shared, run: RunId, change: RunChange) -> Response:
-    """Change name, notes, tags or the number of steps."""
+    """Change name, notes, tags or the number of steps, or pin it."""
     fields = change.model_dump(exclude_unset=True)
     with context.store.write() as conn:
         stored.update_run(conn, run, **fields)

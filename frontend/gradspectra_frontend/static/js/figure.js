@@ -35,11 +35,13 @@ export function Figure({ run, name, title, params = {}, range = null, onRange, o
   const drawing = useRef(/** @type {Drawing | null} */ (null));
   const [status, setStatus] = useState(/** @type {{state: string, failure?: any}} */ ({ state: "loading" }));
   const [heading, setHeading] = useState(title ?? "");
+  const [said, setSaid] = useState("");
   const theme = useTheme();
   const columns = Math.min(1000, Math.max(200, Math.round(((wide ? 1 : 0.5) * Math.min(innerWidth, 2400)) / 1.2 / 50) * 50));
   const asked = { columns, ...params, theme, start: range?.[0], stop: range?.[1] };
   const shown = (/** @type {any} */ figure) => {
     setHeading(title ?? figure.layout.meta.title ?? "");
+    setSaid(figure.layout.meta.note ?? "");
     onFigure?.(figure);
   };
   const stepless = name === "spectrum" || name === "suggestions";
@@ -68,6 +70,7 @@ export function Figure({ run, name, title, params = {}, range = null, onRange, o
       <figcaption>
         <h3>${heading || " "}</h3>
         ${note && html`<span class="muted small hint">${note}</span>`}
+        ${said && html`<span class="muted small hint" data-note>${said}</span>`}
         <${Menu} drawing=${drawing} run=${run} name=${name} params=${asked} />
       </figcaption>
       <div class="plot" ref=${place}></div>

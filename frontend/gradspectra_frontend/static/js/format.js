@@ -50,6 +50,14 @@ export function percent(share) {
   return `${x < 0.1 ? (100 * x).toFixed(2) : (100 * x).toFixed(0)}%`;
 }
 
+/** Bytes with a fitting unit. @param {unknown} count */
+export function bytes(count) {
+  const x = asNumber(count);
+  if (x === null || !Number.isFinite(x)) return "–";
+  const unit = Math.min(3, Math.max(0, Math.floor(Math.log2(Math.max(x, 1)) / 10)));
+  return `${number(x / 1024 ** unit, 3)} ${["B", "KiB", "MiB", "GiB"][unit]}`;
+}
+
 /** Seconds in the two largest units. @param {number | null} seconds */
 export function duration(seconds) {
   if (seconds === null || !Number.isFinite(seconds)) return "–";

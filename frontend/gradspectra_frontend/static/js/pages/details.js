@@ -25,6 +25,7 @@ export function Details({ run, onChanged }) {
       <section class="panel"><h3 class="pad-head">Attempts</h3><${Loaded} answer=${attempts}>${(/** @type {any} */ data) => html`<${Table} rows=${data.items} none="One attempt." />`}</${Loaded}></section>
       <section class="panel"><h3 class="pad-head">Gaps</h3><${Loaded} answer=${gaps}>${(/** @type {any} */ data) => html`<${Table} rows=${data.items} none="No step was lost." />`}</${Loaded}></section>
       <${Export} path=${path} />
+      <${Retention} run=${run} path=${path} onChanged=${onChanged} />
       <${Delete} run=${run} path=${path} />
     </div>`;
 }
@@ -80,6 +81,25 @@ function Export({ path }) {
       <div class="scroll"><table class="data pairs"><tbody>${Object.entries(TABLES).map(([what, title]) => html`<tr><th scope="row">${title}</th>
         <td class="actions">${Object.entries(FORMATS).map(([format, name]) => html`<a href=${address(`${path}/export`, { format, what })} aria-label=${`${title} as ${name}`}>${name}</a>`)}</td></tr>`)}</tbody></table></div>
       <p class="note">Every recorded step, not only what the figures show.</p></section>`;
+}
+
+/** Until when every number is kept, and pinning. @param {{run: any, path: string, onChanged: () => void}} props */
+function Retention({ run, path, onChanged }) {
+  const [send, problem] = useSend();
+  const pin = (/** @type {boolean} */ pinned) => async () => (await send("PATCH", path, { pinned })) && onChanged();
+  return html`
+    <section class="panel pad" data-panel="retention"><h3>Retention</h3>
+      <p>${kept(run)}</p>
+      ${problem}<button type="button" onClick=${pin(!run.pinned)}>${run.pinned ? "Unpin this run" : "Pin this run"}</button>
+      ${!run.pinned && html`<p class="muted small">A pinned run is left alone for ever. <a href="/settings">What is kept for how long</a></p>`}</section>`;
+}
+
+/** @param {any} run */
+function kept(run) {
+  const before = run.retired_at ? `Since ${date(run.retired_at)} only coarse layer values and some of the spectra are left of what it had recorded by then. ` : "";
+  if (run.pinned) return `${before}The run is pinned: ${before ? "nothing more goes." : "every number is kept."}`;
+  if (run.retires_at) return `${before}Every number is kept until ${date(run.retires_at)}; after that layer values in coarser steps, and some of the spectra.`;
+  return before || (run.state === "running" ? "Every number is kept while the run goes on, and long after." : "Every number is kept for ever.");
 }
 
 /** @param {{run: any, path: string}} props */

@@ -90,7 +90,7 @@ function Row({ run, now, chosen }) {
   return html`
     <tr class=${`row ${chosen ? "chosen" : ""}`} data-run=${run.id} onClick=${open}>
       <td data-label="Health"><${Health} health=${run.health} count=${run.open_alerts} /></td>
-      <td class="name"><a href=${runPath(run.id)}>${run.name}</a><span class="muted small">${run.project}${run.attempt > 1 && ` · attempt ${run.attempt}`}
+      <td class="name"><a href=${runPath(run.id)}>${run.name}</a><span class="muted small">${run.project}${run.attempt > 1 && ` · attempt ${run.attempt}`}${run.pinned && " · pinned"}
         ${run.tags.map((/** @type {string} */ tag) => html` <button type="button" class="tag" onClick=${() => setView({ tag })} title="Only runs with this tag">${tag}</button>`)}</span></td>
       <td data-label="State"><${RunState} state=${run.state} /></td>
       <td data-label="Loss" class="loss"><span class=${`num ${losses.length && !Number.isFinite(asNumber(losses.at(-1)) ?? 0) ? "lost" : ""}`}>${number(losses.at(-1) ?? null)}</span> <${Sparkline} values=${losses} label="loss over the run" /></td>

@@ -1,13 +1,14 @@
-// Settings: tokens (shown once when made), and the channels that alerts are delivered to.
+// Settings: tokens (shown once when made), the channels that alerts are delivered to, and what is kept for how long.
 
+import { runPath } from "../address.js";
 import { useGet } from "../data.js";
-import { date } from "../format.js";
+import { bytes, date } from "../format.js";
 import { html, useEffect, useState } from "../html.js";
 import { Copied, Loaded, Sure, useSend } from "../parts.js";
 
 export function Settings() {
   useEffect(() => void (document.title = "Settings · gradspectra"), []);
-  return html`<div class="page"><div class="page-head"><h1>Settings</h1></div><div class="columns"><${Tokens} /><${Channels} /></div></div>`;
+  return html`<div class="page"><div class="page-head"><h1>Settings</h1></div><div class="columns"><${Tokens} /><${Channels} /><${Retention} /></div></div>`;
 }
 
 function Tokens() {
@@ -68,4 +69,18 @@ function Channels() {
         <tbody>${data.items.map((/** @type {any} */ one) => html`<tr><td>${one.name ?? one.kind}</td><td class="mono">${one.url}</td><td class="actions">
           <button type="button" onClick=${test(one.id)}>Send a test</button><${Sure} label="Remove" sure="Remove it?" onSure=${remove(one.id)} /></td></tr>`)}</tbody></table></div>` : html`<p class="note">Alerts are shown here only, and delivered to nobody.</p>`}</${Loaded}>
     </section>`;
+}
+
+function Retention() {
+  const answer = useGet("/retention", { limit: 20 });
+  return html`
+    <section class="panel pad" data-panel="retention"><h2>Retention</h2>
+      <${Loaded} answer=${answer}>${(/** @type {any} */ { retention, items, next }) => retention.on ? html`
+        <p>${retention.days} days after a run ended, its layer values are kept in buckets of ${retention.width} steps, and ${retention.spectra} spectra of each layer and matrix. Everything else is kept in full, and a pinned run is left alone.</p>
+        <p class="muted">In force since ${date(retention.since)}; nothing goes before it was so for ${retention.notice_days} days. Set by GRADSPECTRA_RETENTION_DAYS, _LEVEL and _SPECTRA where the server starts; 0 days switch it off.</p>
+        ${items.length ? html`<div class="scroll"><table class="data"><thead><tr><th>When</th><th>Run</th><th class="right">Now</th><th class="right">After</th></tr></thead>
+          <tbody>${items.map((/** @type {any} */ one) => html`<tr><td>${date(one.retires_at)}</td><td><a href=${runPath(one.run, "details")}>${one.name}</a> <span class="muted small">${one.project}</span></td>
+            <td class="right num">${bytes(one.bytes)}</td><td class="right num">${bytes(one.bytes_after)}</td></tr>`)}</tbody></table></div>
+          ${next && html`<p class="note">And later ones: <code>gradspectra retention</code> lists them all.</p>`}` : html`<p class="note">There is no run that it comes to.</p>`}`
+        : html`<p>Retention is off: every number is kept for ever.</p>`}</${Loaded}></section>`;
 }

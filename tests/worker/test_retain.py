@@ -1,0 +1,286 @@
+"""Retiring runs that ended long ago: what goes, what is left of it, and what is never touched."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+from gradspectra_store import Store
+from gradspectra_store.block_schema import blocks
+from gradspectra_store.freeing import bytes_of, to_be_freed
+from gradspectra_store.read import read_series
+from gradspectra_store.retention import DAY, NOTICE_DAYS, Retention, adopt_retention, due_runs
+from gradspectra_store.run_views import get_run
+from gradspectra_store.runs import heartbeat, update_run
+from gradspectra_store.schema import runs
+from gradspectra_worker import retain as module
+from gradspectra_worker.retain import due, retain, retain_due
+from store.batches import TABLE, a_batch, layer_block, started, stored
+from store.compacting import a_plain_run, a_varied_run, compacted, derived_through
+from store.retaining import KEPT, LATER, asked, ended, fine_blocks, is_left_of, old_run, same, shown
+
+pytestmark = pytest.mark.usefixtures("small_blocks")
+NAMES = ("grad_sq", "grad_nonfinite", "update_ratio", "effective_rank")
+
+
+def eighths(store: Store, run: str, attempt: int | None = None) -> dict[str, object]:
+    """Answers in buckets of eight steps."""
+    found = {}
+    for name in NAMES:
+        fine = asked(store, run, name, columns=10_000, attempt=attempt)
+        span = int(fine.x[-1] - fine.x[0]) + 1
+        found[name] = asked(store, run, name, columns=span // 8 + 2, attempt=attempt)
+    return found
+
+
+def test_what_is_left_is_what_the_coarser_answer_was_and_says_so(store):
+    run, _, _ = a_varied_run(store, np.random.default_rng(5), 500)
+    ended(store, run)
+    before = {a: {name: asked(store, run, name, columns=10_000, attempt=a) for name in NAMES} for a in (1, 2)}
+    coarse = {a: eighths(store, run, a) for a in (1, 2)}
+    with store.read() as conn:
+        series = read_series(conn, run, ["loss", "eval_loss", "noise_scale"], columns=10_000)
+    assert retain(store, run, KEPT, LATER) > 0
+    assert retain(store, run, KEPT, LATER) == 0
+    for attempt in (1, 2):
+        for name in NAMES:
+            now = asked(store, run, name, columns=10_000, attempt=attempt)
+            assert {width for _, _, width in now.retired} <= {8}
+            if name == "grad_sq":
+                assert is_left_of(before[attempt][name], coarse[attempt][name], now) > 20
+            else:
+                is_left_of(before[attempt][name], coarse[attempt][name], now)
+            wide = asked(store, run, name, columns=20, attempt=attempt)
+            assert wide.retired == ()
+    with store.read() as conn:
+        again = read_series(conn, run, ["loss", "eval_loss", "noise_scale"], columns=10_000)
+    np.testing.assert_array_equal(again.x, series.x)
+    for name, old in series.series.items():
+        np.testing.assert_array_equal(again.series[name].mean, old.mean)
+
+
+def test_coarse_questions_are_answered_as_before(store):
+    run = old_run(store)
+    before = [asked(store, run, name, columns=n) for name in ("grad_sq", "grad_norm") for n in (3, 12, 80)]
+    retain(store, run, KEPT, LATER)
+    after = [asked(store, run, name, columns=n) for name in ("grad_sq", "grad_norm") for n in (3, 12, 80)]
+    same(after, before)
+    assert all(one.retired == () for one in after)
+
+
+def test_a_spike_of_one_step_is_still_seen(store):
+    run = started(store)
+    values = np.ones((1000, 3))
+    values[500, 1] = 1e6
+    for sequence in range(1, 11):
+        own = list(range(100 * sequence - 99, 100 * sequence + 1))
+        layers = layer_block(own, {"grad_sq": values[own[0] - 1 : own[-1]]})
+        stored(store, run.run, a_batch(run.session, sequence, own, layer_table=TABLE, layers=layers))
+    ended(store, run.run)
+    retain(store, run.run, KEPT, LATER)
+    for question in ({"columns": 10_000}, {"columns": 50}, {"start": 499, "stop": 503}, {"start": 503, "stop": 504}):
+        now = asked(store, run.run, "grad_norm", **question)
+        assert now.max[1].max() == 1000.0
+        assert now.max[0].max() == 1.0
+    zoomed = asked(store, run.run, "grad_norm", start=499, stop=507)
+    assert (zoomed.x.tolist(), zoomed.retired) == ([499, 504], ((499, 506, 8),))
+    assert (zoomed.min[1].tolist(), zoomed.nonfinite.sum()) == ([1.0, 1.0], 0)
+
+
+def test_a_bucket_that_a_newer_attempt_hides_a_part_of_is_left_out(store):
+    one = started(store)
+    for sequence, first in enumerate(range(1, 1001, 100), 1):
+        own = list(range(first, first + 100))
+        layers = layer_block(own, {"grad_sq": np.full((100, 3), 1.0)})
+        stored(store, one.run, a_batch(one.session, sequence, own, layer_table=TABLE, layers=layers))
+    ended(store, one.run)
+    retain(store, one.run, KEPT, LATER)
+    two = started(store, resume=one.run, start_step=403, now=LATER + 1)
+    own = list(range(404, 604))
+    layers = layer_block(own, {"grad_sq": np.full((200, 3), 4.0)})
+    stored(store, one.run, a_batch(two.session, 1, own, layer_table=TABLE, layers=layers), now=LATER + 1)
+    for _ in range(2):
+        joined = asked(store, one.run, "grad_sq", start=390, stop=410, columns=100)
+        assert joined.x.tolist() == [390, 392, *range(404, 410)]
+        assert joined.max[0].tolist() == [1.0] * 2 + [4.0] * 6
+        assert joined.retired == ((390, 403, 8),)
+        derived_through(store, one.run)
+        compacted(store, one.run)
+    wide = asked(store, one.run, "grad_sq", columns=10)
+    assert wide.max[0].tolist() == [1.0] * len([x for x in wide.x if x < 384]) + [4.0] * len(wide.x[wide.x >= 384])
+    assert shown(store, one.run)["retires_at"] is None
+    ended(store, one.run, LATER + 1)
+    with store.read() as conn:
+        assert due_runs(conn, KEPT, LATER + 31 * DAY) == [one.run]
+    retain(store, one.run, KEPT, LATER + 31 * DAY)  # all of the second attempt lies in its newest block
+    same(asked(store, one.run, "grad_sq", start=390, stop=410, columns=100), joined)
+    assert shown(store, one.run)["retired_at"] == LATER + 31 * DAY
+
+
+def test_runs_that_go_on_are_pinned_or_young_are_never_touched(store):
+    run = old_run(store)
+    count = fine_blocks(store, run)
+
+    def untouched(now: float = LATER, wanted: Retention = KEPT) -> bool:
+        with store.read() as conn:
+            listed = due_runs(conn, wanted, now)
+        return listed == [] and retain(store, run, wanted, now) == 0 and fine_blocks(store, run) == count
+
+    def change(**values: object) -> None:
+        with store.write() as conn:
+            conn.execute(sa.update(runs).values(**values))
+
+    assert untouched(now=1000 + 29.9 * DAY)
+    with store.write() as conn:
+        update_run(conn, run, pinned=True)
+    assert untouched()
+    assert shown(store, run)["pinned"] is True
+    with store.write() as conn:
+        update_run(conn, run, pinned=False)
+    change(state="running")
+    assert untouched()
+    change(state="failed", last_batch=runs.c.last_batch + 10**7)  # not all of it is derived
+    assert untouched()
+    change(last_batch=runs.c.last_batch - 10**7)
+    other = started(store, resume=run, rank=1, now=LATER)
+    change(state="lost", updated_at=1000.0)
+    assert untouched()
+    assert untouched(now=LATER + 59)
+    with store.write() as conn:
+        heartbeat(conn, run, other.session, None, LATER + 100)
+    change(state="lost", updated_at=1000.0)
+    assert untouched(now=LATER + 101)
+    assert retain(store, run, KEPT, LATER + 200) > 0
+    assert fine_blocks(store, run) < count
+
+
+def test_a_run_that_is_resumed_meanwhile_is_left_alone(store, monkeypatch):
+    run, next_layers = old_run(store), module.next_layers
+    count = fine_blocks(store, run)
+
+    def resumed(*given):
+        made = next_layers(*given)
+        started(store, resume=run, start_step=640)
+        return made
+
+    monkeypatch.setattr(module, "next_layers", resumed)
+    assert retain(store, run, KEPT, LATER) == 0
+    assert fine_blocks(store, run) == count
+    assert shown(store, run)["state"] == "running"
+
+
+def test_it_is_told_when_a_run_comes_and_how_much_that_frees(store):
+    run, pinned = old_run(store), a_plain_run(store, 64, size=64)
+    ended(store, pinned, 5000.0)
+    with store.write() as conn:
+        update_run(conn, pinned, pinned=True)
+        assert adopt_retention(conn, Retention(0.0), 10.0).days == 0.0
+        assert get_run(conn, run)["retires_at"] is None
+    with store.write() as conn:
+        wanted = adopt_retention(conn, KEPT, 500.0)
+        assert adopt_retention(conn, KEPT, 700.0) == wanted
+    assert shown(store, run)["retires_at"] == 1000.0 + 30 * DAY
+    assert (shown(store, pinned)["retires_at"], shown(store, run)["retired_at"]) == (None, None)
+    with store.read() as conn:
+        (item,), following = to_be_freed(conn, wanted)
+        assert bytes_of(conn, run) == item.bytes
+    assert (item.run, item.retires_at, following) == (run, 1000.0 + 30 * DAY, None)
+    assert 0.4 * item.bytes < item.bytes_after < 0.9 * item.bytes
+    retain(store, run, wanted, LATER)
+    with store.read() as conn:
+        assert bytes_of(conn, run) == item.bytes_after
+        assert to_be_freed(conn, wanted) == ([], None)
+    assert (shown(store, run)["retires_at"], shown(store, run)["retired_at"]) == (None, LATER)
+
+
+def test_nothing_goes_before_a_retention_was_in_force_for_a_fortnight(store):
+    run = old_run(store)
+    with store.write() as conn:
+        adopt_retention(conn, KEPT, LATER)
+    assert shown(store, run)["retires_at"] == LATER + NOTICE_DAYS * DAY
+    assert retain_due(store, LATER + NOTICE_DAYS * DAY - 1) == 0
+    with store.write() as conn:
+        adopt_retention(conn, Retention(20.0, 1, 10), LATER + DAY)
+    assert retain_due(store, LATER + NOTICE_DAYS * DAY) == 0
+    assert retain_due(store, LATER + (NOTICE_DAYS + 1) * DAY) > 0
+    assert shown(store, run)["retired_at"] == LATER + (NOTICE_DAYS + 1) * DAY
+
+
+def test_no_retention_was_ever_put_in_force_then_nothing_is_retired(store):
+    old_run(store)
+    assert due(store, 1e12) == (Retention(0.0), [])
+    assert retain_due(store, 1e12) == 0
+
+
+def test_a_stricter_retention_goes_on_from_a_milder_one(store, monkeypatch):
+    monkeypatch.setattr("gradspectra_store.block_rows.MOST_ENTRIES", 16)
+    run = old_run(store)
+    reference = asked(store, run, "grad_norm", columns=640 // 64 + 2)
+    retain(store, run, KEPT, LATER)
+    stricter = Retention(30.0, 2, 10)
+    assert shown(store, run)["retired_at"] == LATER
+    with store.read() as conn:
+        assert due_runs(conn, KEPT, LATER) == []
+        assert due_runs(conn, stricter, LATER) == [run]
+    assert retain(store, run, stricter, LATER) > 0
+    now = asked(store, run, "grad_norm", columns=10_000)
+    assert now.retired[0][2] == 64
+    wide = now.x < now.retired[0][1]
+    assert wide.sum() >= 2
+    np.testing.assert_array_equal(now.max[:, wide], reference.max[:, : wide.sum()])
+    assert due_runs_of(store, stricter) == due_runs_of(store, KEPT) == []
+    assert retain(store, run, KEPT, LATER) == 0
+
+
+def due_runs_of(store: Store, wanted: Retention) -> list[str]:
+    with store.read() as conn:
+        return due_runs(conn, wanted, LATER)
+
+
+def test_a_metric_of_what_goes_that_was_too_sparse_for_buckets_gets_them(store):
+    run = started(store)
+    for sequence, first in enumerate(range(1, 801, 40), 1):
+        own, rare = list(range(first, first + 40)), np.full((40, 3), 4.0)
+        layers = layer_block(own, {"weight_sq": np.outer(own, np.ones(3)), "update_sq": rare})
+        layers.present[1, :-1] = False
+        stored(store, run.run, a_batch(run.session, sequence, own, layer_table=TABLE, layers=layers))
+    ended(store, run.run)
+    before = {name: asked(store, run.run, name, columns=10_000) for name in ("update_ratio", "update_norm")}
+    assert len(before["update_ratio"].x) == 20
+    assert retain(store, run.run, KEPT, LATER) > 0
+    with store.read() as conn:
+        left = conn.execute(
+            sa.select(blocks.c.name, sa.func.min(blocks.c.first))
+            .where(blocks.c.kind == "layers", blocks.c.level == 0)
+            .group_by(blocks.c.name)
+        ).all()
+    assert dict(map(tuple, left))["update_sq"] == 40
+    assert dict(map(tuple, left))["weight_sq"] > 600
+    for name, old in before.items():
+        now = asked(store, run.run, name, columns=10_000)
+        np.testing.assert_array_equal(now.x, old.x)
+        np.testing.assert_allclose(now.mean, old.mean, rtol=1e-6)
+    assert asked(store, run.run, "update_norm", columns=10_000).retired == ()
+
+
+def test_numbers_that_come_too_late_change_nothing(store):
+    run = started(store)
+    for sequence, first in enumerate(range(1, 1201, 100), 1):
+        own = list(range(first, first + 100))
+        layers = layer_block(own, {"grad_sq": np.full((100, 3), float(sequence))})
+        stored(store, run.run, a_batch(run.session, sequence, own, layer_table=TABLE, layers=layers))
+    ended(store, run.run)
+    retain(store, run.run, KEPT, LATER)
+    before, coarse = (asked(store, run.run, "grad_norm", stop=1201, columns=columns) for columns in (10_000, 10))
+    late = started(store, resume=run.run, rank=1, now=1002.0)
+    with store.write() as conn:
+        conn.execute(sa.text("UPDATE sessions SET rank = 0 WHERE id = :id"), {"id": late.session})
+    for session, sequence, own in ((late.session, 1, range(10, 20)), (run.session, 13, range(1201, 1301))):
+        layers = layer_block(own, {"grad_sq": np.full((len(own), 3), 1e9)})
+        stored(store, run.run, a_batch(session, sequence, list(own), layer_table=TABLE, layers=layers))
+        derived_through(store, run.run)
+        same(asked(store, run.run, "grad_norm", stop=1201, columns=10_000), before)
+        same(asked(store, run.run, "grad_norm", stop=1201, columns=10), coarse)
+    assert compacted(store, run.run) > 0
+    same(asked(store, run.run, "grad_norm", stop=1201, columns=10_000), before)
+    same(asked(store, run.run, "grad_norm", stop=1201, columns=10), coarse)
