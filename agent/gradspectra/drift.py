@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gradspectra.flat import CHUNK, dot_into, flat
 from gradspectra.inventory import Inventory
+from gradspectra.shards import local
 
 BLOCK = 16
 """Entries that are kept together: a cache line in float32, so that a sample reads little more than itself."""
@@ -53,6 +54,8 @@ class Drift:
     def __init__(self, inventory: Inventory, exact: bool, starts: Mapping[str, Tensor]) -> None:
         self.starts = dict(starts)
         self.exact = exact
+        self.anew = False
+        """Whether the start of any layer was not known at `begin`."""
         self._inventory = inventory
         self._begun = False
         self._scale = np.ones(len(inventory.table))
@@ -62,10 +65,12 @@ class Drift:
     def begin(self) -> None:
         """Keep the weights as they are, in float32 or wider, for the layers whose start is not known."""
         starts = {}
+        self.anew = False
         for index, now in self._samples():
             name = self._inventory.table.names[index]
             start = self.starts.get(name)
             if start is None or start.shape != now.shape:
+                self.anew = True
                 start = now.to(torch.promote_types(now.dtype, torch.float32), copy=True)
             starts[name] = start.to(now.device)
         self.starts = starts
@@ -102,7 +107,7 @@ class Drift:
     def _samples(self) -> Iterator[tuple[int, Tensor]]:
         """Index of each layer, and the entries of its weights as they are now."""
         for tensor in self._inventory.tensors:
-            numbers = flat(tensor.parameter.detach(), tensor.axis)
+            numbers = flat(local(tensor.parameter).detach(), tensor.axis)
             for index, (start, stop) in enumerate(tensor.pieces, tensor.first):
                 piece = numbers[start:stop]
                 chosen = piece if self.exact else sample(piece)

@@ -24,7 +24,8 @@ Models = Mapping[str, nn.Module]
 class WatchedTensor:
     """One parameter. pieces: per layer its elements [start, stop) in `flat(tensor, axis)`; first: index of the first.
 
-    optimizer, group: where the parameter is updated (-1 and None without an optimizer).
+    optimizer, group: where the parameter is updated (-1 and None without an optimizer). Of a sharded parameter pieces
+    are those of the shard that is here; whole: those of the whole tensor.
     """
 
     name: str
@@ -34,6 +35,7 @@ class WatchedTensor:
     first: int
     axis: int
     pieces: tuple[tuple[int, int], ...]
+    whole: tuple[tuple[int, int], ...]
 
 
 @dataclass(slots=True)
@@ -112,8 +114,9 @@ def take_inventory(models: Models, optimizers: Sequence[Any], choose: Choice, sh
             continue
         split = fused_blocks(name, tuple(parameter.shape), kind) if chosen is True else tuple(chosen)
         optimizer, group = homes.get(id(parameter), (-1, None))
-        axis, pieces = _pieces(parameter, split)
-        tensors.append(WatchedTensor(name, parameter, optimizer, group, len(layers), axis, pieces))
+        axis = split[0][1] if split else 0
+        here, whole = _pieces(parameter, split, True), _pieces(parameter, split, False)
+        tensors.append(WatchedTensor(name, parameter, optimizer, group, len(layers), axis, here, whole))
         layers.extend(_layers(name, tuple(parameter.shape), kind, depth, split))
     left_out = sum(1 for _, p, _ in names.values() if optimizers and p.requires_grad and id(p) not in homes)
     return Inventory(
@@ -150,8 +153,14 @@ def _names(models: Models) -> dict[int, tuple[str, Tensor, str]]:
             for name, parameter in module._parameters.items():
                 if parameter is not None and id(parameter) not in found:
                     full = f"{path}.{name}" if path else name
-                    found[id(parameter)] = (full, parameter, type(module).__name__)
+                    found[id(parameter)] = (full, parameter, _kind(module))
     return found
+
+
+def _kind(module: nn.Module) -> str:
+    """Name of a module's class; of the class before where fully_shard has made another of it."""
+    name = type(module).__name__
+    return name.removeprefix("FSDP") if hasattr(module, "set_requires_gradient_sync") else name
 
 
 def _without(wrappers: Sequence[str], path: str) -> str:
@@ -176,15 +185,17 @@ def _strangers(optimizers: Sequence[Any], known: set[int]) -> list[tuple[str, Te
     return found
 
 
-def _pieces(parameter: Tensor, split: Sequence[FusedBlock]) -> tuple[int, tuple[tuple[int, int], ...]]:
+def _pieces(parameter: Tensor, split: Sequence[FusedBlock], here: bool) -> tuple[tuple[int, int], ...]:
+    """Elements of each block in the flattened parameter; here: in the shard of it that this process has."""
+    numel = (local(parameter) if here else parameter).numel()
     width = 2 if parameter.is_complex() else 1
     if not split:
-        return 0, ((0, local(parameter).numel() * width),)
+        return ((0, numel * width),)
     axis = split[0][1]
-    first, last = rows_here(parameter) if axis == 0 else (0, parameter.shape[axis])
-    row = (parameter if axis == 0 else local(parameter)).numel() // parameter.shape[axis] * width
-    here = [(min(max(start, first), last), min(max(stop, first), last)) for _, _, start, stop in split]
-    return axis, tuple(((start - first) * row, (stop - first) * row) for start, stop in here)
+    first, last = rows_here(parameter) if here and axis == 0 else (0, parameter.shape[axis])
+    row = (parameter.numel() if axis == 0 else numel) // parameter.shape[axis] * width
+    inside = [(min(max(start, first), last), min(max(stop, first), last)) for _, _, start, stop in split]
+    return tuple(((start - first) * row, (stop - first) * row) for start, stop in inside)
 
 
 def _layers(name: str, shape: tuple[int, ...], kind: str, depth: int, split: Sequence[FusedBlock]) -> list[Layer]:

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from gradspectra_core.records import Float64
 from torch import Tensor, nn
 
 from gradspectra.budget import Budget
@@ -21,10 +20,9 @@ from gradspectra.measure import FirstTier
 from gradspectra.options import Options
 from gradspectra.parts import Backward, PartSquares
 from gradspectra.second_measuring import SecondMeasuring
-from gradspectra.shards import Exchange, local, wait_for_all
+from gradspectra.sharded import Sharded
 from gradspectra.spectra import Candidate, Spectra
 from gradspectra.step import OpenStep
-from gradspectra.together import job_store
 
 
 class Measuring:
@@ -65,26 +63,39 @@ class Measuring:
         self._identities = [frozenset(id(t.parameter) for t in own) for own in self._of_optimizer]
         self.tier = FirstTier(self.inventory)
         self._parts = PartSquares(tensors, layers, self.backward, self._guard, self._ranks)
-        self.spectra = Spectra(self.inventory, self._options.spectra or None, self._budget)
         if self.second is not None:
             self.second.close()
         if self._options.second_tier != "off":
             self.second = SecondMeasuring(self._models, self.inventory, self._budget, self._guard)
-        self.exchange: Exchange | None = None
-        if self._group is None:
-            self.backward.follow(self.inventory.trainable)
-        else:
-            device = local(self.inventory.tensors[0].parameter).device if tensors else torch.device("cpu")
-            wait_for_all(self._group, job_store(), layers, self._options.every)
-            self.backward.follow_outputs(list(self._models.values()))
-            self.exchange = Exchange(self._group, layers, self._options.every, device, self._guard)
         if self._options.drift != "off":
             known = self.drift.starts if self.drift is not None else {}
             self.drift = Drift(self.inventory, self._options.drift == "exact", known)
+        self.spectra: Spectra = Spectra(self.inventory, self._options.spectra or None, self._budget)
+        self.sharded = None if self._group is None else self._shards()
+        if self.sharded is None:
+            self.backward.follow(self.inventory.trainable)
+        else:
+            self.spectra = self.sharded.spectra
+
+    def _shards(self) -> Sharded:
+        return Sharded(
+            self._models,
+            self._optimizers[0],
+            self.inventory,
+            self.tier,
+            self._options,
+            self._budget,
+            self._guard,
+            self.backward,
+            self.drift,
+            self._group,
+        )
 
     def begin(self, starts: Mapping[str, Tensor]) -> None:
         """The run starts with the weights as they are; starts: where it started, by layer name, as far as is known."""
-        if self.drift is not None:
+        if self.sharded is not None:
+            self.sharded.begin(starts)
+        elif self.drift is not None:
             self.drift.starts |= starts
             self._guard.run("drift", self.drift.begin)
 
@@ -93,6 +104,9 @@ class Measuring:
         self._due_spectra = None
         if self.second is not None:
             self.second.begins(step)
+        if self.sharded is not None:
+            self.sharded.begins(step.due)
+            return
         wanted = self._options.parts != 1 or self._ranks > 1
         if self._several_parts and step.due and wanted and self._turn_of_parts():
             self._guard.run("parts", self._parts.arm)
@@ -104,7 +118,9 @@ class Measuring:
 
     def stepped(self, step: OpenStep, index: int, skipped: bool) -> None:
         """An optimizer has stepped, or its step was skipped: measure what is due of its layers."""
-        if step.due and self.inventory.tensors and self.exchange is None:
+        if self.sharded is not None:
+            return
+        if step.due and self.inventory.tensors:
             optimizer = self._optimizers[index]
             self._guard.run("layers", self._layers, step, self._of_optimizer[index], optimizer, skipped)
             if self.second is not None:
@@ -130,7 +146,9 @@ class Measuring:
         """Values are about to be clipped, which cannot be undone: what is due is measured now."""
         clipped = {id(gradient) for gradient in gradients}
         found = frozenset(id(t.parameter) for t in self.inventory.tensors if id(t.parameter.grad) in clipped)
-        if self._options.spectra != 0:
+        if self.sharded is not None:
+            self.sharded.before_clipping_values(found)
+        elif self._options.spectra != 0:
             self._take_spectra(step, found)
         if step.due:
             self._early(step, found, len(step.clips.clips))
@@ -182,23 +200,11 @@ class Measuring:
         second = None if self.second is None else self.second.tier.cadence()
         return {"cadence_second": second, "cadence_spectra": self.spectra.interval()}
 
-    def share(self, step: OpenStep) -> Tensor:
-        """What this rank has of the sharded layers after the optimizer's step, as `FirstTier.share`."""
-        with OneThread(), torch.no_grad():
-            self.tier.take(self.inventory.tensors, self._optimizers[0], False, step.clips.early)
-            self.tier.repair()
-            return self.tier.share()
-
-    def adopt(self, step: OpenStep, whole: Float64) -> None:
-        """Take the numbers of the sharded layers over all ranks."""
-        self.tier.adopt(whole)
-        step.measured = True
-
     def complete(self, step: OpenStep) -> None:
         """Add to a step that ends what there is once all its optimizers have stepped."""
         if self.second is not None:
             self.second.complete(step)
-        if step.measured:
+        if step.measured and self.sharded is None:
             self._take_drift(step)
 
     def tell_loss(self, step: int, loss: Any) -> None:
@@ -219,6 +225,9 @@ class Measuring:
 
     def parts(self, step: OpenStep) -> list[Tensor] | None:
         """‖h_j‖² per part and layer of a step that ends; None where its parts were not measured."""
+        if self.sharded is not None:
+            self._guard.run("parts", self.sharded.ended, step)
+            return None
         squares = self._guard.run("parts", self._part_squares, step)
         self._parts.disarm()
         return squares
@@ -242,10 +251,10 @@ class Measuring:
         self._guard.run("inventory", self._follow_on, step, passes)
 
     def _follow_on(self, step: OpenStep, passes: int) -> None:
-        unseen = step.measured and not passes and self.backward.counted and self.exchange is None
+        unseen = step.measured and not passes and self.backward.counted and self.sharded is None
         if unseen and any(tensor.parameter.grad is not None for tensor in self.inventory.tensors):
             self.backward.follow(self.inventory.trainable, every=True)
-        if self.exchange is None and (step.measured or not self.inventory.tensors) and self._changed():
+        if self.sharded is None and (step.measured or not self.inventory.tensors) and self._changed():
             self.backward.stop()
             self._take_inventory()
             self.begin({})
@@ -259,3 +268,5 @@ class Measuring:
         self._parts.disarm()
         if self.second is not None:
             self.second.close()
+        if self.sharded is not None:
+            self.sharded.close()

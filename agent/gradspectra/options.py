@@ -39,13 +39,13 @@ class Options:
     stop_on: str | None
 
     def sharing(self) -> Options:
-        """The same where parameters are sharded: what needs whole tensors or whole parts is left out."""
-        return replace(self, spectra=0, parts=None, drift="off", second_tier="off")
+        """The same where parameters are sharded: what has no form for shards is left out."""
+        return replace(self, second_tier="off")
 
     def following(self) -> Options:
         """The same for a rank that only counts its steps, to stop with the others."""
-        nothing = self.sharing()
-        return replace(nothing, every=NEVER, batch_size=None, parts=self.parts, on_alert=None, stop_on=None)
+        nothing = replace(self, spectra=0, drift="off", second_tier="off", on_alert=None, stop_on=None)
+        return replace(nothing, every=NEVER, batch_size=None)
 
 
 def options(

@@ -43,7 +43,7 @@ class Session:
         self.optimizers = list(optimizers)
         self.options = options
         self.budget = Budget(options.budget, options.every, options.spectra != 0)
-        self.ranks = 0 if group is not None else ranks_averaged(models)
+        self.ranks = ranks_averaged(models) if group is None else group.size()
         self.measuring = Measuring(models, self.optimizers, options, self.budget, guard, self.ranks, group)
         self.step = 0
         self.disagreements = 0
@@ -63,11 +63,6 @@ class Session:
         self._hooked = all(hasattr(optimizer, "register_step_post_hook") for optimizer in optimizers)
         self.open = self._next_step()
 
-    @property
-    def _all_ranks(self) -> int:
-        exchange = self.measuring.exchange
-        return max(self.ranks, 1) if exchange is None else exchange.size
-
     def begin_at(self, steps_taken: int) -> None:
         """Count from here: this many steps were taken before."""
         self.step = steps_taken
@@ -79,13 +74,19 @@ class Session:
         """What a checkpoint needs: steps, tokens so far, and the weights that drift is measured from."""
         drift = self.measuring.drift
         starts = {} if drift is None else drift.starts
-        tokens = self._tokens_before + self._tokens.read() * self._all_ranks
-        return {"step": self.step, "tokens": tokens, "drift": dict(starts)}
+        tokens = self._tokens_before + self._tokens.read() * max(self.ranks, 1)
+        shard = {} if self._shard is None else {"shard": self._shard}
+        return {"step": self.step, "tokens": tokens, "drift": dict(starts), **shard}
+
+    @property
+    def _shard(self) -> list[int] | None:
+        """Which of how many shards of the parameters this process has; None where it has them whole."""
+        return None if self.measuring.sharded is None else self.measuring.sharded.shard
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` gave, but for the steps."""
         self._tokens_before = int(state.get("tokens", 0))
-        self._starts = dict(state.get("drift", {}))
+        self._starts = dict(state.get("drift", {})) if state.get("shard") == self._shard else {}
 
     def index_of(self, optimizer: Any) -> int | None:
         """Which of the session's optimizers this is."""
@@ -98,21 +99,15 @@ class Session:
         return step
 
     def _due(self, step: int) -> bool:
-        exchange = self.measuring.exchange
-        return self.budget.due(step) if exchange is None else exchange.due
+        sharded = self.measuring.sharded
+        return self.budget.due(step) if sharded is None else sharded.exchange.due
 
     def exchange(self) -> None:
         """An optimizer has stepped: where parameters are sharded, measure with the other ranks. Not to be guarded."""
-        exchange, step = self.measuring.exchange, self.open
-        if exchange is None:
-            return
-        self.enter()
-        proposal, measuring = self.budget.cadence, self.measuring
-        exchange.step(lambda: measuring.share(step), lambda whole: measuring.adopt(step, whole), proposal)
-        self.budget.cadence = exchange.cadence
-        if step.measured:
-            step.layers_cost += time.perf_counter() - self._entered
-        self.leave()
+        if self.measuring.sharded is not None:
+            self.enter()
+            self.measuring.sharded.step(self.open)
+            self.leave()
 
     def enter(self) -> None:
         """The training thread comes in: its time is the agent's from here on."""
@@ -238,7 +233,7 @@ class Session:
         self.step = step.number
         passes = 0 if step.parts_unclear else self.measuring.backward.passes
         step.parts = (self.options.parts or passes) if self.ranks else 0
-        step.ranks = self._all_ranks
+        step.ranks = max(self.ranks, 1)
         self._passes_seen = 0
         if self.options.scaler is not None:
             step.scale = as_number(self.options.scaler.get_scale())
@@ -277,8 +272,8 @@ class Session:
         """What is not measured, and why, in words."""
         on = self.measuring
         reasons = not_measured(self.optimizers, on.inventory, on.spectra, on.second)
-        if self.measuring.exchange is not None:
-            reasons += self.measuring.exchange.not_measured()
+        if on.sharded is not None:
+            reasons += on.sharded.not_measured()
         elif not self.ranks:
             reasons.append("noise is not measured: of several ranks; pass the model that is wrapped in DDP")
         return reasons + [f"{stage}: {why}" for stage, why in self._guard.off.items()]

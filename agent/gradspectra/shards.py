@@ -1,27 +1,13 @@
-"""Sharded parameters (FSDP2): each rank measures its shard, and one all-reduce at a recorded step puts them together.
-
-The vector has a fixed length and carries each rank's failure and the cadence that its budget asks for, so that all
-ranks follow the same plan. A rank whose measuring failed takes part with zeros.
-"""
+"""Sharded parameters (FSDP2): what of them this rank has, and whether all ranks watch them alike."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-import numpy as np
-import torch
-from gradspectra_core.records import Float64
 from torch import Tensor, distributed, nn
 
-from gradspectra.guard import Guard
-
-log = logging.getLogger("gradspectra")
-
-SUMMED, SHARES = 5, 6
-"""Rows of a share that are added up, and all of them: the last one is the largest entry, kept rank by rank."""
 WAIT_FOR_RANKS = timedelta(seconds=60)
 
 
@@ -65,74 +51,13 @@ def sharding(models: Mapping[str, nn.Module], optimizers: Sequence[Any]) -> Any:
     return mesh.get_group()
 
 
-class Exchange:
-    """The all-reduce at every `cadence`-th optimizer step, counted on its own: no failure elsewhere can put it off."""
+def wait_for_all(group: Any, store: Any, plan: str) -> None:
+    """Raise ValueError unless every rank makes its watch within a minute, and alike: else all-reduces would wait.
 
-    def __init__(self, group: Any, layers: int, every: int, device: torch.device, guard: Guard) -> None:
-        self.rank, self.size = distributed.get_rank(group), distributed.get_world_size(group)
-        self.cadence = every
-        self.failed: set[int] = set()
-        self.broken = False
-        self._group = group
-        self._layers = layers
-        self._device = device
-        self._guard = guard
-        self._count = 0
-
-    @property
-    def due(self) -> bool:
-        """Whether the next optimizer step is a recorded one."""
-        return not self.broken and (self._count + 1) % self.cadence == 0
-
-    def step(self, share: Callable[[], Tensor], adopt: Callable[[Float64], None], proposal: int) -> None:
-        """An optimizer step was taken. share: this rank's (6, L); adopt: takes the whole (6, L), unless a rank failed.
-
-        proposal: the cadence that this rank's budget asks for; the coarsest is taken by all.
-        """
-        due = self.due
-        self._count += 1
-        if not due:
-            return
-        vector = torch.zeros(2 * self.size + (SUMMED + self.size) * self._layers, dtype=torch.float64)
-        if self._guard.run("layers", self._fill, vector, share) is None:
-            vector.zero_()
-            vector[self.rank] = 1.0
-        vector[self.size + self.rank] = proposal
-        try:
-            together = vector.to(self._device)
-            distributed.all_reduce(together, group=self._group)
-            found = together.cpu().numpy()
-        except Exception as error:
-            self.broken = True
-            log.warning("gradspectra: the ranks cannot exchange (%r); layers are left out", error, exc_info=error)
-            return
-        self.cadence = max(1, int(found[self.size : 2 * self.size].max()))
-        failed = set(np.flatnonzero(found[: self.size]).tolist())
-        self.failed |= failed
-        if not failed:
-            rest = found[2 * self.size :].reshape(SUMMED + self.size, self._layers)
-            self._guard.run("ranks", adopt, np.concatenate([rest[:SUMMED], rest[SUMMED:].max(0, keepdims=True)]))
-
-    def _fill(self, vector: Tensor, share: Callable[[], Tensor]) -> bool:
-        own = share().to(vector)
-        rest = vector[2 * self.size :].view(SUMMED + self.size, self._layers)
-        rest[:SUMMED] = own[:SUMMED]
-        rest[SUMMED + self.rank] = own[SUMMED]
-        return True
-
-    def not_measured(self) -> list[str]:
-        """What sharding leaves out, and which ranks failed, in words."""
-        reasons = ["spectra, parts, noise and drift are not measured: the parameters are sharded"]
-        if self.failed:
-            names = ", ".join(map(str, sorted(self.failed)))
-            reasons.append(f"layers were left out at some steps: measuring failed on the ranks {names}")
-        return reasons + (["layers: the ranks cannot exchange any more"] if self.broken else [])
-
-
-def wait_for_all(group: Any, store: Any, layers: int, every: int) -> None:
-    """Raise ValueError unless every rank makes its watch within a minute, and alike: else all-reduces would wait."""
+    plan: what must be the same on all ranks, in words.
+    """
     keys = [f"here/{rank}" for rank in range(distributed.get_world_size(group))]
-    store.set(keys[distributed.get_rank(group)], f"{layers} layers, every={every}")
+    store.set(keys[distributed.get_rank(group)], plan)
     try:
         store.wait(keys, WAIT_FOR_RANKS)
     except Exception as error:

@@ -6,6 +6,7 @@ singular value, below which they cannot be told from 0.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -50,7 +51,15 @@ def singular_values(matrix: Tensor) -> Float64:
     """
     wide = matrix.double()
     wide = wide if wide.shape[0] <= wide.shape[1] else wide.t()
-    gram = (wide @ wide.t()).cpu()
+    return singular_values_of_gram(wide @ wide.t())
+
+
+def singular_values_of_gram(gram: Tensor) -> Float64:
+    """Singular values of a matrix, the largest first: (m,) float64; NaN if a number is not finite.
+
+    gram: its smaller Gram matrix, (m, m) float64, on any device.
+    """
+    gram = gram.cpu()
     if not bool(torch.isfinite(gram.diagonal().sum())):
         return np.full(gram.shape[0], np.nan)
     values: Float64 = torch.linalg.eigvalsh(gram).clamp_(min=0).sqrt_().flip(0).numpy()
@@ -73,18 +82,18 @@ class Spectra:
         self.too_large: dict[str, float] = {}
         self.without: list[str] = []
         self._next = 0
+        self._names = inventory.table.names
         for tensor in inventory.tensors:
             for index, piece in enumerate(tensor.pieces, tensor.first):
                 layer = inventory.table.layers[index]
                 shape = matrix_shape(layer)
                 if shape is None or min(shape) < 2 or tensor.parameter.is_complex():
                     continue
-                if shape[0] * shape[1] != piece[1] - piece[0]:
+                if shape[0] * shape[1] != math.prod(layer.shape):
                     self.without.append(layer.name)
                     continue
                 first = layer.shape[tensor.axis]
                 self.candidates.append(Candidate(index, tensor, piece, *shape, first, expected_seconds(*shape)))
-        self._names = inventory.table.names
         self._plan()
 
     def due(self, step: int) -> list[Candidate]:
@@ -137,20 +146,7 @@ class Spectra:
             return None
         start, stop = candidate.piece
         vector = flat(gradient, candidate.tensor.axis)[start:stop]
-        values = singular_values(vector.view(candidate.first, -1))
-        if not np.isfinite(values[0]) or values[0] == 0:
-            return None
-        index = drawn_indices(len(values))
-        return SpectrumRecord(
-            candidate.layer,
-            "gradient",
-            METHOD,
-            candidate.rows,
-            candidate.columns,
-            aggregates(values),
-            index,
-            values[index].astype(np.float32),
-        )
+        return spectrum_record(candidate, singular_values(vector.view(candidate.first, -1)))
 
     def _learn(self, candidate: Candidate, seconds: float) -> None:
         """Expect of this layer what it cost, and of the rest in proportion; one slow time does not say much."""
@@ -162,6 +158,23 @@ class Spectra:
     def _plan(self) -> None:
         """Tell the budget what taking every spectrum once will cost."""
         self._budget.lap_seconds = self._speed * sum(candidate.expected for candidate in self.candidates)
+
+
+def spectrum_record(candidate: Candidate, values: Float64) -> SpectrumRecord | None:
+    """What is kept of a layer's singular values, (m,), the largest first; None where they say nothing."""
+    if not np.isfinite(values[0]) or values[0] == 0:
+        return None
+    index = drawn_indices(len(values))
+    return SpectrumRecord(
+        candidate.layer,
+        "gradient",
+        METHOD,
+        candidate.rows,
+        candidate.columns,
+        aggregates(values),
+        index,
+        values[index].astype(np.float32),
+    )
 
 
 def expected_seconds(rows: int, columns: int) -> float:

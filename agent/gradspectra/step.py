@@ -27,6 +27,14 @@ DISAGREEMENT = 0.01
 """Layer norms must give the total norm within this, or clipping was not seen as it was."""
 
 
+@dataclass(frozen=True, slots=True)
+class WholeParts:
+    """part_sq of sharded layers over all ranks. sums: (L,); weights: how many this rank had logged by then."""
+
+    sums: Float64
+    weights: int
+
+
 @dataclass(slots=True)
 class OpenStep:
     """What is known of step `number` so far.
@@ -57,6 +65,7 @@ class OpenStep:
     clipping_unseen: bool = False
     drift: DriftSums | None = None
     second: SecondResults | None = None
+    whole_parts: WholeParts | None = None
     examples: list[float] = field(default_factory=list)
     spectra: list[SpectrumRecord] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
@@ -198,10 +207,19 @@ class ClosedStep:
             scale = 1.0 if self.step.scale is None else self._read(self.step.scale)
             squares = np.sum([self._host[id(parts)] for parts in self._parts], axis=0)
             part_sq = (squares / np.array(weights)[:, None]).sum(0) / scale**2
+        if self.step.whole_parts is not None:
+            part_sq = self._whole_parts(self.step.whole_parts)
         drift = None
         if self.step.drift is not None:
             drift = self.step.drift.scale * sum(self._host[id(sums)] for sums in self.step.drift.results)
         return layer_rows(rows, self._marks, factors, part_sq, drift, foreign)
+
+    def _whole_parts(self, whole: WholeParts) -> Float64 | None:
+        """part_sq of sharded layers, unless weights were logged after it was put together."""
+        if len(self.step.log.part_weights) != whole.weights:
+            return None
+        scale = 1.0 if self.step.scale is None else self._read(self.step.scale)
+        return whole.sums / scale**2
 
     def _put(self, record: StepRecord, rows: LayerRows, total: float | None) -> None:
         record.statistics, record.values, record.present = STATISTICS[: len(rows.values)], rows.values, rows.present

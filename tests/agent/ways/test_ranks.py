@@ -35,7 +35,7 @@ def test_rank_0_measures_the_step_of_all_ranks(name, kept, the_way, tmp_path):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 
         def share(rank, step, part):
-            return lambda m: part_loss(m, rank, step, part, plan.parts) / RANKS
+            return lambda m: part_loss(m, rank, step, part, plan) / RANKS
 
         @contextmanager
         def around(step):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
-from agent.watched_training import attention, column, watched
+from agent.watched_training import assert_close, attention, column, squares, watched
 from agent.ways.plain import Plain
 from agent.ways.ranks import (
     EXAMPLES,
@@ -15,6 +18,8 @@ from agent.ways.ranks import (
     broken,
     gathered,
     group,
+    handed,
+    made,
     optimizer_of,
     part_loss,
     second_rank,
@@ -23,6 +28,9 @@ from agent.ways.ranks import (
     wrapped,
 )
 from agent.ways.way import way
+from gradspectra.spectra import SHORTEST_INTERVAL
+from gradspectra_core.noise import weight_sums
+from gradspectra_core.spectrum import aggregates
 
 pytestmark = [
     pytest.mark.slow,
@@ -34,37 +42,30 @@ PLANS = {
     "adamw, clipped": Plan(shards=True, adamw=True, clip=0.05),
     "accumulated": Plan(shards=True, parts=2, no_sync=True),
     "exchanged in each pass": Plan(shards=True, parts=2, adamw=True),
+    "parts of other weights": Plan(shards=True, parts=2, no_sync=True, weighted=True),
 }
 
 
-def run(plan, folder, look=lambda _: None, **options):
+def run(plan, folder, look):
     """Train as rank 0 beside the other rank; returns what that told, the own weights' sum and the watch's status."""
     with second_rank(folder, plan) as told, group(folder, 0):
-        model = wrapped(attention(), plan)
+        model = wrapped(made(plan), plan)
         optimizer = optimizer_of(model, plan)
-        with broken(plan, 0), watched(model, optimizer, enabled=plan.watch, **options) as watch:
-            train(model, optimizer, watch, 0, plan, look(model))
-            status = watch.status()
+        around = look(model)
+        with broken(plan, 0), watched(model, optimizer, enabled=plan.watch, **plan.options) as watch:
+            train(model, optimizer, watch, 0, plan, around)
+            status, state = watch.status(), watch.state_dict()
+        if plan.resumed:
+            with watched(model, optimizer, **plan.options) as watch:
+                watch.load_state_dict(handed(folder, 0, state, plan))
+                train(model, optimizer, watch, 0, plan, around)
         total = weight_sum(model)
     return told, total, status
 
 
-def gathering(model):
-    """Gathers the weights where the other rank does."""
-
-    @contextmanager
-    def around(_):
-        gathered(model, attention())
-        yield
-        gathered(model, attention())
-
-    return around
-
-
-@way("fully_shard (FSDP2) over all ranks, watched by every rank", parts=False)
-@pytest.mark.parametrize("name", PLANS)
-def test_shards_are_measured_as_the_whole(name, kept, the_way, tmp_path):
-    plan, expected, inner = PLANS[name], [], attention()
+def gathering(plan, expected=None):
+    """What is to be done around the steps of a model: gather it where the other rank does; expected gets each step."""
+    inner = made(plan)
     plain = Plain(inner)
 
     def look(model):
@@ -72,26 +73,102 @@ def test_shards_are_measured_as_the_whole(name, kept, the_way, tmp_path):
         def around(step):
             gathered(model, inner)
             losses = [
-                lambda m, r=rank, j=part: part_loss(m, r, step, j, plan.parts) / RANKS
+                lambda m, r=rank, j=part: part_loss(m, r, step, j, plan) / RANKS
                 for rank in range(RANKS)
                 for part in range(plan.parts)
             ]
-            expected.append(plain.step(inner, *losses))
+            if expected is not None:
+                expected.append(plain.step(inner, *losses))
             yield
             gathered(model, inner)
-            expected[-1].after = plain.weights(inner)
+            if expected is not None:
+                expected[-1].after = plain.weights(inner)
 
         return around
 
-    told, _, status = run(plan, tmp_path, look)
+    return look
+
+
+def far(step, start):
+    """Squared distance of each layer from the weights it started with."""
+    return squares({name: None if now is None else now - start[name] for name, now in step.after.items()})
+
+
+@way("fully_shard (FSDP2) over all ranks, watched by every rank")
+@pytest.mark.parametrize("name", PLANS)
+def test_shards_are_measured_as_the_whole(name, kept, the_way, tmp_path):
+    plan, expected = PLANS[name], []
+    parts = plan.parts * RANKS
+    told, _, status = run(plan, tmp_path, gathering(plan, expected))
     assert (told["spooled"], "gradspectra-sender" in told["threads"], told["step"]) == ([], False, plan.steps)
-    assert any("the parameters are sharded" in reason for reason in status["not_measured"])
+    assert not [reason for reason in status["not_measured"] if "second tier" not in reason]
     assert [record.step for record in kept()] == [1, 2, 3]
+    weights = [plan.weight(part) / RANKS for part in range(plan.parts)] * RANKS
     for record, step in zip(kept(), expected, strict=True):
-        the_way.check(record, step, rel=1e-4)
-        assert record.counts["examples"] == EXAMPLES * RANKS * plan.parts
+        the_way.check(record, step, rel=1e-4, parts=record.step > 1, weights=weights)
+        assert_close(column(record, "drift_sq"), far(step, expected[0].before), 1e-4, 1e-12)
+        assert (record.counts["parts"], record.counts["examples"]) == (parts, EXAMPLES * parts)
+        noise = weight_sums(weights, [EXAMPLES] * parts)
+        assert (record.scalars["noise_w"], record.scalars["noise_w2"]) == pytest.approx(noise)
         assert "loss" in record.scalars
-        assert "noise_w" not in record.scalars
+
+
+def matrices(gradient):
+    """The matrices whose spectra are taken, by layer name, of the whole gradient of `Mixed`."""
+    found = {name: g.reshape(len(g), -1) for name, g in gradient.items() if g.ndim > 1}
+    for name, axis in (("c_attn.weight", 1), ("in_proj_weight", 0)):
+        blocks = np.split(found.pop(name), 3, axis)
+        found |= {f"{name}[{suffix}]": block for suffix, block in zip("qkv", blocks, strict=True)}
+    return found
+
+
+@pytest.mark.parametrize("plan", [Plan(clip=0.01), Plan(clip_value=1e-4)], ids=["norm", "values"])
+def test_spectra_are_those_of_the_whole_gradient_before_clipping(plan, kept, tmp_path):
+    plan, expected = replace(plan, shards=True, mixed=True, spectra=1), []
+    _, _, status = run(plan, tmp_path, gathering(plan, expected))
+    assert not [reason for reason in status["not_measured"] if "spectrum" in reason]
+    for record, step in zip(kept(), expected, strict=True):
+        exact = matrices(step.gradient)
+        found = {record.table.names[spectrum.layer]: spectrum for spectrum in record.spectra}
+        assert found.keys() == exact.keys()
+        for name, spectrum in found.items():
+            values = np.linalg.svd(exact[name], compute_uv=False)
+            assert spectrum.values == pytest.approx(values, rel=1e-4, abs=1e-5 * values[0])
+            assert spectrum.aggregates[:4] == pytest.approx(aggregates(values)[:4], rel=1e-4)
+            assert (spectrum.rows, spectrum.columns) == exact[name].shape
+
+
+def test_spectra_come_in_turn_as_the_budgets_of_all_ranks_allow(kept, tmp_path):
+    plan = Plan(shards=True, mixed=True, steps=100, budget=0.9, spectra="auto")
+    _, _, status = run(plan, tmp_path, gathering(plan))
+    taken = {}
+    for record in kept():
+        assert len(record.spectra) <= 1
+        for spectrum in record.spectra:
+            taken.setdefault(record.table.names[spectrum.layer], []).append(record.step)
+    assert len(taken) == 11
+    assert all(later - earlier >= SHORTEST_INTERVAL for steps in taken.values() for earlier, later in pairwise(steps))
+    assert SHORTEST_INTERVAL <= status["cadence_spectra"] < 100
+
+
+@pytest.mark.parametrize("whose", ["own", "rank 0"])
+def test_drift_goes_on_from_a_checkpoint_that_each_rank_has_of_its_own_shard(whose, kept, tmp_path):
+    plan, expected = Plan(shards=True, adamw=True, resumed=whose), []
+    run(plan, tmp_path, gathering(plan, expected))
+    assert [record.step for record in kept()] == [4, 5, 6]
+    start = expected[0].before if whose == "own" else expected[3].after
+    for record, step in list(zip(kept(), expected[3:], strict=True))[whose != "own" :]:
+        assert_close(column(record, "drift_sq"), far(step, start), 1e-4, 1e-12)
+    if whose != "own":
+        assert "drift_sq" not in kept()[0].statistics
+
+
+def test_without_the_average_over_ranks_parts_are_left_out(kept, tmp_path):
+    plan = Plan(shards=True, steps=5, divided=3.0)
+    _, _, status = run(plan, tmp_path, gathering(plan))
+    assert all(set(column(record, "part_sq").values()) == {None} for record in kept())
+    assert all(column(record, "grad_sq")["head.weight"] > 0 for record in kept())
+    assert any("divided by something else than the number of ranks" in reason for reason in status["not_measured"])
 
 
 STAGES = [
@@ -104,33 +181,63 @@ STAGES = [
     "gradspectra.session:Session._account",
     "gradspectra.measuring:Measuring._follow_on",
     "gradspectra.watch:Watch._begin",
+    "gradspectra.drift:Drift.begin",
+    "gradspectra.drift:Drift.measure",
+    "gradspectra.shard_parts:WholeTensors._look",
+    "gradspectra.shard_parts:ShardParts.arm",
+    "gradspectra.shard_parts:ShardParts.sums",
+    "gradspectra.parts:PartSquares._arrives",
+    "gradspectra.shard_spectra:ShardSpectra.ready",
+    "gradspectra.shard_spectra:ShardSpectra.numbers",
+    "gradspectra.shard_spectra:ShardSpectra.adopt",
+    "gradspectra.sharded:Sharded._share",
+    "gradspectra.sharded:Sharded._adopt",
+    "gradspectra.exchange:Exchange._fill",
 ]
+LAYERS = ("take", "repair", "share", "_share", "_fill")
+"""Ends of the stages without which a rank has no layers to bring."""
+LEFT_OUT = {
+    "drift": ("Drift.begin", "Drift.measure", "Watch._begin"),
+    "parts": ("WholeTensors._look", "ShardParts.arm", "ShardParts.sums", "PartSquares._arrives", "Session.stepped"),
+    "spectra": ("ShardSpectra.numbers", "ShardSpectra.ready", "ShardSpectra.adopt"),
+}
+"""What alone is left out where one of these fails."""
+ONE_STATISTIC = tuple(f"gradspectra.{module}:" for module in ("drift", "parts", "shard_parts", "shard_spectra"))
+"""Starts of the stages whose failure on the rank that sends loses no record."""
 
 
 @pytest.fixture(scope="module")
 def unwatched(tmp_path_factory):
     """Sums of the two ranks' weights after a training without a watch."""
     torch.set_num_threads(1)
-    told, total, _ = run(Plan(shards=True, steps=5, watch=False), tmp_path_factory.mktemp("plain"), gathering)
+    plan = Plan(shards=True, steps=5, parts=2, watch=False)
+    told, total, _ = run(plan, tmp_path_factory.mktemp("plain"), gathering(plan))
     return told["sum"], total
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_rank_that_fails_holds_up_nobody_and_changes_nothing(stage, rank, kept, tmp_path, unwatched):
-    plan = Plan(shards=True, steps=5, broken=stage, broken_rank=rank)
-    told, total, status = run(plan, tmp_path, gathering)
+    plan = Plan(shards=True, steps=5, parts=2, spectra=1, broken=stage, broken_rank=rank)
+    told, total, status = run(plan, tmp_path, gathering(plan))
     assert (told["sum"], total) == unwatched
-    if stage.endswith(("take", "repair", "share")):
+    if stage.endswith(LAYERS):
         assert any(f"failed on the ranks {rank}" in reason for reason in status["not_measured"])
         assert all("grad_sq" not in record.statistics for record in kept())
-    elif rank == 1:
+        return
+    lacking = {name for name, stages in LEFT_OUT.items() if stage.endswith(stages)}
+    if rank == 1 or stage.startswith(ONE_STATISTIC):
         assert [record.step for record in kept()] == [1, 2, 3, 4, 5]
         assert all(column(record, "grad_sq")["head.weight"] > 0 for record in kept())
+        last = kept()[-1]
+        assert ("drift_sq" not in last.statistics) == ("drift" in lacking)
+        assert (column(last, "part_sq")["head.weight"] is None) == ("parts" in lacking)
+        assert (last.spectra == []) == ("spectra" in lacking)
 
 
 def test_ranks_follow_one_plan_within_a_budget(kept, tmp_path):
-    told, _, _ = run(Plan(shards=True, steps=60), tmp_path, gathering, budget=0.001)
+    plan = Plan(shards=True, steps=60, budget=0.001)
+    told, _, _ = run(plan, tmp_path, gathering(plan))
     measured = [record.step for record in kept() if "grad_sq" in record.statistics]
     assert told["step"] == 60
     assert measured[:3] == [1, 2, 3]
@@ -151,7 +258,7 @@ def test_a_watch_on_one_rank_alone_is_refused(monkeypatch, tmp_path):
             watched(model, optimizer)
         monkeypatch.undo()
         shards.distributed.distributed_c10d._get_default_store().set("gradspectra/2/here/1", "9 layers, every=7")
-        with pytest.raises(ValueError, match="must watch alike, got 11 layers, every=1; 9 layers, every=7"):
+        with pytest.raises(ValueError, match=r"must watch alike, got 11 layers, every=1, .*; 9 layers, every=7"):
             watched(model, optimizer)
         with watched(model, optimizer, enabled=False) as watch:
-            train(model, optimizer, watch, 0, plan, gathering(model))
+            train(model, optimizer, watch, 0, plan, gathering(plan)(model))

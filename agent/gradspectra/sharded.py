@@ -1,0 +1,208 @@
+"""What the ranks measure together of sharded layers: each stage on its own rank, put together by one exchange."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from gradspectra_core.records import Float64
+from torch import Tensor, nn
+
+from gradspectra.budget import Budget
+from gradspectra.drift import TURN, Drift, DriftSums
+from gradspectra.exchange import ANEW, DONE, DRIFT, FAILED, IDLE, LAYERS, PARTS, READY, SPECTRA, Exchange, Share, Whole
+from gradspectra.flat import OneThread
+from gradspectra.guard import Guard
+from gradspectra.inventory import Inventory
+from gradspectra.measure import SQUARE, FirstTier
+from gradspectra.options import Options
+from gradspectra.parts import Backward
+from gradspectra.shard_parts import ShardParts
+from gradspectra.shard_spectra import MOST_NUMBERS, OFF, WAITS, ShardSpectra
+from gradspectra.shards import local, wait_for_all
+from gradspectra.spectra import Candidate
+from gradspectra.step import OpenStep, WholeParts
+from gradspectra.together import job_store
+
+LESS = 0.99
+"""Parts whose sum of squares is below this part of the whole gradient's were not all seen."""
+
+
+class Sharded:
+    """Measures the sharded layers of one inventory with the other ranks. All ranks make it, alike.
+
+    A stage that fails on one rank is left out of the step on all; the others go on.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, nn.Module],
+        optimizer: Any,
+        inventory: Inventory,
+        tier: FirstTier,
+        options: Options,
+        budget: Budget,
+        guard: Guard,
+        backward: Backward,
+        drift: Drift | None,
+        group: Any,
+    ) -> None:
+        self._optimizer = optimizer
+        self._inventory = inventory
+        self._tier = tier
+        self._budget = budget
+        self._guard = guard
+        self._backward = backward
+        self.drift = drift
+        self._exchanges = 0
+        self._unseen = ""
+        layers, tensors = len(inventory.table), inventory.tensors
+        device = local(tensors[0].parameter).device if tensors else torch.device("cpu")
+        wait_for_all(group, job_store(), _plan(layers, options))
+        rank = torch.distributed.get_rank(group)
+        self.spectra = ShardSpectra(inventory, options.spectra or None, budget, rank == 0, options.spectra != 0)
+        self.exchange = Exchange(group, layers, options.every, device, guard, self.spectra.room)
+        self.parts = ShardParts(list(models.values()), tensors, layers, backward, guard, self.exchange.size)
+        backward.follow_outputs(list(models.values()))
+
+    @property
+    def shard(self) -> list[int]:
+        """Which of how many shards is here."""
+        return [self.exchange.rank, self.exchange.size]
+
+    def begin(self, starts: Mapping[str, Tensor]) -> None:
+        """The run starts with the weights as they are, or from starts, if these are of all layers of this shard."""
+        if self.drift is not None:
+            self.drift.starts = dict(starts)
+            self._guard.run("drift", self.drift.begin)
+            if starts and self.drift.anew:
+                self._restart_drift()
+
+    def _restart_drift(self) -> None:
+        assert self.drift is not None
+        self.drift.starts = {}
+        self._guard.run("drift", self.drift.begin)
+
+    def begins(self, due: bool) -> None:
+        """A step begins: within a budget parts and updates take turns, as the ranks count their exchanges."""
+        if due and (self._budget.share is None or self._exchanges % 2):
+            self._guard.run("parts", self.parts.arm)
+
+    def before_clipping_values(self, parameters: frozenset[int]) -> None:
+        """Values of these gradients are about to be clipped, which cannot be undone."""
+        if self.exchange.due:
+            self._guard.run("spectra", self.spectra.take_early, self._planned(), parameters)
+
+    def _planned(self) -> list[Candidate]:
+        return self.spectra.planned(self.exchange.count + 1) if self.exchange.due else []
+
+    def step(self, step: OpenStep) -> None:
+        """An optimizer step was taken: at a recorded one measure with the other ranks. Not to be guarded as a whole.
+
+        What decides how long the exchanged vector is must be the same on all ranks, whatever has failed.
+        """
+        began, before = time.perf_counter(), step.spectra_cost
+        hooks = self.parts.seconds if self.parts.armed else 0.0
+        planned = self._planned()
+        share = partial(self._share, step, planned)
+        whole = self.exchange.step(share, self._budget.cadence, self.spectra.numbers_of(planned))
+        if whole is None:
+            return
+        self._exchanges += 1
+        self._guard.run("ranks", self._adopt, step, planned, whole)
+        self.spectra.agree(self.exchange.count, whole.flags[READY])
+        self._budget.cadence = self.exchange.cadence
+        step.layers_cost += time.perf_counter() - began - (step.spectra_cost - before) + hooks
+        step.own += hooks
+
+    def _share(self, step: OpenStep, planned: Sequence[Candidate]) -> Share:
+        """What this rank brings, each stage guarded on its own."""
+        own = Share()
+        own.layers = self._guard.run("layers", self._layers, step)
+        own.flags[LAYERS] = FAILED if own.layers is None else DONE
+        if self.parts.armed:
+            own.parts = self._guard.run("parts", self._part_sums, step)
+            own.flags[PARTS] = FAILED if own.parts is None else DONE
+        if self.drift is not None and (self._budget.share is None or self._exchanges % TURN == 0):
+            own.drift = self._guard.run("drift", self._drift_sums)
+            own.flags[DRIFT] = FAILED if own.drift is None else ANEW if self.drift.anew else DONE
+        if planned:
+            own.numbers = self._guard.run("spectra", self.spectra.numbers, planned)
+            own.flags[SPECTRA] = FAILED if own.numbers is None else DONE
+        ready = self._guard.run("spectra", self.spectra.ready, self.exchange.count)
+        own.flags[READY] = (OFF if "spectra" in self._guard.off else WAITS) if ready is None else ready
+        return own
+
+    def _layers(self, step: OpenStep) -> Tensor:
+        optimizer = None if self.parts.armed and self._budget.share is not None else self._optimizer
+        with OneThread(), torch.no_grad():
+            self._tier.take(self._inventory.tensors, optimizer, False, step.clips.early)
+            self._tier.repair()
+            return self._tier.share()
+
+    def _part_sums(self, step: OpenStep) -> Tensor:
+        self.parts.disarm()
+        return self.parts.sums(step.log.part_weights)
+
+    def _drift_sums(self) -> Tensor:
+        assert self.drift is not None
+        with OneThread():
+            sums = self.drift.measure()
+        (rows,) = sums.results
+        return rows.double().cpu() * torch.from_numpy(sums.scale)
+
+    def _adopt(self, step: OpenStep, planned: Sequence[Candidate], whole: Whole) -> None:
+        """Take the numbers over all ranks."""
+        if planned and whole.flags[SPECTRA].min() != IDLE:
+            began = time.perf_counter()
+            records = self._guard.run("spectra", self.spectra.adopt, planned, whole, self.exchange.count)
+            step.spectra += records or []
+            step.spectra_cost += time.perf_counter() - began + self.spectra.seconds + whole.seconds
+        if {DONE, ANEW} <= set(whole.flags[DRIFT].tolist()):
+            self._restart_drift()
+        if whole.layers is None:
+            return
+        self._tier.adopt(whole.layers)
+        step.measured = True
+        if whole.drift is not None:
+            step.drift = DriftSums([torch.from_numpy(whole.drift)], np.ones(len(self._inventory.table)))
+        if whole.parts is not None and self._seen(whole.parts, whole.layers[SQUARE], step.scale is not None):
+            step.whole_parts = WholeParts(whole.parts, len(step.log.part_weights))
+
+    def _seen(self, parts: Float64, square: Float64, scaled: bool) -> bool:
+        """Whether no sum over parts is smaller than the square of the parts' own sum can be."""
+        unseen = np.flatnonzero((parts == 0) & (square > 0) if scaled else parts < LESS * square)
+        if len(unseen):
+            self._unseen = self._inventory.table.names[unseen[0]]
+        return not len(unseen)
+
+    def ended(self, step: OpenStep) -> None:
+        """A step ends: its parts are left out where they turn out not to be those that were measured."""
+        self.parts.disarm()
+        if step.parts != self._backward.passes or step.parts * self.exchange.size < 2:
+            step.whole_parts = None
+
+    def not_measured(self) -> list[str]:
+        """What sharding leaves out, in words."""
+        reasons = ["the second tier is not measured: the parameters are sharded", *self.exchange.not_measured()]
+        if self._unseen:
+            reasons.append(f"part_sq was left out at some steps: not all backward passes of {self._unseen} were seen")
+        reasons += [
+            f"no spectrum of {name}: the ranks would exchange more than {MOST_NUMBERS} numbers"
+            for name in self.spectra.too_many
+        ]
+        return reasons
+
+    def close(self) -> None:
+        """Take all hooks away."""
+        self.parts.close()
+
+
+def _plan(layers: int, options: Options) -> str:
+    """What all ranks must have chosen alike, in words."""
+    chosen = {0: "off", None: "auto"}.get(options.spectra, options.spectra)
+    return f"{layers} layers, every={options.every}, budget={options.budget}, spectra={chosen}, drift={options.drift}"

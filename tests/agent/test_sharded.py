@@ -1,0 +1,110 @@
+"""Sharded parameters of one rank alone: the same numbers as without sharding, from the code that several ranks run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from agent.watched_training import assert_close, attention, column, loss_of, watched
+from gradspectra import sharded
+from torch import distributed, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+pytestmark = pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view tensor")
+
+
+@pytest.fixture
+def mesh() -> Iterator[DeviceMesh]:
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    distributed.destroy_process_group()
+
+
+def trained(mesh, weights=(0.5, 0.5), steps=3, late=False, **options):
+    """A watched training, sharded if there is a mesh; returns the status of its watch."""
+    model = attention()
+    if mesh is not None:
+        fully_shard(model.norm, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
+    with watched(model, optimizer, spectra=1, drift="exact", **options) as watch:
+        for step in range(steps):
+            for part, weight in enumerate(weights):
+                (loss_of(model, 4, 10 * step + part) * weight).backward()
+                watch.log(loss=1.0, examples=4, **({} if late else {"part_weight": weight}))
+            nn.utils.clip_grad_norm_(model.parameters(), 0.05)
+            optimizer.step()
+            for weight in weights if late else ():
+                watch.log(step=step + 1, part_weight=weight)
+            optimizer.zero_grad()
+        return watch.status()
+
+
+@pytest.mark.parametrize("weights", [(0.5, 0.5), (0.8, 0.2)])
+def test_the_records_are_those_of_a_training_without_shards(weights, mesh, kept):
+    trained(None, weights)
+    whole = kept()
+    status = trained(mesh, weights)
+    assert status["not_measured"] == ["the second tier is not measured: the parameters are sharded"]
+    for step, (own, expected) in enumerate(zip(kept(), whole, strict=True), 1):
+        assert own.table.layers == expected.table.layers
+        for name in ("grad_sq", "grad_max", "weight_sq", "update_sq", "drift_sq", "weight_dot_init"):
+            assert_close(column(own, name), column(expected, name), 1e-4, 1e-12)
+        if step > 1:
+            assert_close(column(own, "part_sq"), column(expected, "part_sq"), 1e-4, 1e-12)
+        assert len(own.spectra) == len(expected.spectra) == 5
+        for found, exact in zip(own.spectra, expected.spectra, strict=True):
+            assert (found.layer, found.rows, found.columns) == (exact.layer, exact.rows, exact.columns)
+            assert found.aggregates[:4] == pytest.approx(exact.aggregates[:4], rel=1e-4)
+        for name in ("noise_w", "noise_w2", "grad_norm", "clip_coefficient", "update_norm"):
+            assert own.scalars[name] == pytest.approx(expected.scalars[name], rel=1e-4)
+        assert own.counts["parts"] == expected.counts["parts"] == 2
+
+
+def test_weights_that_are_logged_after_the_step_are_too_late_for_its_parts(mesh, kept):
+    trained(mesh, (0.8, 0.2), late=True)
+    assert all(set(column(record, "part_sq").values()) == {None} for record in kept())
+
+
+def test_backward_passes_that_the_hooks_do_not_see_leave_the_parts_out(mesh, kept, monkeypatch):
+    monkeypatch.setattr(sharded.ShardParts, "sums", lambda self, _: torch.zeros(self._layers).double())
+    status = trained(mesh)
+    assert all(set(column(record, "part_sq").values()) == {None} for record in kept())
+    assert any("not all backward passes of embed.weight were seen" in reason for reason in status["not_measured"])
+
+
+def test_one_part_of_one_rank_has_no_part_sq(mesh, kept):
+    trained(mesh, (1.0,))
+    assert all(set(column(record, "part_sq").values()) == {None} for record in kept())
+
+
+def test_within_a_budget_parts_and_updates_take_turns_and_spectra_are_agreed_on(mesh, kept):
+    trained(mesh, steps=40, budget=1.0)
+    measured = [record for record in kept() if "grad_sq" in record.statistics]
+    parts = [column(record, "part_sq")["head.weight"] is not None for record in measured]
+    updates = [column(record, "update_sq")["head.weight"] is not None for record in measured]
+    assert sum(parts) > 5
+    assert [not turn for turn in parts] == updates
+    drifts = sum("drift_sq" in record.statistics for record in measured)
+    assert 1 <= drifts <= 1 + len(measured) // 16
+
+
+def test_a_state_of_another_shard_is_not_taken_for_the_start(mesh, kept):
+    model = fully_shard(attention(), mesh=mesh)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watched(model, optimizer) as watch:
+        loss_of(model, 4, 0).backward()
+        optimizer.step()
+        state = watch.state_dict()
+    assert state["shard"] == [0, 1]
+    for shard, moved in (([0, 1], True), ([1, 2], False)):
+        with watched(model, optimizer) as watch:
+            watch.load_state_dict(state | {"shard": shard})
+            optimizer.zero_grad()
+            loss_of(model, 4, 0).backward()
+            for group in optimizer.param_groups:
+                group["lr"] = 0.0
+            optimizer.step()
+        assert (column(kept()[0], "drift_sq")["head.weight"] > 0) == moved
