@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from gradspectra_core.views import Buckets, LayerSeries
 
-from gradspectra_frontend.heatmap import gridded, log_ticks, packed, row_order, short_names
+from gradspectra_frontend.heatmap import Grid, gridded, log_ticks, packed, row_order, short_names
 from gradspectra_frontend.marks import MARK_AXIS, Array, Curve, curve_traces, plain, shade_alerts
 from gradspectra_frontend.theme import Figure, Theme, axis, base_layout, colour_scale, value_ticks
 
 SPECTRAL = ("effective_rank", "stable_rank", "participation_ratio")
 """Metrics that only matrices have: rows without any are left out."""
+
+SIGNED = ("grad_dot_weight", "update_dot_grad", "weight_dot_init")
+"""Statistics whose sign says which way: a heatmap draws their size, and tells the sign where it is pointed at."""
 
 MAX_CURVES = 12
 ROW_HEIGHT = 15
@@ -43,6 +47,9 @@ TITLES = {
     "moment_sq": "Adam's first moment, sum of squares",
     "second_moment": "Adam's second moment, sum",
     "second_moment_median": "Adam's second moment, median root",
+    "rounding_lost": "Share of the update lost in rounding",
+    "act_max": "Largest output of the module",
+    "act_nonfinite": "Outputs that are not finite",
 }
 
 
@@ -53,16 +60,18 @@ def layers(
 
     order: "depth" (embedding first, head last), "role" or "name". A bucket of several steps shows its largest
     value, so a spike of one step stays visible; a measurement holds until the next of its row. Grey: missing.
-    Black: zero or negative. Magenta with a cross: NaN or inf in that bucket. Alerts are marked at the top.
+    Black: zero or negative. Magenta with a cross: NaN or inf in that bucket. Alerts are marked at the top. Statistics
+    that have a sign are drawn by their size.
     """
     title = TITLES.get(data.statistic, plain(data.statistic.replace("_", " ")))
     rows = [row for row in row_order(data, order) if data.statistic not in SPECTRAL or data.present[row].any()]
-    grid = gridded(np.asarray(data.x), data.max[rows], data.nonfinite[rows], np.asarray(data.present[rows], bool))
+    grid = _cells(data, rows)
     x, value, here = grid.x, grid.value, grid.present
+    size = np.abs(value) if data.statistic in SIGNED else value
     bad = here & ((grid.nonfinite > 0) | ~np.isfinite(value))
-    good = here & np.isfinite(value) & (value > 0)
+    good = here & np.isfinite(value) & (size > 0)
     log = np.full(value.shape, np.nan, np.float32)
-    np.log10(value, out=log, where=good)
+    np.log10(size, out=log, where=good)
     names = [plain(data.layers[i]) for i in rows]
     figure: Figure = {"data": [], "layout": _heatmap_layout(data, theme, title, name, names, rows)}
     if rows and len(x):
@@ -115,6 +124,16 @@ def layer_curves(
     shade_alerts(figure, alerts, theme, data.x)
     layout["showlegend"] = True
     return figure
+
+
+def _cells(data: LayerSeries, rows: list[int]) -> Grid:
+    """Cells of these rows: a bucket's largest value; of SIGNED the largest in size, negative if all of the bucket is."""
+    x, bad, here = np.asarray(data.x), data.nonfinite[rows], np.asarray(data.present[rows], bool)
+    largest = gridded(x, data.max[rows], bad, here)
+    if data.statistic not in SIGNED:
+        return largest
+    sizes = gridded(x, np.maximum(np.abs(data.min[rows]), np.abs(data.max[rows])), bad, here)
+    return replace(sizes, value=np.where(largest.value < 0, -sizes.value, sizes.value))
 
 
 def retired_note(data: LayerSeries) -> str:

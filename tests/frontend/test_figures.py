@@ -296,6 +296,21 @@ def test_cells_begin_at_their_step_however_unevenly_the_steps_lie() -> None:
     assert matrix(figure["customdata"])[0].tolist() == [1.0, 2.0, 2.0] + [4.0] * 4 + [8.0] * 8 + [16.0]
 
 
+def test_statistics_with_a_sign_are_drawn_by_their_size_and_tell_the_sign() -> None:
+    x = np.array([8, 16, 24, 32])
+    low, high = np.array([[-3.0, -2.0, 0.0, -9.0]]), np.array([[-1.0, 5.0, 0.0, 4.0]])
+    bad, present = np.zeros((1, 4), int), np.ones((1, 4), bool)
+    arrays = ((low + high) / 2, low, high, bad, present)
+    signed = build("layers", data=LayerSeries("update_dot_grad", "step", x, ("a",), ("q",), (0,), *arrays))
+    shown = trace(signed, "value")
+    assert matrix(shown["customdata"])[0].tolist() == [-3.0, 5.0, 0.0, 9.0]
+    assert matrix(shown["z"])[0] == pytest.approx(np.log10([3, 5, np.nan, 9]), nan_ok=True)
+    zero = matrix(trace_of(signed, "heatmap", "zero or negative")["z"])[0]
+    assert np.isnan(zero).tolist() == [True, True, False, True]
+    plain = build("layers", data=LayerSeries("grad_max", "step", x, ("a",), ("q",), (0,), *arrays))
+    assert np.isnan(matrix(trace(plain, "value")["z"])[0]).tolist() == [True, False, True, False]
+
+
 def test_a_long_uneven_run_keeps_its_extremes_in_few_columns() -> None:
     x = np.array([1, 2, 3, 500_000, 1_000_000])
     values = np.array([[1.0, 7.0, np.nan, 2.0, 3.0]])
