@@ -105,7 +105,7 @@ def layer_curves(
     title = TITLES.get(data.statistic, plain(data.statistic.replace("_", " ")))
     layout = base_layout(theme, _titled(title, data), f"layer_curves {data.statistic}")
     finite = data.mean[rows][np.isfinite(data.mean[rows])]
-    log = bool(finite.size) and bool((finite > 0).mean() > 0.5)
+    log = bool(finite.size) and bool((finite > 0).mean() > 0.5) and data.statistic not in SIGNED
     layout["xaxis"] = axis(theme, data.axis, showgrid=False, hoverformat=",d", tickformat=",~d", nticks=8)
     layout["yaxis"] = axis(theme, title.lower(), type="log" if log else "linear", nticks=6, **value_ticks(log, finite))
     layout["yaxis2"] = dict(MARK_AXIS)
@@ -127,7 +127,7 @@ def layer_curves(
 
 
 def _cells(data: LayerSeries, rows: list[int]) -> Grid:
-    """Cells of these rows: a bucket's largest value; of SIGNED the largest in size, negative if all of the bucket is."""
+    """Cells of these rows: a bucket's largest value; of SIGNED the largest in size, negative if all of it is."""
     x, bad, here = np.asarray(data.x), data.nonfinite[rows], np.asarray(data.present[rows], bool)
     largest = gridded(x, data.max[rows], bad, here)
     if data.statistic not in SIGNED:

@@ -308,6 +308,10 @@ def test_statistics_with_a_sign_are_drawn_by_their_size_and_tell_the_sign() -> N
     zero = matrix(trace_of(signed, "heatmap", "zero or negative")["z"])[0]
     assert np.isnan(zero).tolist() == [True, True, False, True]
     plain = build("layers", data=LayerSeries("grad_max", "step", x, ("a",), ("q",), (0,), *arrays))
+    positive = (np.ones((1, 4)), np.ones((1, 4)), np.ones((1, 4)), bad, present)
+    for statistic, scale in (("grad_dot_weight", "linear"), ("grad_max", "log")):
+        curves = build("layer_curves", data=LayerSeries(statistic, "step", x, ("a",), ("q",), (0,), *positive))
+        assert curves["layout"]["yaxis"]["type"] == scale
     assert np.isnan(matrix(trace(plain, "value")["z"])[0]).tolist() == [True, False, True, False]
 
 
