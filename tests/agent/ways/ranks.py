@@ -125,6 +125,7 @@ def wrapped(model: nn.Module, plan: Plan) -> Any:
         fully_shard(model.get_submodule("c_attn" if plan.mixed else "norm"), mesh=mesh)
         model = fully_shard(model, mesh=mesh)
         if plan.divided is not None:
+            model.set_force_sum_reduction_for_comms(True)  # gloo does not divide while it sums
             model.set_gradient_divide_factor(plan.divided)
         return model
     return DistributedDataParallel(
