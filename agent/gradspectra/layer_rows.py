@@ -40,8 +40,8 @@ def layer_rows(
     """Make the layer numbers of one step.
 
     rows: (5, L) as measured. factors: (L,) what clipping multiplied each gradient by. part_sq: (L,), drift: (2, L),
-    ‖W − W₀‖² and ⟨W, W₀⟩; None where they were not measured. foreign_norm: the whole norm before a clip that only
-    the user knows of.
+    ‖W − W₀‖² and ⟨W, W₀⟩; None where they were not measured. An inner product of exactly 0 is absent: the layer has
+    started from zero, and has no direction. foreign_norm: the whole norm before a clip that only the user knows of.
     """
     square, largest, finite = _gradient(rows, marks)
     whole = np.where(marks.gradient, rows[SQUARE], 0.0) / factors**2
@@ -59,8 +59,8 @@ def layer_rows(
     unbroken[list(marks.repaired)] = False
     everywhere = np.ones_like(unbroken)
     parts = unbroken if part_sq is not None else ~everywhere
-    always = [everywhere] * (len(measured) - 5)
-    present = np.stack([finite & ~lost, finite & ~lost, everywhere, parts, marks.update, *always])
+    drifted = [] if drift is None else [everywhere, drift[1] != 0]
+    present = np.stack([finite & ~lost, finite & ~lost, everywhere, parts, marks.update, *drifted])
     values[~present] = 0.0
     counts = np.zeros((1, len(square)), np.int64)
     for layer, left in marks.repaired.items():

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from gradspectra_core.statistics import STATISTICS
 from gradspectra_core.views import Buckets, LayerSeries
 
 from gradspectra_frontend.heatmap import Grid, gridded, log_ticks, packed, row_order, short_names
@@ -18,6 +19,9 @@ SPECTRAL = ("effective_rank", "stable_rank", "participation_ratio")
 
 SIGNED = ("grad_dot_weight", "update_dot_grad", "weight_dot_init")
 """Statistics whose sign says which way: a heatmap draws their size, and tells the sign where it is pointed at."""
+
+COUNTS = frozenset(name for name, entry in STATISTICS.items() if entry.dtype == "int64")
+"""Statistics that count: 0 is as it should be."""
 
 MAX_CURVES = 12
 ROW_HEIGHT = 15
@@ -60,8 +64,8 @@ def layers(
 
     order: "depth" (embedding first, head last), "role" or "name". A bucket of several steps shows its largest
     value, so a spike of one step stays visible; a measurement holds until the next of its row. Grey: missing.
-    Black: zero or negative. Magenta with a cross: NaN or inf in that bucket. Alerts are marked at the top. Statistics
-    that have a sign are drawn by their size.
+    Black: zero or negative; where a count is 0 the paper's colour. Magenta with a cross: NaN or inf in that bucket.
+    Alerts are marked at the top. Statistics that have a sign are drawn by their size.
     """
     title = TITLES.get(data.statistic, plain(data.statistic.replace("_", " ")))
     rows = [row for row in row_order(data, order) if data.statistic not in SPECTRAL or data.present[row].any()]
@@ -74,13 +78,14 @@ def layers(
     np.log10(size, out=log, where=good)
     names = [plain(data.layers[i]) for i in rows]
     figure: Figure = {"data": [], "layout": _heatmap_layout(data, theme, title, name, names, rows)}
+    nothing = ("none", theme.paper) if data.statistic in COUNTS else ("zero or negative", theme.zero)
     if rows and len(x):
         code = np.where(bad, NOT_FINITE, np.where(here & ~good, ZERO, np.nan)).astype(np.float32)
         figure["data"] = [
             _values_trace(x, names, log, value.astype(np.float32), theme),
-            *_code_traces(x, names, code, theme),
+            *_code_traces(x, names, code, nothing, theme),
         ]
-        _mark_cells(figure, x, names, code, theme)
+        _mark_cells(figure, x, names, code, nothing, theme)
     shade_alerts(figure, alerts, theme, data.x)
     figure["layout"]["shapes"] = []  # shading would change the colours of the cells
     return figure
@@ -210,9 +215,11 @@ def _values_trace(x: Array, names: list[str], log: Array, value: Array, theme: T
     }
 
 
-def _code_traces(x: Array, names: list[str], code: Array, theme: Theme) -> list[dict[str, Any]]:
+def _code_traces(
+    x: Array, names: list[str], code: Array, nothing: tuple[str, str], theme: Theme
+) -> list[dict[str, Any]]:
     """Layers over the values: cells that are zero or negative, and cells that are not finite."""
-    kinds = ((ZERO, "zero or negative", theme.zero), (NOT_FINITE, "NaN or inf", theme.nonfinite))
+    kinds = ((ZERO, *nothing), (NOT_FINITE, "NaN or inf", theme.nonfinite))
     return [
         {
             "type": "heatmap",
@@ -230,7 +237,9 @@ def _code_traces(x: Array, names: list[str], code: Array, theme: Theme) -> list[
     ]
 
 
-def _mark_cells(figure: Figure, x: Array, names: list[str], code: Array, theme: Theme) -> None:
+def _mark_cells(
+    figure: Figure, x: Array, names: list[str], code: Array, nothing: tuple[str, str], theme: Theme
+) -> None:
     """Legend entries for what the cells' special colours mean, and a cross on each cell that is not finite."""
     row, column = np.nonzero(code == NOT_FINITE)
     if len(row):
@@ -252,7 +261,7 @@ def _mark_cells(figure: Figure, x: Array, names: list[str], code: Array, theme: 
             }
         )
     for there, label, colour in (
-        (bool(np.any(code == ZERO)), "zero or negative", theme.zero),
+        (bool(np.any(code == ZERO)), *nothing),
         (True, "missing", theme.missing),
     ):
         if there:

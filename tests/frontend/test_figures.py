@@ -315,6 +315,19 @@ def test_statistics_with_a_sign_are_drawn_by_their_size_and_tell_the_sign() -> N
     assert np.isnan(matrix(trace(plain, "value")["z"])[0]).tolist() == [True, False, True, False]
 
 
+def test_a_count_of_none_is_as_it_should_be_and_not_black() -> None:
+    values = np.array([[0.0, 3.0]])
+    data = LayerSeries(
+        "grad_zero_rows", "step", np.array([1, 2]), ("a",), ("q",), (0,), values, values, values, np.zeros((1, 2), int),
+        np.ones((1, 2), bool),
+    )  # fmt: skip
+    figure = build("layers", data=data)
+    none = trace_of(figure, "heatmap", "none")
+    assert none["colorscale"][0][1] == LIGHT.paper
+    assert np.isnan(matrix(none["z"])[0]).tolist() == [False, True]
+    assert matrix(trace(figure, "value")["customdata"])[0].tolist() == [0.0, 3.0]
+
+
 def test_a_long_uneven_run_keeps_its_extremes_in_few_columns() -> None:
     x = np.array([1, 2, 3, 500_000, 1_000_000])
     values = np.array([[1.0, 7.0, np.nan, 2.0, 3.0]])
