@@ -24,11 +24,11 @@ class Task:
 
 
 class SmallCNN(nn.Module):
-    """Nine convolutions with batch norm, 2.3 million parameters, for images of 32 × 32."""
+    """Ten convolutions with batch norm, 2.4 million parameters, for images of 32 × 32."""
 
     def __init__(self) -> None:
         super().__init__()
-        widths = (3, 32, 32, 64, 64, 128, 128, 256, 256, 256)
+        widths = (3, 32, 32, 64, 64, 128, 128, 256, 256, 256, 256)
         self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1, bias=False) for a, b in pairwise(widths))
         self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in widths[1:])
         self.head = nn.Linear(256, 10)
