@@ -23,6 +23,9 @@ KEPT_FOR_TIERS = 0.5
 """Of the budget, whatever else takes."""
 RESERVED_FOR_SPECTRA = 0.5
 FREQUENT = 8
+RESERVED_FOR_PARTS = 0.75
+"""The squares of parts get so much of what the layer numbers have, at most; they are measured at every second of them,
+or more seldom."""
 LONGEST_LAP = 170
 """Steps from a layer's spectrum to its next that are planned at most; somewhat less than the 200 that are promised."""
 COARSEST = 1 << 10
@@ -76,6 +79,7 @@ class Budget:
         self.share = share
         self.every = every
         self.cadence = every
+        self.parts_cadence = 2 * every
         self.savings = 0.0
         self.step_seconds = 0.0
         """A typical step without the agent; 0 until known."""
@@ -88,13 +92,18 @@ class Budget:
         self._durations = Window(33)
         self._base = Window(33)
         self._layers = Window(7)
+        self._parts = Window(7)
         self._background = Window(33)
-        self._base_share = self._layers_share = self._second_share = 0.0
+        self._base_share = self._tier_share = self._second_share = 0.0
         self._spent = self._wall = 0.0
 
     def due(self, step: int) -> bool:
         """Whether the layer numbers of this step are to be measured."""
         return step % self.cadence == 0
+
+    def parts_due(self, step: int) -> bool:
+        """Whether the parts of this step are to be measured, if its layer numbers are."""
+        return self.share is None or step % self.parts_cadence == 0
 
     @property
     def overhead(self) -> float:
@@ -109,17 +118,18 @@ class Budget:
         spectra: float,
         background: float,
         second: float = 0.0,
+        parts: float | None = None,
     ) -> None:
         """Account for a step. seconds: its whole time (None: not known, the first or after a pause).
 
         base: what hooks and log cost at any step; layers: what the layer numbers cost, None where they were not
-        measured; spectra, second: what spectra and the second tier cost; background: what the sending thread took
-        meanwhile.
+        measured; parts: what the squares of its parts cost, alike; spectra, second: what spectra and the second tier
+        cost; background: what the sending thread took meanwhile.
         """
         self._steps += 1
         if seconds is None:
             return
-        own = base + (layers or 0.0) + spectra + second
+        own = base + (layers or 0.0) + (parts or 0.0) + spectra + second
         self._wall += seconds
         self._spent += own + background
         if self._steps <= WARMUP_STEPS:
@@ -130,6 +140,8 @@ class Budget:
         self._background.add(background / bare)
         if layers is not None:
             self._layers.add(layers / bare)
+        if parts is not None:
+            self._parts.add(parts / bare)
         if layers is not None or self._steps % REVIEW_STEPS == 0:
             self._review()
         if self.share is not None:
@@ -152,7 +164,7 @@ class Budget:
     def _save(self, spent: float) -> None:
         """Put aside the share of a step that is left for spectra, up to what a large piece costs."""
         assert self.share is not None
-        layers = self._layers_share / self.cadence
+        layers = self._tier_share
         slowest = self._lap_share()
         left = self._allowance(SAFETY) - layers
         second = self._second_share = self._of_second(left - slowest)
@@ -184,20 +196,31 @@ class Budget:
         """Take the costs anew, and the finest cadence that they allow."""
         self.step_seconds = self._durations.quantile(0.5)
         self._base_share = self._base.quantile(0.5) + self._background.mean
-        self._layers_share = cost = self._layers.quantile(0.3)
-        if self.share is None or not len(self._layers):
-            return
+        cost, parts = self._layers.quantile(0.3), self._parts.quantile(0.3)
+        if self.share is not None and len(self._layers):
+            self._choose(cost, parts)
+        self._tier_share = cost / self.cadence + parts / self.parts_cadence
+
+    def _choose(self, cost: float, parts: float) -> None:
+        """Choose the cadences. cost, parts: of the layer numbers and of the squares of parts, in shares of a step."""
         allowance = self._allowance(SAFETY)
-        kept = RESERVED_FOR_SPECTRA if self._spectra else 0.0
+        tier = allowance * (1 - RESERVED_FOR_SPECTRA) if self._spectra else allowance
+        self.parts_cadence = 2 * self.every
+        while parts > RESERVED_FOR_PARTS * tier * self.parts_cadence and self.parts_cadence < COARSEST * self.every:
+            self.parts_cadence *= 2
+        of_parts = parts / self.parts_cadence
         frequent = FREQUENT * self.every
-        cadence = self._finest(allowance * (1 - kept), cost)
+        cadence = self._finest(tier - of_parts, cost)
         if cadence > frequent:
-            cadence = max(self._finest(allowance, cost), frequent)
-        if cadence > frequent and cost / frequent <= self._allowance(OVERDRAFT) - self._lap_share():
+            cadence = max(self._finest(allowance - of_parts, cost), frequent)
+        if cadence > frequent and cost / frequent + of_parts <= self._allowance(OVERDRAFT) - self._lap_share():
             cadence = frequent
-        finer_is_tight = cadence < self.cadence and cost / cadence > 0.85 * allowance and self.cadence <= frequent
+        finer_is_tight = (
+            cadence < self.cadence and cost / cadence + of_parts > 0.85 * allowance and self.cadence <= frequent
+        )
         if not finer_is_tight:
             self.cadence = cadence
+        self.parts_cadence = max(self.parts_cadence, 2 * self.cadence)
 
     def _finest(self, allowance: float, cost: float) -> int:
         cadence = self.every

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gradspectra.bundles import bundle, bundle_rows
 from gradspectra.flat import Scratch, dot_into, extremes_into, flat
+from gradspectra.fused import FusedPass, FusedRows
 from gradspectra.inventory import Inventory, WatchedTensor
 from gradspectra.shards import local
 from gradspectra.updates import intended_update, square_into
@@ -22,6 +23,7 @@ COUNT_STATISTICS = ("grad_nonfinite",)
 
 SQUARE, LOW, HIGH, WEIGHT, UPDATE = range(5)
 """Rows of the results on the device."""
+CPU = torch.device("cpu")
 
 
 @dataclass(slots=True)
@@ -59,6 +61,7 @@ class FirstTier:
 
     def __init__(self, inventory: Inventory) -> None:
         self.inventory = inventory
+        self.fused = FusedPass(inventory)
         layers = len(inventory.table)
         self._results: dict[torch.device, Tensor] = {}
         self._slots: list[tuple[Tensor, ...]] = []
@@ -81,22 +84,45 @@ class FirstTier:
 
     def take(
         self, tensors: Sequence[WatchedTensor], optimizer: Any, skipped: bool = False, early: Container[int] = ()
-    ) -> None:
+    ) -> FusedRows | None:
         """Measure all tensors of an optimizer (None: not known, all tensors) after it has stepped.
 
-        skipped: it did nothing. early: identities of parameters whose gradient was measured before.
+        skipped: it did nothing. early: identities of parameters whose gradient was measured before. Returns what one
+        compiled pass has measured of them, with numbers of the second tier; None where there is none.
         """
+        fused = None if skipped else self.fused.take(tensors, optimizer, early)
+        if fused is not None:
+            self._put_fused(fused)
+        taken: Container[int] = frozenset() if fused is None else fused.tensors
+        if fused is not None and len(fused.tensors) == len(tensors):
+            return fused
         for together in self._bundles(tensors):
-            if len(together) > 1 and not skipped and not any(id(t.parameter) in early for t in together):
+            left = [tensor for tensor in together if tensor.first not in taken]
+            if 1 < len(left) == len(together) and not skipped and not any(id(t.parameter) in early for t in together):
                 found = bundle_rows(together, optimizer)
                 if found is not None:
                     self._put_bundle(together, *found)
                     continue
-            for tensor in together:
+            for tensor in left:
                 self._weight(tensor)
                 if id(tensor.parameter) not in early:
                     self.take_gradient(tensor)
                 self._update(tensor, optimizer, skipped)
+        return fused
+
+    def _put_fused(self, fused: FusedRows) -> None:
+        largest = fused.row("grad_max")
+        rows = np.stack([fused.row("whole_sq"), -largest, largest, fused.row("weight_sq"), fused.row("update_sq")])
+        with np.errstate(over="ignore"):
+            results = torch.from_numpy(rows.astype(np.float32))
+        self._results[CPU].index_copy_(1, torch.from_numpy(fused.columns), results)
+        self.marks.gradient[fused.columns] = True
+        self.marks.update[fused.columns] = fused.update
+        self.marks.factor[fused.columns] = fused.factor**2
+        lost, left = fused.row("grad_nonfinite"), fused.row("grad_sq")
+        for at in np.flatnonzero(lost).tolist():
+            count, some = int(lost[at]), bool(lost[at] < fused.entries[at])
+            self.marks.repaired[int(fused.columns[at])] = FiniteGradient(count, left[at], largest[at], some)
 
     def _bundles(self, tensors: Sequence[WatchedTensor]) -> list[tuple[WatchedTensor, ...]]:
         key = tensors[0].optimizer if tensors else -1

@@ -14,6 +14,7 @@ from gradspectra.budget import Budget
 from gradspectra.clipping import Clip
 from gradspectra.drift import TURN, Drift
 from gradspectra.flat import OneThread
+from gradspectra.fused import FusedRows
 from gradspectra.guard import Guard
 from gradspectra.inventory import WatchedTensor, signature_of, take_inventory
 from gradspectra.measure import FirstTier
@@ -51,7 +52,7 @@ class Measuring:
         self._group = group
         self._several_parts = (options.parts or 1) * ranks > 1
         self._due_spectra: list[Candidate] | None = None
-        self._recorded = self._measured = 0
+        self._measured = 0
         self.drift: Drift | None = None
         self.second: SecondMeasuring | None = None
         self._take_inventory()
@@ -108,13 +109,8 @@ class Measuring:
             self.sharded.begins(step.due)
             return
         wanted = self._options.parts != 1 or self._ranks > 1
-        if self._several_parts and step.due and wanted and self._turn_of_parts():
+        if self._several_parts and step.due and wanted and self._budget.parts_due(step.number):
             self._guard.run("parts", self._parts.arm)
-
-    def _turn_of_parts(self) -> bool:
-        """Whether the next recorded step measures its parts: within a budget parts and updates take turns."""
-        self._recorded += 1
-        return self._budget.share is None or self._recorded % 2 == 0
 
     def stepped(self, step: OpenStep, index: int, skipped: bool) -> None:
         """An optimizer has stepped, or its step was skipped: measure what is due of its layers."""
@@ -122,18 +118,18 @@ class Measuring:
             return
         if step.due and self.inventory.tensors:
             optimizer = self._optimizers[index]
-            self._guard.run("layers", self._layers, step, self._of_optimizer[index], optimizer, skipped)
+            fused = self._guard.run("layers", self._layers, step, self._of_optimizer[index], optimizer, skipped)
             if self.second is not None:
-                self.second.take(step, self._identities[index], optimizer, self.tier.marks, skipped)
+                self.second.take(step, self._identities[index], optimizer, self.tier.marks, skipped, fused)
         if not skipped and self._options.spectra != 0:
             self._guard.run("spectra", self._take_spectra, step, self._identities[index])
 
     def all_stepped(self, step: OpenStep) -> None:
         """A step is over of which no optimizer told: measure what is due of all layers."""
         if step.due and self.inventory.tensors:
-            self._guard.run("layers", self._layers, step, self.inventory.tensors, None, False)
+            fused = self._guard.run("layers", self._layers, step, self.inventory.tensors, None, False)
             if self.second is not None:
-                self.second.take(step, self.inventory.parameters, None, self.tier.marks, False)
+                self.second.take(step, self.inventory.parameters, None, self.tier.marks, False, fused)
         if self._options.spectra != 0:
             self._guard.run("spectra", self._take_spectra, step, self.inventory.parameters)
 
@@ -162,15 +158,18 @@ class Measuring:
                     early[id(tensor.parameter)] = clips_seen
             self.tier.repair()
 
-    def _layers(self, step: OpenStep, tensors: Sequence[WatchedTensor], optimizer: Any, skipped: bool) -> None:
+    def _layers(
+        self, step: OpenStep, tensors: Sequence[WatchedTensor], optimizer: Any, skipped: bool
+    ) -> FusedRows | None:
         began = time.perf_counter()
         step.measured = False
-        known = None if self._parts.armed and self._budget.share is not None else optimizer
+        both = self._budget.share is None or not self._parts.armed or self.tier.fused.measure is not None
         with OneThread(), torch.no_grad():
-            self.tier.take(tensors, known, skipped, step.clips.early)
+            fused = self.tier.take(tensors, optimizer if both else None, skipped, step.clips.early)
             self.tier.repair()
         step.measured = True
         step.layers_cost += time.perf_counter() - began
+        return fused
 
     def opens(self, step: OpenStep, index: int) -> None:
         """An optimizer is about to step."""
@@ -237,11 +236,12 @@ class Measuring:
         if not self._parts.armed:
             return None
         self._parts.disarm()
-        step.layers_cost += self._parts.seconds
         step.own += self._parts.seconds
-        if step.measured and self._several_parts and step.parts == self.backward.passes:
-            return self._parts.squares()
-        return None
+        began = time.perf_counter()
+        usable = step.measured and self._several_parts and step.parts == self.backward.passes
+        squares = self._parts.squares() if usable else None
+        step.parts_cost = self._parts.seconds + time.perf_counter() - began
+        return squares
 
     def ended(self, step: OpenStep) -> None:
         """A step has ended: count the backward passes anew, and look whether the layers have changed."""

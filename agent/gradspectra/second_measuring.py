@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 from gradspectra.activations import Activations
 from gradspectra.budget import Budget
 from gradspectra.flat import OneThread
+from gradspectra.fused import FusedRows
 from gradspectra.guard import Guard
 from gradspectra.inventory import Inventory
 from gradspectra.measure import LayerMarks
@@ -55,15 +56,33 @@ class SecondMeasuring:
         return [unit for unit in self._due if id(unit.tensors[0].parameter) in parameters]
 
     def take(
-        self, step: OpenStep, parameters: frozenset[int], optimizer: Any, marks: LayerMarks, skipped: bool
+        self,
+        step: OpenStep,
+        parameters: frozenset[int],
+        optimizer: Any,
+        marks: LayerMarks,
+        skipped: bool,
+        fused: FusedRows | None,
     ) -> None:
-        """The optimizer of these parameters has stepped, and the first tier is measured: measure what has its turn."""
+        """The optimizer of these parameters has stepped, and the first tier is measured: measure what has its turn.
+
+        fused: what came with the first tier already.
+        """
         if step.measured:
-            self._guard.run("second tier", self._take, step, parameters, optimizer, marks, skipped)
+            self._guard.run("second tier", self._take, step, parameters, optimizer, marks, skipped, fused)
 
     def _take(
-        self, step: OpenStep, parameters: frozenset[int], optimizer: Any, marks: LayerMarks, skipped: bool
+        self,
+        step: OpenStep,
+        parameters: frozenset[int],
+        optimizer: Any,
+        marks: LayerMarks,
+        skipped: bool,
+        fused: FusedRows | None,
     ) -> None:
+        if fused is not None:
+            self.tier.put_fused(fused)
+        known: Container[int] = frozenset() if fused is None else fused.tensors
         own = self._of(parameters)
         if not own:
             return
@@ -71,7 +90,7 @@ class SecondMeasuring:
         began = time.perf_counter()
         with OneThread(), torch.no_grad():
             for unit in own:
-                self.tier.take(unit, step.number, optimizer, marks, skipped, step.clips.early)
+                self.tier.take(unit, step.number, optimizer, marks, skipped, step.clips.early, known)
         seconds = time.perf_counter() - began
         step.second_cost += seconds
         self.tier.learn(own, self._before + seconds)

@@ -28,6 +28,8 @@ ROWS = (
 """Rows of the results, named after what they become; ‖real update‖² and ‖intended update‖² become rounding_lost."""
 OF_GRADIENT, OF_UPDATE, OF_MOMENTS, OF_ROUNDING = slice(0, 3), slice(3, 4), slice(4, 7), slice(7, 9)
 OF_FORWARD = slice(9, 11)
+FUSED = range(6)
+"""Rows that one compiled pass over a layer brings together."""
 WITH_GRADIENT = slice(0, 4)
 """Rows that are in proportion to the gradient, or count it."""
 SAMPLE = 4096

@@ -21,9 +21,11 @@ from torch import Tensor
 from gradspectra.budget import LARGEST_PIECE, Budget
 from gradspectra.bundles import bundle
 from gradspectra.flat import Scratch, flat
+from gradspectra.fused import FusedRows
 from gradspectra.inventory import Inventory, WatchedTensor
-from gradspectra.measure import LayerMarks
+from gradspectra.measure import CPU, LayerMarks
 from gradspectra.second_numbers import (
+    FUSED,
     OF_FORWARD,
     OF_GRADIENT,
     OF_MOMENTS,
@@ -136,22 +138,45 @@ class SecondTier:
             self._staged[id(tensor.parameter)] = flat(tensor.parameter.detach(), tensor.axis).clone()
             self._last_staged = tensor.first
 
+    def put_fused(self, fused: FusedRows) -> None:
+        """Take over what came with the first tier, for all layers that it came for."""
+        rows = np.zeros((len(FUSED), len(fused.columns)))
+        rows[:3] = fused.row("grad_l1"), fused.row("grad_zero_rows"), fused.row("grad_dot_weight")
+        rows[3] = -fused.factor * fused.row("update_dot_grad")
+        rows[4] = fused.row("first_sq") / fused.corrections[:, 0] ** 2
+        rows[5] = fused.row("second_sum") / fused.corrections[:, 1]
+        with np.errstate(over="ignore"):
+            values = torch.from_numpy(rows.astype(np.float32))
+        self._on(CPU)[FUSED.start : FUSED.stop].index_copy_(1, torch.from_numpy(fused.columns), values)
+        some = fused.row("grad_nonfinite") < fused.entries
+        self._present[FUSED.start : FUSED.stop, fused.columns] = [*[some] * 3, fused.update, *[fused.moments] * 2]
+
     def take(
-        self, unit: Unit, step: int, optimizer: Any, marks: LayerMarks, skipped: bool, early: Container[int]
+        self,
+        unit: Unit,
+        step: int,
+        optimizer: Any,
+        marks: LayerMarks,
+        skipped: bool,
+        early: Container[int],
+        known: Container[int] = (),
     ) -> None:
         """Measure the tensors of a unit after their optimizer has stepped.
 
         optimizer: None where it is not known. marks: of the first tier, at this step. skipped: the optimizer did
-        nothing. early: identities of parameters whose gradient is no longer what it was.
+        nothing. early: identities of parameters whose gradient is no longer what it was. known: tensors, by the index
+        of their first layer, that `put_fused` has brought already: of them only what it did not bring is measured.
         """
         if unit.taken >= 0:
             self._lap = step - unit.taken
         unit.taken = step
         for part in self._parts(unit, optimizer, early):
-            if all(_dense(tensor, early) for tensor in part.tensors):
+            fused = all(tensor.first in known for tensor in part.tensors)
+            if not fused and all(_dense(tensor, early) for tensor in part.tensors):
                 self._gradient(part, marks)
-            if optimizer is not None:
+            if not fused and optimizer is not None:
                 self._update(part, optimizer, skipped, early)
+            if optimizer is not None:
                 self._moments(part, optimizer)
 
     def _parts(self, unit: Unit, optimizer: Any, early: Container[int]) -> list[Unit]:

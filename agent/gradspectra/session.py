@@ -59,7 +59,6 @@ class Session:
         self._closed: deque[ClosedStep] = deque()
         self._ended: float | None = None
         self._entered = time.perf_counter()
-        self._last_cost: float | None = None
         self._hooked = all(hasattr(optimizer, "register_step_post_hook") for optimizer in optimizers)
         self.open = self._next_step()
 
@@ -261,12 +260,10 @@ class Session:
         seconds = None if step.seconds is None or 0 < pause < step.seconds else step.seconds
         background = self._background()
         sent, self._background_seen = background - self._background_seen, background
-        base = max(step.own - step.layers_cost - step.spectra_cost - step.second_cost, 0.0)
-        cost = None
-        if step.measured:
-            before = step.layers_cost if self._last_cost is None else self._last_cost
-            cost, self._last_cost = (step.layers_cost + before) / 2, step.layers_cost
-        self.budget.step_done(seconds, base, cost, step.spectra_cost, sent, step.second_cost)
+        measured = step.layers_cost + (step.parts_cost or 0.0) + step.spectra_cost + step.second_cost
+        base = max(step.own - measured, 0.0)
+        layers = step.layers_cost if step.measured else None
+        self.budget.step_done(seconds, base, layers, step.spectra_cost, sent, step.second_cost, step.parts_cost)
 
     def not_measured(self) -> list[str]:
         """What is not measured, and why, in words."""
@@ -288,6 +285,7 @@ class Session:
             "budget": self.budget.share,
             "overhead": self.budget.overhead,
             "step_seconds": self.budget.step_seconds,
+            "fused": self.measuring.tier.fused.state,
             "not_measured": self.not_measured(),
             "norms_that_disagreed": self.disagreements,
         }

@@ -8,6 +8,8 @@ from urllib.parse import urlsplit
 
 DEFAULT_SERVER = "http://127.0.0.1:7117"
 DEFAULT_SPOOL = "~/.cache/gradspectra/spool"
+COMPILED = Path("~/.cache/gradspectra/compiled")
+"""Where the fused pass is kept once it was compiled."""
 
 
 def server_address(server: str | None = None) -> str:
@@ -39,3 +41,14 @@ def access_token(token: str | None = None) -> str | None:
 def spool_folder(spool: str | os.PathLike[str] | None = None) -> Path:
     """Return the folder that holds one spool directory per session: `spool`, else GRADSPECTRA_SPOOL, else default."""
     return Path(spool or os.environ.get("GRADSPECTRA_SPOOL") or DEFAULT_SPOOL).expanduser()
+
+
+def fused_wanted() -> bool:
+    """Whether the fused pass may be compiled and used: not where GRADSPECTRA_FUSED is "off".
+
+    Raises ValueError for anything else than "auto" (the default) and "off".
+    """
+    text = os.environ.get("GRADSPECTRA_FUSED") or "auto"
+    if text not in ("auto", "off"):
+        raise ValueError(f"GRADSPECTRA_FUSED must be auto or off, got {text!r}")
+    return text == "auto"

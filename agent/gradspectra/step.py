@@ -52,6 +52,7 @@ class OpenStep:
     clips: StepClips = field(default_factory=StepClips)
     own: float = 0.0
     layers_cost: float = 0.0
+    parts_cost: float | None = None
     second_cost: float = 0.0
     spectra_cost: float = 0.0
     seconds: float | None = None

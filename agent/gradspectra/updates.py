@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from gradspectra.compiling import ADAM, LINEAR
 from gradspectra.flat import CHUNK, joined
 from gradspectra.inventory import WatchedTensor
 from gradspectra.shards import local
@@ -23,6 +24,23 @@ State = dict[str, Any]
 Direction = Callable[[int, int, Tensor], Tensor]
 """Writes the direction d (ΔW = −factor·d) of the flattened elements [start, stop) to a scratch tensor, returns it."""
 Update = tuple[Direction, Number]
+
+
+class Terms(NamedTuple):
+    """The update of a tensor as fused.c measures it: ΔW = −factor·d, and d by its rule.
+
+    ADAM: d = first/(scale·√second + epsilon) + decay·W. LINEAR: d = scale·ḡ + epsilon·first + decay·W.
+    corrections: 1 − β₁ᵗ and 1 − β₂ᵗ where first and second are Adam's m and v, else None.
+    """
+
+    rule: int
+    first: Tensor | None
+    second: Tensor | None
+    scale: float
+    epsilon: float
+    decay: float
+    factor: float
+    corrections: tuple[float, float] | None
 
 
 def unknown_update(optimizer: Any) -> str | None:
@@ -52,6 +70,40 @@ def intended_update(optimizer: Any, tensors: Sequence[WatchedTensor]) -> Update 
     if rule is None or group is None:
         return None
     return rule(group, [optimizer.state.get(tensor.parameter, {}) for tensor in tensors], tensors)
+
+
+def fused_terms(optimizer: Any, tensor: WatchedTensor) -> Terms | None:
+    """The update that the step just taken made to a tensor with a gradient; None where it is not known in numbers."""
+    rule, group = _RULES.get(type(optimizer)), tensor.group
+    if rule is None or group is None or isinstance(group["lr"], Tensor):
+        return None
+    state = optimizer.state.get(tensor.parameter, {})
+    return _adam_terms(group, state) if rule is _adam else _sgd_terms(group, state)
+
+
+def _adam_terms(group: Group, state: State) -> Terms | None:
+    step, (beta1, beta2), amsgrad = _step(state.get("step")), group["betas"], bool(group.get("amsgrad"))
+    if step is None or isinstance(step, Tensor) or isinstance(beta1, Tensor) or isinstance(beta2, Tensor):
+        return None
+    first, second = 1 - beta1**step, 1 - beta2**step
+    decay, factor = _decay(group, bool(group.get("decoupled_weight_decay", False)))
+    assert not isinstance(factor, Tensor)
+    squares = state["max_exp_avg_sq" if amsgrad else "exp_avg_sq"]
+    corrections = None if amsgrad else (first, second)
+    scale, epsilon = first / second**0.5, group["eps"] * first
+    return Terms(ADAM, state["exp_avg"], squares, scale, epsilon, decay, factor, corrections)
+
+
+def _sgd_terms(group: Group, state: State) -> Terms | None:
+    momentum, buffer = group["momentum"], state.get("momentum_buffer")
+    if momentum and buffer is None:
+        return None
+    if momentum and not group["nesterov"]:
+        return Terms(LINEAR, buffer, None, 0.0, 1.0, 0.0, group["lr"], None)
+    decay, factor = _decay(group, True)
+    assert not isinstance(factor, Tensor)
+    sign = -1.0 if group["maximize"] else 1.0
+    return Terms(LINEAR, buffer if momentum else None, None, sign, float(momentum), decay, factor, None)
 
 
 def adam_moments(optimizer: Any, tensors: Sequence[WatchedTensor]) -> tuple[Tensor, Tensor, Number, Number] | None:

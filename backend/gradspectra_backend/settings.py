@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 PREFIX = "GRADSPECTRA_"
-AGENT_VARIABLES = ("GRADSPECTRA_SERVER", "GRADSPECTRA_TOKEN", "GRADSPECTRA_SPOOL")
+AGENT_VARIABLES = ("GRADSPECTRA_SERVER", "GRADSPECTRA_TOKEN", "GRADSPECTRA_SPOOL", "GRADSPECTRA_FUSED")
 """Read by the agent and the reading commands, not by the server."""
 
 KEPT = Retention()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Callable, Iterator
 
@@ -20,3 +21,18 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[StepReco
     torch.set_num_threads(1)
     yield lambda: KeepingTransport.last.records
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled() -> None:
+    """Every test finds the fused pass as compiled as it will be, so that all runs of a test take the same way."""
+    from gradspectra.compiling import compilation
+
+    with contextlib.suppress(Exception):
+        compilation().result()
+
+
+@pytest.fixture(params=["compiled", "torch"])
+def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once with the fused pass, and once with torch's own operations."""
+    monkeypatch.setenv("GRADSPECTRA_FUSED", "auto" if request.param == "compiled" else "off")

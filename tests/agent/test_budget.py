@@ -117,3 +117,32 @@ def test_the_overhead_is_what_was_spent_of_the_time():
     before = budget.overhead
     budget.step_done(None, 1.0, 1.0, 1.0, 1.0)
     assert budget.overhead == before
+
+
+def parts_of(budget, steps, parts, layers=0.0008, spectrum=0.001):
+    """Follow the budget with squares of parts that cost this much; gives the agent's cost and the steps with parts."""
+    spent, found = 0.0, []
+    for number in range(1, steps + 1):
+        due, paid = budget.due(number), budget.pays(spectrum)
+        of_parts = parts if due and budget.parts_due(number) else None
+        own = 0.0001 + (layers if due else 0.0) + (of_parts or 0.0) + (spectrum if paid else 0.0)
+        spent += own
+        found += [number] if of_parts else []
+        budget.step_done(0.1 + own, 0.0001, layers if due else None, spectrum if paid else 0.0, 0.0, parts=of_parts)
+    return spent, found
+
+
+@pytest.mark.parametrize(("parts", "cadence"), [(0.0001, 8), (0.002, 16), (0.02, 64)])
+def test_parts_have_a_cadence_of_their_own_so_that_dear_ones_do_not_make_layer_numbers_rare(parts, cadence):
+    budget = Budget(0.01, 1, True)
+    parts_of(budget, 100, parts)
+    spent, found = parts_of(budget, 800, parts)
+    assert budget.cadence == (8 if parts > 0.0001 else 4)
+    assert budget.parts_cadence == cadence
+    assert found == list(range(cadence, 801, cadence))
+    assert spent < 0.01 * 800 * 0.1
+
+
+def test_without_a_budget_all_parts_are_measured():
+    budget = Budget(None, 1, True)
+    assert parts_of(budget, 40, 0.02)[1] == list(range(1, 41))

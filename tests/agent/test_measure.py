@@ -22,6 +22,8 @@ from agent.watched_training import (
 )
 from torch import nn
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 OPTIMIZERS = {
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.03, weight_decay=0.2),
     "adamw-fused": lambda p: torch.optim.AdamW(p, lr=0.03, weight_decay=0.2, fused=True),

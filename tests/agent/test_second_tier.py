@@ -24,6 +24,8 @@ from gradspectra.second_rows import CLIPPED
 from gradspectra.second_tier import SecondTier
 from torch import nn
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 GRADIENT = ("grad_l1", "grad_zero_rows", "grad_dot_weight")
 
 
@@ -159,9 +161,10 @@ def test_tensors_of_one_size_that_took_different_steps_are_measured_one_by_one(k
     assert value(kept()[0], "update_dot_grad", "3.weight") == 0.0
 
 
-def test_a_step_that_a_loss_scaler_skips_moves_nothing(kept):
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_a_loss_scaler_skips_moves_nothing(fused, kept):
     model = nn.Linear(3, 2)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=fused)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
     with watched(model, optimizer):
         for spoilt in (False, True):
@@ -334,6 +337,18 @@ def test_numbers_that_are_not_finite_are_left_out_of_the_sums_and_are_no_zeros(k
     assert value(record, "grad_zero_rows", "qkv.weight[q]") == 1
     assert [value(record, name, "norm.weight") for name in GRADIENT] == [None] * 3
     assert value(record, "grad_l1", "norm.bias") is not None
+
+
+def test_a_gradient_that_was_clipped_to_nothing_is_lost(kept):
+    model = attention()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    with watched(model, optimizer):
+        loss_of(model, 4, 0).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.0)
+        optimizer.step()
+    (record,) = kept()
+    assert not set(GRADIENT) & {*record.statistics, *record.count_statistics}
+    assert value(record, "moment_sq", "head.weight") == 0.0
 
 
 def test_a_gradient_that_was_clipped_by_value_or_is_sparse_has_none(kept):

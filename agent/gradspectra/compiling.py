@@ -1,0 +1,178 @@
+"""Compiles fused.c on the machine it runs on, once for all processes, and loads it; a job never waits for that."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import cache
+from pathlib import Path
+from threading import Thread
+
+import numpy as np
+
+from gradspectra.settings import COMPILED
+
+SOURCE = Path(__file__).with_name("fused.c")
+FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math"]
+FLAGS += ["-fno-signed-zeros", "-fassociative-math"]
+"""Sums may be taken in any order; NaN and infinities stay what they are."""
+CHOICES: tuple[tuple[str, ...], ...] = (("-DCLONES",), ())
+"""Further flags to try in turn: code for several processors in one library, or for any of the kind."""
+PATIENCE = 60.0
+"""Seconds that a compiler may take."""
+
+LAYER = np.dtype(
+    [(name, np.uint64) for name in ("gradient", "weight", "first", "second")]
+    + [(name, np.int64) for name in ("units", "per_unit", "rule")]
+    + [(name, np.float64) for name in ("scale", "epsilon", "decay")]
+)
+"""A layer as fused.c takes it: addresses of float32 numbers, how many, and the rule of the update."""
+ROW = (
+    "grad_sq",
+    "grad_max",
+    "weight_sq",
+    "update_sq",
+    "grad_l1",
+    "grad_zero_rows",
+    "grad_dot_weight",
+    "update_dot_grad",
+    "first_sq",
+    "second_sum",
+    "grad_nonfinite",
+    "whole_sq",
+)
+"""What fused.c gives for a layer, float64: of the finite entries of the gradient, but for whole_sq, of all of them."""
+NO_UPDATE, ADAM, LINEAR = range(3)
+
+Measure = Callable[[int, int, int], None]
+"""Measures so many layers, from an array of LAYER at the first address into rows at the second."""
+
+
+class NotCompiled(Exception):
+    """The fused pass cannot be had; the text says why."""
+
+
+@cache
+def compilation() -> Future[Measure]:
+    """The compiled pass, or NotCompiled as its exception; begun at the first call, in a thread of its own."""
+    future: Future[Measure] = Future()
+    Thread(target=_compile, args=(future,), name="gradspectra-compile", daemon=True).start()
+    return future
+
+
+@cache
+def switched_off() -> Future[Measure]:
+    """What stands in the place of `compilation` where it is not wanted."""
+    future: Future[Measure] = Future()
+    future.set_exception(NotCompiled("GRADSPECTRA_FUSED is off"))
+    return future
+
+
+def _compile(future: Future[Measure]) -> None:
+    try:
+        future.set_result(compiled(COMPILED.expanduser()))
+    except Exception as error:
+        future.set_exception(error if isinstance(error, NotCompiled) else NotCompiled(repr(error)))
+
+
+def compiled(folder: Path) -> Measure:
+    """Load the pass from the folder, compile it there first where it is not; raises NotCompiled.
+
+    Where the folder cannot be written, or others can write it, a temporary one takes its place.
+    """
+    compiler = _compiler()
+    if _is_ours(folder):
+        return _first_that_works(compiler, folder)
+    with tempfile.TemporaryDirectory(prefix="gradspectra-") as temporary:
+        return _first_that_works(compiler, Path(temporary))
+
+
+def _compiler() -> list[str]:
+    """The command of $CC, else of the first compiler that is there."""
+    for text in (os.environ.get("CC", ""), "cc", "gcc", "clang"):
+        command = shlex.split(text)
+        if command and shutil.which(command[0]):
+            return command
+    raise NotCompiled("there is no C compiler (cc, gcc or clang; or name one in CC)")
+
+
+def _is_ours(folder: Path) -> bool:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = folder.stat()
+    except OSError:
+        return False
+    return found.st_uid == os.getuid() and not found.st_mode & 0o022 and os.access(folder, os.W_OK)
+
+
+def _first_that_works(compiler: Sequence[str], folder: Path) -> Measure:
+    reasons = []
+    for choice in CHOICES:
+        command = [*compiler, *FLAGS, *choice]
+        made_of = [SOURCE.read_text(), platform.machine(), platform.platform(), *command]
+        library = folder / f"fused-{hashlib.sha256(repr(made_of).encode()).hexdigest()[:20]}.so"
+        try:
+            if not library.exists():
+                _make(command, library)
+            return _checked(_load(library))
+        except NotCompiled as error:
+            reasons.append(str(error))
+    raise NotCompiled(reasons[0])
+
+
+def _make(command: Sequence[str], library: Path) -> None:
+    unfinished = library.with_suffix(f".{os.getpid()}")
+    try:
+        done = subprocess.run(
+            [*command, "-o", str(unfinished), str(SOURCE), "-lm"],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        if done.returncode:
+            raise NotCompiled(f"{command[0]} failed: {done.stderr.strip().splitlines()[:1]}")
+        unfinished.replace(library)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise NotCompiled(f"{command[0]} could not compile it: {error}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _load(library: Path) -> Measure:
+    try:
+        function = ctypes.CDLL(str(library)).gradspectra_measure
+    except (OSError, AttributeError) as error:
+        raise NotCompiled(f"it cannot be loaded: {error}") from error
+    function.argtypes = (ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
+    function.restype = None
+    measure: Measure = function
+    return measure
+
+
+def _checked(measure: Measure) -> Measure:
+    """The same, once it has measured a made-up layer as numpy does; raises NotCompiled where it does not."""
+    draw = np.random.default_rng(0)
+    g, w, m = (draw.standard_normal((7, 601), np.float32) for _ in range(3))
+    v = draw.random((7, 601), np.float32)
+    g[2] = 0.0
+    layer, row = np.zeros(1, LAYER), np.zeros((1, len(ROW)))
+    addresses = [array.ctypes.data for array in (g, w, m, v)]
+    layer[0] = (*addresses, 7, 601, ADAM, 0.5, 1e-3, 0.25)
+    measure(1, layer.ctypes.data, row.ctypes.data)
+    of_g, of_w, of_m, of_v = (array.astype(np.float64) for array in (g, w, m, v))
+    d = of_m / (0.5 * np.sqrt(of_v) + 1e-3) + 0.25 * of_w
+    grad_sq, grad_l1 = (of_g**2).sum(), np.abs(of_g)
+    expected = [grad_sq, grad_l1.max(), (of_w**2).sum(), (d**2).sum(), grad_l1.sum(), 1.0, (of_g * of_w).sum()]
+    expected += [(d * of_g).sum(), (of_m**2).sum(), of_v.sum(), 0.0, grad_sq]
+    if not np.allclose(row[0], expected, rtol=1e-4, atol=1e-2):
+        raise NotCompiled(f"it measures {row[0].tolist()} where numpy has {expected}")
+    return measure

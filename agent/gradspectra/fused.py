@@ -1,0 +1,190 @@
+"""All sums of float32 layers on a CPU in one compiled pass, so that every number is read from memory once."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from gradspectra_core.records import Bool, Float64, Int64
+from torch import Tensor, nn
+
+from gradspectra.compiling import LAYER, LINEAR, NO_UPDATE, ROW, Measure, compilation, switched_off
+from gradspectra.inventory import Inventory, WatchedTensor
+from gradspectra.settings import fused_wanted
+from gradspectra.updates import Terms, fused_terms, unknown_update
+
+BYTES = 4
+"""Of a number in float32."""
+
+
+@dataclass(slots=True)
+class FusedRows:
+    """What one pass has measured of n layers.
+
+    tensors: by the index of their first layer. columns: (n,) the layers. entries: (n,) how many numbers each has.
+    rows: (n, len(ROW)); `row` gives one of its columns. update: (n,) whether the direction is that of a known update;
+    factor: (n,) ΔW = −factor·d. moments: (n,) whether first_sq and second_sum are Adam's, and (n, 2) corrections what
+    makes them those of m̂ and v̂.
+    """
+
+    tensors: frozenset[int]
+    columns: Int64
+    entries: Int64
+    rows: Float64
+    update: Bool
+    factor: Float64
+    moments: Bool
+    corrections: Float64
+
+    def row(self, name: str) -> Float64:
+        """One number of each layer, (n,)."""
+        return self.rows[:, ROW.index(name)]
+
+
+class FusedPass:
+    """Measures what it can of the tensors of one inventory; the rest is left to torch's own operations.
+
+    Raises ValueError for a wrong GRADSPECTRA_FUSED.
+    """
+
+    def __init__(self, inventory: Inventory) -> None:
+        self._compilation = compilation() if fused_wanted() else switched_off()
+        self._pieces: dict[int, list[tuple[int, int, int]]] = {}
+        for tensor in inventory.tensors:
+            if fits(tensor):
+                self._pieces[tensor.first] = _pieces(tensor, inventory)
+
+    @property
+    def measure(self) -> Measure | None:
+        """The compiled pass; None while it is being compiled, or where it cannot be had."""
+        done = self._compilation.done() and self._compilation.exception() is None
+        return self._compilation.result() if done else None
+
+    @property
+    def state(self) -> str:
+        """In words: compiled, being compiled, or why it cannot be had."""
+        if not self._compilation.done():
+            return "being compiled"
+        return "compiled" if self.measure is not None else f"not compiled: {self._compilation.exception()}"
+
+    def take(self, tensors: Sequence[WatchedTensor], optimizer: Any, early: Container[int] = ()) -> FusedRows | None:
+        """Measure tensors of an optimizer (None: not known) after it has stepped; None where that is none of them.
+
+        early: identities of parameters whose gradient is no longer what it was.
+        """
+        measure = self.measure
+        if measure is None or not self._pieces:
+            return None
+        layers: list[tuple[Any, ...]] = []
+        columns: list[int] = []
+        marks: list[tuple[bool, float, bool, float, float]] = []
+        taken: list[int] = []
+        known = optimizer is not None and unknown_update(optimizer) is None
+        for tensor in tensors:
+            pieces = self._pieces.get(tensor.first)
+            if pieces is None or id(tensor.parameter) in early or not _plain(tensor.parameter, tensor.parameter.grad):
+                continue
+            terms = fused_terms(optimizer, tensor) if known else None
+            if known and (terms is None or not _alike(tensor.parameter, terms)):
+                continue
+            taken.append(tensor.first)
+            layers += _layers(tensor, pieces, terms)
+            columns += range(tensor.first, tensor.first + len(pieces))
+            marks += [_marks(terms)] * len(pieces)
+        if not layers:
+            return None
+        table, rows = np.array(layers, LAYER), np.empty((len(layers), len(ROW)))
+        measure(len(layers), table.ctypes.data, rows.ctypes.data)
+        of_update = np.array(marks)
+        return FusedRows(
+            frozenset(taken),
+            np.array(columns, np.int64),
+            table["units"] * table["per_unit"],
+            rows,
+            of_update[:, 0] > 0,
+            of_update[:, 1],
+            of_update[:, 2] > 0,
+            of_update[:, 3:],
+        )
+
+
+def fits(tensor: WatchedTensor) -> bool:
+    """Whether a tensor is of the kind that is measured in C, as long as its gradient and state are so too."""
+    parameter = tensor.parameter
+    return (
+        type(parameter) in (nn.Parameter, Tensor)
+        and parameter.is_cpu
+        and parameter.dtype is torch.float32
+        and tensor.axis == 0
+        and parameter.numel() > 0
+    )
+
+
+def _pieces(tensor: WatchedTensor, inventory: Inventory) -> list[tuple[int, int, int]]:
+    """Per layer of a tensor: its first number, its output units, and the numbers of each."""
+    found = []
+    for layer, (start, stop) in enumerate(tensor.pieces, tensor.first):
+        shape = inventory.table.layers[layer].shape
+        units = int(shape[0]) if len(shape) else 1
+        found.append((start, units, (stop - start) // units))
+    return found
+
+
+def _plain(parameter: Tensor, gradient: Tensor | None) -> bool:
+    return (
+        gradient is not None
+        and type(gradient) is Tensor
+        and gradient.dtype is torch.float32
+        and gradient.layout is torch.strided
+        and gradient.is_contiguous()
+        and parameter.dtype is torch.float32
+        and parameter.is_cpu
+        and parameter.is_contiguous()
+    )
+
+
+def _alike(parameter: Tensor, terms: Terms) -> bool:
+    """Whether what the optimizer keeps lies in memory as its parameter does."""
+    return all(
+        kept is None
+        or (
+            type(kept) is Tensor
+            and kept.dtype is torch.float32
+            and kept.is_cpu
+            and kept.is_contiguous()
+            and kept.numel() == parameter.numel()
+        )
+        for kept in (terms.first, terms.second)
+    )
+
+
+def _layers(
+    tensor: WatchedTensor, pieces: Sequence[tuple[int, int, int]], terms: Terms | None
+) -> list[tuple[Any, ...]]:
+    """Rows of LAYER."""
+    parameter = tensor.parameter
+    assert parameter.grad is not None
+    gradient = parameter.grad.data_ptr()
+    first = second = gradient  # to be read, and multiplied by 0, where a rule takes none
+    rule, scale, epsilon, decay = NO_UPDATE, 0.0, 0.0, 0.0
+    if terms is not None:
+        rule, scale, epsilon, decay = terms.rule, terms.scale, terms.epsilon, terms.decay
+        first = gradient if terms.first is None else terms.first.data_ptr()
+        second = gradient if terms.second is None else terms.second.data_ptr()
+        if rule == LINEAR and terms.first is None:
+            epsilon = 0.0
+    addresses = (gradient, parameter.data_ptr(), first, second)
+    return [
+        (*(address + BYTES * start for address in addresses), units, per_unit, rule, scale, epsilon, decay)
+        for start, units, per_unit in pieces
+    ]
+
+
+def _marks(terms: Terms | None) -> tuple[bool, float, bool, float, float]:
+    if terms is None:
+        return False, 1.0, False, 1.0, 1.0
+    corrections = terms.corrections
+    return True, terms.factor, corrections is not None, *(corrections or (1.0, 1.0))
