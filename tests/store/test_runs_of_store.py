@@ -28,6 +28,9 @@ def test_a_new_run_shows_what_was_said_of_it(store: Store) -> None:
     assert (run.attempt, run.next_sequence, len(run.run)) == (1, 1, 12)
     assert shown(store, run.run) == {
         "stop_at_step": None,
+        "pinned": False,
+        "retires_at": None,
+        "retired_at": None,
         "id": run.run,
         "project": "p",
         "name": "n",
