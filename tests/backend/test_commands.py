@@ -126,7 +126,7 @@ def test_the_doctor_finds_what_is_wrong_and_what_is_well(tmp_path):
     well = command("doctor", "--json", "--data", str(tmp_path))
     assert well.returncode == 0
     findings = {entry["name"]: entry for entry in json.loads(well.stdout)["findings"]}
-    assert set(findings) == {"versions", "settings", "data folder", "database", "blocks", "redis", "space"}
+    assert set(findings) == {"versions", "settings", "data folder", "database", "blocks", "retention", "redis", "space"}
     assert findings["data folder"]["status"] == "ok"
     ill = command(
         "doctor",
