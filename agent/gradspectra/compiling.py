@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from functools import cache
 from pathlib import Path
 from threading import Thread
+from typing import NamedTuple
 
 import numpy as np
 
@@ -52,8 +53,18 @@ ROW = (
 """What fused.c gives for a layer, float64: of the finite entries of the gradient, but for whole_sq, of all of them."""
 NO_UPDATE, ADAM, LINEAR = range(3)
 
-Measure = Callable[[int, int, int], None]
-"""Measures so many layers, from an array of LAYER at the first address into rows at the second."""
+VECTOR = np.dtype([("numbers", np.uint64), ("count", np.int64)])
+"""A vector as fused.c takes it: the address of its float32 numbers, and how many."""
+
+ArrayFunction = Callable[[int, int, int], None]
+"""Takes the length of two arrays and their addresses: of what to read, and of what to write."""
+
+
+class Compiled(NamedTuple):
+    """measure: from LAYER to rows of ROW. squares: from VECTOR to sums of squares in float64."""
+
+    measure: ArrayFunction
+    squares: ArrayFunction
 
 
 class NotCompiled(Exception):
@@ -61,29 +72,29 @@ class NotCompiled(Exception):
 
 
 @cache
-def compilation() -> Future[Measure]:
+def compilation() -> Future[Compiled]:
     """The compiled pass, or NotCompiled as its exception; begun at the first call, in a thread of its own."""
-    future: Future[Measure] = Future()
+    future: Future[Compiled] = Future()
     Thread(target=_compile, args=(future,), name="gradspectra-compile", daemon=True).start()
     return future
 
 
 @cache
-def switched_off() -> Future[Measure]:
+def switched_off() -> Future[Compiled]:
     """What stands in the place of `compilation` where it is not wanted."""
-    future: Future[Measure] = Future()
+    future: Future[Compiled] = Future()
     future.set_exception(NotCompiled("GRADSPECTRA_FUSED is off"))
     return future
 
 
-def _compile(future: Future[Measure]) -> None:
+def _compile(future: Future[Compiled]) -> None:
     try:
         future.set_result(compiled(COMPILED.expanduser()))
     except Exception as error:
         future.set_exception(error if isinstance(error, NotCompiled) else NotCompiled(repr(error)))
 
 
-def compiled(folder: Path) -> Measure:
+def compiled(folder: Path) -> Compiled:
     """Load the pass from the folder, compile it there first where it is not; raises NotCompiled.
 
     Where the folder cannot be written, or others can write it, a temporary one takes its place.
@@ -113,7 +124,7 @@ def _is_ours(folder: Path) -> bool:
     return found.st_uid == os.getuid() and not found.st_mode & 0o022 and os.access(folder, os.W_OK)
 
 
-def _first_that_works(compiler: Sequence[str], folder: Path) -> Measure:
+def _first_that_works(compiler: Sequence[str], folder: Path) -> Compiled:
     reasons = []
     for choice in CHOICES:
         command = [*compiler, *FLAGS, *choice]
@@ -147,19 +158,20 @@ def _make(command: Sequence[str], library: Path) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def _load(library: Path) -> Measure:
+def _load(library: Path) -> Compiled:
     try:
-        function = ctypes.CDLL(str(library)).gradspectra_measure
+        loaded = ctypes.CDLL(str(library))
+        functions = loaded.gradspectra_measure, loaded.gradspectra_squares
     except (OSError, AttributeError) as error:
         raise NotCompiled(f"it cannot be loaded: {error}") from error
-    function.argtypes = (ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
-    function.restype = None
-    measure: Measure = function
-    return measure
+    for function in functions:
+        function.argtypes = (ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
+        function.restype = None
+    return Compiled(*functions)
 
 
-def _checked(measure: Measure) -> Measure:
-    """The same, once it has measured a made-up layer as numpy does; raises NotCompiled where it does not."""
+def _checked(found: Compiled) -> Compiled:
+    """The same, once it has measured made-up numbers as numpy does; raises NotCompiled where it does not."""
     draw = np.random.default_rng(0)
     g, w, m = (draw.standard_normal((7, 601), np.float32) for _ in range(3))
     v = draw.random((7, 601), np.float32)
@@ -167,12 +179,17 @@ def _checked(measure: Measure) -> Measure:
     layer, row = np.zeros(1, LAYER), np.zeros((1, len(ROW)))
     addresses = [array.ctypes.data for array in (g, w, m, v)]
     layer[0] = (*addresses, 7, 601, ADAM, 0.5, 1e-3, 0.25)
-    measure(1, layer.ctypes.data, row.ctypes.data)
+    found.measure(1, layer.ctypes.data, row.ctypes.data)
+    vectors, sums = np.zeros(2, VECTOR), np.zeros(2)
+    vectors[0], vectors[1] = (addresses[1], 4207), (addresses[2], 1)
+    found.squares(2, vectors.ctypes.data, sums.ctypes.data)
     of_g, of_w, of_m, of_v = (array.astype(np.float64) for array in (g, w, m, v))
     d = of_m / (0.5 * np.sqrt(of_v) + 1e-3) + 0.25 * of_w
     grad_sq, grad_l1 = (of_g**2).sum(), np.abs(of_g)
     expected = [grad_sq, grad_l1.max(), (of_w**2).sum(), (d**2).sum(), grad_l1.sum(), 1.0, (of_g * of_w).sum()]
     expected += [(d * of_g).sum(), (of_m**2).sum(), of_v.sum(), 0.0, grad_sq]
-    if not np.allclose(row[0], expected, rtol=1e-4, atol=1e-2):
-        raise NotCompiled(f"it measures {row[0].tolist()} where numpy has {expected}")
-    return measure
+    expected += [(of_w**2).sum(), of_m.flat[0] ** 2]
+    measured = [*row[0].tolist(), *sums.tolist()]
+    if not np.allclose(measured, expected, rtol=1e-4, atol=1e-2):
+        raise NotCompiled(f"it measures {measured} where numpy has {expected}")
+    return found

@@ -15,6 +15,11 @@
 
 enum { BLOCK = 2048 }; /* numbers that are summed in float32 before they are added in float64 */
 
+typedef struct {
+    const float *numbers;
+    int64_t count;
+} Vector;
+
 enum { NO_UPDATE, ADAM, LINEAR };
 
 typedef struct {
@@ -148,6 +153,25 @@ static double zero_rows(const Layer *layer) {
         rows += i == layer->per_unit;
     }
     return rows;
+}
+
+EACH_PROCESSOR
+static double sum_of_squares(const Vector *vector) {
+    double total = 0;
+    for (int64_t at = 0; at < vector->count; at += BLOCK) {
+        int64_t length = vector->count - at < BLOCK ? vector->count - at : BLOCK;
+        const float *x = vector->numbers + at;
+        float square = 0;
+        for (int64_t i = 0; i < length; i++)
+            square += x[i] * x[i];
+        total += square;
+    }
+    return total;
+}
+
+void gradspectra_squares(int64_t vectors, const Vector *vector, double *sums) {
+    for (int64_t i = 0; i < vectors; i++)
+        sums[i] = sum_of_squares(vector + i);
 }
 
 void gradspectra_measure(int64_t layers, const Layer *layer, Row *row) {

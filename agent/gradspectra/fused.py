@@ -11,11 +11,12 @@ import torch
 from gradspectra_core.records import Bool, Float64, Int64
 from torch import Tensor, nn
 
-from gradspectra.compiling import LAYER, LINEAR, NO_UPDATE, ROW, Measure, compilation, switched_off
+from gradspectra.compiling import LAYER, LINEAR, NO_UPDATE, ROW, VECTOR, Compiled, compilation, switched_off
 from gradspectra.inventory import Inventory, WatchedTensor
 from gradspectra.settings import fused_wanted
 from gradspectra.updates import Terms, fused_terms, unknown_update
 
+CPU = torch.device("cpu")
 BYTES = 4
 """Of a number in float32."""
 
@@ -58,7 +59,7 @@ class FusedPass:
                 self._pieces[tensor.first] = _pieces(tensor, inventory)
 
     @property
-    def measure(self) -> Measure | None:
+    def compiled(self) -> Compiled | None:
         """The compiled pass; None while it is being compiled, or where it cannot be had."""
         done = self._compilation.done() and self._compilation.exception() is None
         return self._compilation.result() if done else None
@@ -68,15 +69,15 @@ class FusedPass:
         """In words: compiled, being compiled, or why it cannot be had."""
         if not self._compilation.done():
             return "being compiled"
-        return "compiled" if self.measure is not None else f"not compiled: {self._compilation.exception()}"
+        return "compiled" if self.compiled is not None else f"not compiled: {self._compilation.exception()}"
 
     def take(self, tensors: Sequence[WatchedTensor], optimizer: Any, early: Container[int] = ()) -> FusedRows | None:
         """Measure tensors of an optimizer (None: not known) after it has stepped; None where that is none of them.
 
         early: identities of parameters whose gradient is no longer what it was.
         """
-        measure = self.measure
-        if measure is None or not self._pieces:
+        compiled = self.compiled
+        if compiled is None or not self._pieces:
             return None
         layers: list[tuple[Any, ...]] = []
         columns: list[int] = []
@@ -84,11 +85,11 @@ class FusedPass:
         taken: list[int] = []
         known = optimizer is not None and unknown_update(optimizer) is None
         for tensor in tensors:
-            pieces = self._pieces.get(tensor.first)
-            if pieces is None or id(tensor.parameter) in early or not _plain(tensor.parameter, tensor.parameter.grad):
+            pieces, parameter = self._pieces.get(tensor.first), tensor.parameter
+            if pieces is None or id(parameter) in early or not (_in_order(parameter) and _in_order(parameter.grad)):
                 continue
             terms = fused_terms(optimizer, tensor) if known else None
-            if known and (terms is None or not _alike(tensor.parameter, terms)):
+            if known and (terms is None or not _alike(parameter, terms)):
                 continue
             taken.append(tensor.first)
             layers += _layers(tensor, pieces, terms)
@@ -97,7 +98,7 @@ class FusedPass:
         if not layers:
             return None
         table, rows = np.array(layers, LAYER), np.empty((len(layers), len(ROW)))
-        measure(len(layers), table.ctypes.data, rows.ctypes.data)
+        compiled.measure(len(layers), table.ctypes.data, rows.ctypes.data)
         of_update = np.array(marks)
         return FusedRows(
             frozenset(taken),
@@ -109,6 +110,28 @@ class FusedPass:
             of_update[:, 2] > 0,
             of_update[:, 3:],
         )
+
+    def squares(self, held: Sequence[tuple[WatchedTensor, Tensor]]) -> tuple[Float64, list[int], list[int]] | None:
+        """Sums of squares of gradients that were not added to `.grad` yet, n layers in all; None without a pass.
+
+        Returns the sums (n,), the layer of each, and which of the gradients are left to torch.
+        """
+        compiled = self.compiled
+        if compiled is None:
+            return None
+        vectors: list[tuple[int, int]] = []
+        columns: list[int] = []
+        left: list[int] = []
+        for index, (tensor, gradient) in enumerate(held):
+            if tensor.first not in self._pieces or not _in_order(gradient):
+                left.append(index)
+                continue
+            address = gradient.data_ptr()
+            vectors += [(address + BYTES * start, stop - start) for start, stop in tensor.pieces]
+            columns += range(tensor.first, tensor.first + len(tensor.pieces))
+        table, sums = np.array(vectors, VECTOR), np.empty(len(vectors))
+        compiled.squares(len(vectors), table.ctypes.data, sums.ctypes.data)
+        return sums, columns, left
 
 
 def fits(tensor: WatchedTensor) -> bool:
@@ -133,31 +156,22 @@ def _pieces(tensor: WatchedTensor, inventory: Inventory) -> list[tuple[int, int,
     return found
 
 
-def _plain(parameter: Tensor, gradient: Tensor | None) -> bool:
+def _in_order(numbers: Tensor | None) -> bool:
+    """Whether these are float32 numbers on the host that lie one after another."""
     return (
-        gradient is not None
-        and type(gradient) is Tensor
-        and gradient.dtype is torch.float32
-        and gradient.layout is torch.strided
-        and gradient.is_contiguous()
-        and parameter.dtype is torch.float32
-        and parameter.is_cpu
-        and parameter.is_contiguous()
+        numbers is not None
+        and type(numbers) in (Tensor, nn.Parameter)
+        and numbers.dtype is torch.float32
+        and numbers.layout is torch.strided
+        and numbers.is_cpu
+        and numbers.is_contiguous()
     )
 
 
 def _alike(parameter: Tensor, terms: Terms) -> bool:
     """Whether what the optimizer keeps lies in memory as its parameter does."""
     return all(
-        kept is None
-        or (
-            type(kept) is Tensor
-            and kept.dtype is torch.float32
-            and kept.is_cpu
-            and kept.is_contiguous()
-            and kept.numel() == parameter.numel()
-        )
-        for kept in (terms.first, terms.second)
+        kept is None or (_in_order(kept) and kept.numel() == parameter.numel()) for kept in (terms.first, terms.second)
     )
 
 

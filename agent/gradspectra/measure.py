@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gradspectra.bundles import bundle, bundle_rows
 from gradspectra.flat import Scratch, dot_into, extremes_into, flat
-from gradspectra.fused import FusedPass, FusedRows
+from gradspectra.fused import CPU, FusedPass, FusedRows
 from gradspectra.inventory import Inventory, WatchedTensor
 from gradspectra.shards import local
 from gradspectra.updates import intended_update, square_into
@@ -23,7 +23,6 @@ COUNT_STATISTICS = ("grad_nonfinite",)
 
 SQUARE, LOW, HIGH, WEIGHT, UPDATE = range(5)
 """Rows of the results on the device."""
-CPU = torch.device("cpu")
 
 
 @dataclass(slots=True)

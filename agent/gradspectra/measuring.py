@@ -63,7 +63,7 @@ class Measuring:
         self._of_optimizer = [[t for t in tensors if t.optimizer == i] for i in range(len(self._optimizers))]
         self._identities = [frozenset(id(t.parameter) for t in own) for own in self._of_optimizer]
         self.tier = FirstTier(self.inventory)
-        self._parts = PartSquares(tensors, layers, self.backward, self._guard, self._ranks)
+        self._parts = PartSquares(tensors, layers, self.backward, self._guard, self._ranks, self.tier.fused)
         if self.second is not None:
             self.second.close()
         if self._options.second_tier != "off":
@@ -163,7 +163,7 @@ class Measuring:
     ) -> FusedRows | None:
         began = time.perf_counter()
         step.measured = False
-        both = self._budget.share is None or not self._parts.armed or self.tier.fused.measure is not None
+        both = self._budget.share is None or not self._parts.armed or self.tier.fused.compiled is not None
         with OneThread(), torch.no_grad():
             fused = self.tier.take(tensors, optimizer if both else None, skipped, step.clips.early)
             self.tier.repair()

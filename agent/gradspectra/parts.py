@@ -20,6 +20,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from gradspectra.bundles import SMALL, squares
 from gradspectra.flat import OneThread, dot_into, flat
+from gradspectra.fused import CPU, FusedPass
 from gradspectra.guard import Guard
 from gradspectra.inventory import WatchedTensor
 
@@ -111,13 +112,20 @@ class PartSquares:
     part brings to an empty `.grad` is measured there, when the second begins; what a later part brings is held until
     HELD_BYTES have come together. (A first part's gradient is not held: torch would copy it instead of taking it.)
 
-    ranks: how many average their gradients. With several, `.grad` is soon the average: the first part is held too, and
-    one part of this rank is enough.
+    fused: the compiled pass, where there is one. ranks: how many average their gradients. With several, `.grad` is soon
+    the average: the first part is held too, and one part of this rank is enough.
     """
 
     def __init__(
-        self, tensors: Sequence[WatchedTensor], layers: int, backward: Backward, guard: Guard, ranks: int = 1
+        self,
+        tensors: Sequence[WatchedTensor],
+        layers: int,
+        backward: Backward,
+        guard: Guard,
+        ranks: int = 1,
+        fused: FusedPass | None = None,
     ) -> None:
+        self._fused = fused
         self._ranks = ranks
         self._tensors = tensors
         self._layers = layers
@@ -203,30 +211,43 @@ class PartSquares:
 
     def _measure(self) -> None:
         """Measure the gradients that are held, and let them go."""
-        alike: dict[tuple[Any, ...], list[tuple[WatchedTensor, Tensor]]] = {}
         with torch.no_grad(), OneThread():
-            for row, tensor, gradient in self._held:
-                size = gradient.numel()
-                if (
-                    size <= SMALL
-                    and not gradient.is_sparse
-                    and gradient.dtype is torch.float32
-                    and len(tensor.pieces) == 1
-                ):
-                    alike.setdefault((size, row, gradient.device), []).append((tensor, gradient))
-                    continue
-                numbers = flat(gradient, tensor.axis)
-                slots = row.slots(gradient.device)
-                whole = len(tensor.pieces) == 1
-                for place, (start, stop) in enumerate(tensor.pieces, tensor.first):
-                    piece = numbers if whole else numbers[start:stop]
-                    dot_into(slots[place], piece, piece)
-            for (_, row, device), pairs in alike.items():
-                row.slots(device)
-                columns = torch.tensor([tensor.first for tensor, _ in pairs], device=device)
-                row.results[device].index_copy_(0, columns, squares([gradient for _, gradient in pairs]))
-        self._held.clear()
+            self._one_by_one(self._compiled() if self._fused is not None else self._held)
+        self._held = []
         self._held_bytes = 0
+
+    def _compiled(self) -> list[tuple[_Row, WatchedTensor, Tensor]]:
+        """Measure what the compiled pass can of what is held; returns the rest."""
+        assert self._fused is not None
+        found = self._fused.squares([(tensor, gradient) for _, tensor, gradient in self._held])
+        if found is None:
+            return self._held
+        sums, layers, left = found
+        rest = [self._held[index] for index in left]
+        taken = [row for index, (row, tensor, _) in enumerate(self._held) for _ in tensor.pieces if index not in left]
+        for row in dict.fromkeys(taken):
+            own = [at for at, its in enumerate(taken) if its is row]
+            row.slots(CPU)
+            row.results[CPU].numpy()[[layers[at] for at in own]] = sums[own]
+        return rest
+
+    def _one_by_one(self, held: Sequence[tuple[_Row, WatchedTensor, Tensor]]) -> None:
+        alike: dict[tuple[Any, ...], list[tuple[WatchedTensor, Tensor]]] = {}
+        for row, tensor, gradient in held:
+            size = gradient.numel()
+            if size <= SMALL and not gradient.is_sparse and gradient.dtype is torch.float32 and len(tensor.pieces) == 1:
+                alike.setdefault((size, row, gradient.device), []).append((tensor, gradient))
+                continue
+            numbers = flat(gradient, tensor.axis)
+            slots = row.slots(gradient.device)
+            whole = len(tensor.pieces) == 1
+            for place, (start, stop) in enumerate(tensor.pieces, tensor.first):
+                piece = numbers if whole else numbers[start:stop]
+                dot_into(slots[place], piece, piece)
+        for (_, row, device), pairs in alike.items():
+            row.slots(device)
+            columns = torch.tensor([tensor.first for tensor, _ in pairs], device=device)
+            row.results[device].index_copy_(0, columns, squares([gradient for _, gradient in pairs]))
 
     def squares(self) -> list[Tensor] | None:
         """‖h_j‖² of each part j and layer, (K, L) for each device; None where no parts were measured, or a tensor came

@@ -21,9 +21,9 @@ from torch import Tensor
 from gradspectra.budget import LARGEST_PIECE, Budget
 from gradspectra.bundles import bundle
 from gradspectra.flat import Scratch, flat
-from gradspectra.fused import FusedRows
+from gradspectra.fused import CPU, FusedRows
 from gradspectra.inventory import Inventory, WatchedTensor
-from gradspectra.measure import CPU, LayerMarks
+from gradspectra.measure import LayerMarks
 from gradspectra.second_numbers import (
     FUSED,
     OF_FORWARD,

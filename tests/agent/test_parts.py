@@ -21,6 +21,8 @@ from gradspectra_core.noise import noise_terms_from_sums
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 
 def contribution(model, examples, seed, weight):
     """Squared norms of one part's gradient, by a backward pass of its own on a copy of the model."""
