@@ -79,21 +79,23 @@ def _size(conn: sa.Connection, table: sa.Table, where: list[sa.ColumnElement[boo
 
 
 def _spectra_going(conn: sa.Connection, run: str, wanted: Retention) -> int:
-    """The share of each segment's layers whose last spectrum in their bucket comes later, of the segment's bytes."""
+    """The share of their bytes by which each layer has more spectra than buckets, if they are spread evenly."""
     size = sa.func.length(segments.c.payload).label("size")
-    columns = [*(segments.c[name] for name in ("attempt", "rank", "last_step", "digest", "members")), size]
+    columns = [*(segments.c[name] for name in ("attempt", "rank", "digest", "members")), size]
     query = sa.select(*columns).where(segments.c.run == run, segments.c.kind == "spectra")
-    rows = conn.execute(query.order_by(segments.c.last_step.desc(), segments.c.batch.desc())).all()
-    widths = {
-        (source.attempt, source.rank): spectra_width(first, last, wanted)
-        for source, first, last in spectra_sources(conn, run)
-    }
-    seen: set[tuple[Any, ...]] = set()
+    totals: dict[tuple[int, int], int] = {}
+    counts: dict[tuple[int, int], dict[tuple[str, int], int]] = {}
+    for row in conn.execute(query):
+        place = row.attempt, row.rank
+        totals[place] = totals.get(place, 0) + row.size
+        own = counts.setdefault(place, {})
+        bits = np.unpackbits(np.frombuffer(row.members, np.uint8), bitorder="little")
+        for member in np.flatnonzero(bits).tolist():
+            own[row.digest, member] = own.get((row.digest, member), 0) + 1
     going = 0.0
-    for row in rows:
-        width = widths[row.attempt, row.rank]
-        members = np.flatnonzero(np.unpackbits(np.frombuffer(row.members, np.uint8), bitorder="little")).tolist()
-        keys = {(row.attempt, row.rank, row.digest, member, row.last_step // width) for member in members}
-        going += row.size * len(keys & seen) / max(len(keys), 1) if width > 1 else 0.0
-        seen |= keys
+    for source, first, last in spectra_sources(conn, run):
+        width = spectra_width(first, last, wanted)
+        place, most = (source.attempt, source.rank), last // width - first // width + 2
+        kept = sum(min(count, most) for count in counts[place].values()) / sum(counts[place].values())
+        going += totals[place] * (1 - kept) if width > 1 else 0.0
     return int(going)

@@ -62,7 +62,8 @@ def read_layers(
     order = {name: at for at, name in enumerate(every)}
     places = np.array([order[layer.name] for layer in rows], np.int64)
     reach = reaches(conn, run, "layers", derived=derived)
-    levels = Levels(conn, Source(run, "layers", derived, 0, 0), found, segments, reach, places)
+    retired = [own for one in coarse for own in one.stretches]
+    levels = Levels(conn, Source(run, "layers", derived, 0, 0), found, segments, reach, places, retired)
     grid = Grid.of(*(extent([reach], spans, wanted.start, wanted.stop) or (0, -1)), columns)
     number = level_of(grid.width)
     widest = max((one.width for one in coarse), default=1)

@@ -69,8 +69,8 @@ class Levels:
     """Reads the levels of one source's quantities.
 
     found: the segments that are not compacted and lie in what will be asked for; segments: reads them. reaches: first
-    and last step of each attempt. chosen: the rows to give of each quantity, None for all. damaged: afterwards, the
-    steps that a damaged block has lost.
+    and last step of each attempt. chosen: the rows to give of each quantity, None for all. retired: the steps of which
+    damaged buckets cannot be made again. damaged: afterwards, the steps that a damaged block has lost.
     """
 
     def __init__(
@@ -81,6 +81,7 @@ class Levels:
         segments: Segments | None = None,
         reaches: Reaches | None = None,
         chosen: Int64 | None = None,
+        retired: Sequence[Stretch] = (),
     ) -> None:
         self.damaged: set[Stretch] = set()
         self.reaches = reaches or {}
@@ -89,6 +90,7 @@ class Levels:
         self._found = found
         self._segments = segments
         self._chosen = chosen
+        self._retired = retired
         self._loose = united(one.stretch for one in found)
 
     @property
@@ -100,6 +102,7 @@ class Levels:
         """Return level `number` of each over the stretches, which hold no step twice."""
         rest = {quantity.name: self._from_the_beginning(stretches) for quantity in quantities}
         taken: dict[str, dict[int, list[tuple[Level, Stretch]]]] = {quantity.name: {} for quantity in quantities}
+        broken: dict[str, list[Stretch]] = {quantity.name: [] for quantity in quantities}
         for level in range(number, 0, -1):
             rows = find_blocks(self._conn, self._source, list(rest), level, _all(rest.values()))
             wanted = {row.id: (row, self._clean(row, rest[row.name])) for row in rows}
@@ -108,9 +111,14 @@ class Levels:
                 content = contents.get(row.id)
                 if isinstance(content, Level):
                     taken[row.name].setdefault(level, []).extend((content, part) for part in parts)
+                else:
+                    broken[row.name] += parts
             for name, left in rest.items():
                 gone = united(part for _, part in taken[name].get(level, ()))
                 rest[name] = [piece for one in left for piece in without(one, gone)]
+        for name, parts in broken.items():
+            unread = [piece for part in parts for piece in within(rest[name], part)]
+            self.damaged.update(own for piece in unread for own in within(self._retired, piece))
         recorded = self._recorded({quantity: rest[quantity.name] for quantity in quantities})
         return [
             self._raised(quantity, own, taken[quantity.name], number)

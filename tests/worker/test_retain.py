@@ -284,3 +284,28 @@ def test_numbers_that_come_too_late_change_nothing(store):
     assert compacted(store, run.run) > 0
     same(asked(store, run.run, "grad_norm", stop=1201, columns=10_000), before)
     same(asked(store, run.run, "grad_norm", stop=1201, columns=10), coarse)
+
+
+def test_a_damaged_bucket_that_cannot_be_made_again_is_told(store):
+    run = old_run(store)
+    whole = asked(store, run, "grad_sq", columns=10_000)
+    retain(store, run, KEPT, LATER)
+    place = blocks.c.run == run, blocks.c.name == "grad_sq", blocks.c.level == 1, blocks.c.first == 0
+    with store.write() as conn:
+        identity, payload, stop = conn.execute(
+            sa.select(blocks.c.id, blocks.c.payload, blocks.c.stop).where(*place)
+        ).one()
+        broken = {"id": identity + 1000, "payload": payload[:-1] + bytes([payload[-1] ^ 1])}
+        conn.execute(sa.update(blocks).where(blocks.c.id == identity).values(broken))
+    for columns in (10_000, 50):
+        now = asked(store, run, "grad_sq", columns=columns)
+        ((first, last),) = now.damaged
+        assert (first, last) == (0, min(stop, now_retired(store, run)) - 1)
+        assert now.x[now.x < stop].tolist() == []
+        assert now.max[0][-1] == whole.max[0][-1]
+
+
+def now_retired(store: Store, run: str) -> int:
+    """The step below which a run is retired."""
+    ((_, last, _),) = asked(store, run, "grad_norm", columns=10_000).retired
+    return last + 1
