@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradspectra_core.planes import MAX_LENGTH, CodingError, decode, encode
-from gradspectra_core.pyramid import FACTOR, Level
+from gradspectra_core.pyramid import Level
 from gradspectra_core.records import Bool, Int64
+from gradspectra_core.widths import width_of
 
 _NAME = b"gsb1"
 _HEAD = struct.Struct("<BcBII")
 _DTYPES: dict[bytes, np.dtype[Any]] = {b"f": np.dtype(np.float32), b"d": np.dtype(np.float64), b"q": np.dtype(np.int64)}
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
-_LAST, _NAN, _UP, _DOWN, _PRESENT = 1, 2, 4, 8, 16
+_LAST, _NAN, _UP, _DOWN, _PRESENT, _LOST = 1, 2, 4, 8, 16, 32
+_SMALL, _FAST = 0.98, 0.5
+"""When a plane is deflated: up to level 1, where the bytes are, and above, where reading counts."""
 _COUNTS = (("nan", _NAN), ("up", _UP), ("down", _DOWN))
 
 
@@ -78,18 +81,22 @@ def unpack_recorded(payload: bytes) -> Recorded:
 
 
 def pack_level(number: int, level: Level) -> bytes:
-    """Pack buckets of the pyramid's level `number`, 1 or more."""
+    """Pack buckets of the pyramid's level `number`, 1 or more (widths.py)."""
     held = level.finite.reshape(-1) > 0
     kinds = [(bit, getattr(level, name)) for name, bit in _COUNTS]
     flags = sum(bit for bit, counts in kinds if counts is not None and counts.any())
     mean, low, high = (_held(array, held) for array in (level.mean, level.low, level.high))
-    parts = [encode(level.numbers), encode(level.first - level.numbers * FACTOR**number)]
+    parts = [encode(level.numbers), encode(level.first - level.numbers * width_of(number))]
     parts += [encode(level.finite.reshape(-1))]
     parts += [encode(counts.reshape(-1)) for bit, counts in kinds if flags & bit]
-    parts += [encode(mean), encode(low, mean), encode(high, mean)]
+    worth = _SMALL if number == 1 else _FAST
+    parts += [encode(mean, worth=worth), encode(low, mean, worth), encode(high, mean, worth)]
     if level.last is not None:
         flags |= _LAST
-        parts.append(encode(_held(level.last, held)))
+        parts.append(encode(_held(level.last, held), worth=worth))
+    if level.lost is not None:
+        flags |= _LOST
+        parts.append(encode(level.lost.reshape(-1)))
     head = _HEAD.pack(number, _CODES[mean.dtype], flags, level.rows, len(level.numbers))
     return _sealed(head, *parts)
 
@@ -101,6 +108,7 @@ def unpack_level(payload: bytes) -> Level:
         raise DamagedBlock("a block of level 0 stands where one of the pyramid belongs")
     whole = np.dtype(np.int64)
     try:
+        width = width_of(number)
         numbers, at = decode(body, _HEAD.size, whole)
         offset, at = decode(body, at, whole)
         counts: dict[str, Int64] = {}
@@ -110,16 +118,20 @@ def unpack_level(payload: bytes) -> Level:
         mean, at = decode(body, at, dtype)
         low, at = decode(body, at, dtype, mean)
         high, at = decode(body, at, dtype, mean)
-        last = None
+        last, lost = None, None
         if flags & _LAST:
             last, at = decode(body, at, dtype)
-    except CodingError as error:
+        if flags & _LOST:
+            lost, at = decode(body, at, whole)
+            lost = _shaped(np.ascontiguousarray(lost), 2, len(lost) // 2)
+    except ValueError as error:
         raise DamagedBlock(str(error)) from error
     if len(numbers) != count or len(offset) != count:
         raise DamagedBlock(f"the block names {len(numbers)} buckets and holds {count}")
     arrays = [None if array is None else _spread(array, counts["finite"]) for array in (mean, low, high, last)]
-    first = offset + numbers * FACTOR**number
-    return Level(np.ascontiguousarray(numbers), first, *arrays, **counts)  # type: ignore[arg-type]
+    first = offset + numbers * width
+    level = Level(np.ascontiguousarray(numbers), first, *arrays, **counts)  # type: ignore[arg-type]
+    return level if lost is None else replace(level, lost=lost)
 
 
 def _sealed(*parts: bytes) -> bytes:

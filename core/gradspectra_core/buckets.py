@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradspectra_core.pyramid import FACTOR, Level, coarser, leaves
+from gradspectra_core.pyramid import Level, coarser, leaves
 from gradspectra_core.records import Bool, Float64, Int64
+from gradspectra_core.widths import FACTOR, ladder, level_at, width_of
 
 Bucketed = tuple[Int64, Float64, Float64, Float64, Float64, Int64, Bool]
 """(x, mean, min, max, last, nonfinite, present)"""
@@ -25,7 +26,7 @@ def bucket_width(span: int, columns: int) -> int:
 
 
 def level_of(width: int) -> int:
-    """The coarsest level of the pyramid whose buckets fit in `width` steps, a power of two; ValueError below 1."""
+    """The coarsest whole level whose buckets fit in `width` steps, a power of two; ValueError below 1."""
     if width < 1:
         raise ValueError(f"width must be at least 1, got {width}")
     return (width.bit_length() - 1) // (FACTOR.bit_length() - 1)
@@ -40,11 +41,13 @@ def bucket(steps: Int64, values: NDArray[Any], present: Bool, width: int) -> Buc
     last are NaN if one of them is NaN, else ±inf (min and max those of the infinities, mean and last NaN where both
     signs occur). Above eight steps numbers of float32 series are float32. Raises ValueError for a width below 1.
     """
-    level, top = leaves(steps, values, present, last=True), level_of(width)
+    level, top = leaves(steps, values, present, last=True), level_at(width)
     dtype = np.dtype(np.float32 if values.dtype == np.float32 else np.float64)
-    for _ in range(top):
-        level = coarser(level, dtype=dtype)
-    return shown(level, width // FACTOR**top)
+    reached = 1
+    for number in ladder(top):
+        level = coarser(level, width_of(number) // reached, dtype)
+        reached = width_of(number)
+    return shown(level, width // reached)
 
 
 def shown(level: Level, factor: int = 1) -> Bucketed:

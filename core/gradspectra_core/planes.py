@@ -1,8 +1,9 @@
-"""Lossless coding of an array of numbers: differences, their bytes put plane by plane, each plane deflated or as it is.
+"""Lossless coding of an array of numbers: differences, their bytes put plane by plane, each plane as is shortest.
 
 The bits of the numbers are taken as integers; what is kept is the difference to the number before, or to that of
-another array, with its sign in the lowest bit. Of floats that change slowly the upper planes are then nearly constant,
-and the lowest, which no method shortens, are stored as they are. Figures: docs/decisions/014-deflated-planes.md.
+another array, with its sign in the lowest bit. Of floats that change slowly the upper planes are then nearly constant
+(stored as that byte, and the places of the others) or worth deflating, and the lowest, which no method shortens, are
+stored as they are. Figures: docs/decisions/014-deflated-planes.md.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ Numbers = NDArray[Any]
 _HEAD = struct.Struct("<BBI")
 _PLANE = struct.Struct("<BI")
 _CONSTANT, _DIFFERENCES = 0, 1
-_SAME, _PLAIN, _DEFLATED = 0, 1, 2
+_SAME, _PLAIN, _DEFLATED, _SPARSE = 0, 1, 2, 3
+_PLACE = np.dtype("<u4")
+_SPARSE_SHARE = 256
 _SIZES = (1, 4, 8)
 MAX_LENGTH = 1 << 30
 """A coded array never says to hold more numbers than this."""
@@ -28,10 +31,11 @@ class CodingError(ValueError):
     """Bytes that `decode` cannot have been given by `encode`."""
 
 
-def encode(array: Numbers, base: Numbers | None = None) -> bytes:
+def encode(array: Numbers, base: Numbers | None = None, worth: float = 0.98) -> bytes:
     """Code a one-dimensional array of 1, 4 or 8 byte numbers.
 
     base: array of the same length and type that it is close to; None for an array close to itself shifted by one.
+    worth: a plane is deflated where that leaves less than this share of it; others are read faster.
     """
     bits = _bits(array)
     size = bits.dtype.itemsize
@@ -44,7 +48,7 @@ def encode(array: Numbers, base: Numbers | None = None) -> bytes:
         coded -= _bits(base)
     _fold(coded)
     planes = np.ascontiguousarray(coded.view(np.uint8).reshape(-1, size).T)
-    return b"".join((_HEAD.pack(_DIFFERENCES, size, len(bits)), *(_plane(plane) for plane in planes)))
+    return b"".join((_HEAD.pack(_DIFFERENCES, size, len(bits)), *(_plane(plane, worth) for plane in planes)))
 
 
 def decode(payload: memoryview, at: int, dtype: np.dtype[Any], base: Numbers | None = None) -> tuple[Numbers, int]:
@@ -58,10 +62,9 @@ def decode(payload: memoryview, at: int, dtype: np.dtype[Any], base: Numbers | N
             raise CodingError("the array is cut off")
         one: Numbers = np.frombuffer(payload, dtype, 1, at)
         return np.broadcast_to(one[0], (length,)), at + size
-    planes = np.empty((length, size), np.uint8)
+    coded: Numbers = np.zeros(length, f"<u{size}")
     for number in range(size):
-        at = _read_plane(payload, at, planes[:, number])
-    coded = planes.reshape(-1).view(f"<u{size}")
+        at = _read_plane(payload, at, coded, 8 * number)
     _unfold(coded)
     if base is None:
         np.add.accumulate(coded, out=coded)
@@ -91,25 +94,32 @@ def _unfold(coded: Numbers) -> None:
     coded ^= sign
 
 
-def _plane(plane: NDArray[np.uint8]) -> bytes:
+def _plane(plane: NDArray[np.uint8], worth: float) -> bytes:
     if len(plane) and (plane == plane[0]).all():
         return _PLANE.pack(_SAME, 1) + plane[:1].tobytes()
+    if len(plane):
+        most = np.bincount(plane, minlength=256).argmax().astype(np.uint8)
+        places = np.flatnonzero(plane != most)
+        if len(places) * _SPARSE_SHARE <= len(plane):
+            content = most.tobytes() + places.astype(_PLACE).tobytes() + plane[places].tobytes()
+            return _PLANE.pack(_SPARSE, len(content)) + content
     plain = plane.tobytes()
     coder = zlib.compressobj(1, zlib.DEFLATED, -15, 9, zlib.Z_RLE)
     deflated = coder.compress(plain) + coder.flush()
-    if len(deflated) < len(plain) * 0.98:
+    if len(deflated) < len(plain) * worth:
         return _PLANE.pack(_DEFLATED, len(deflated)) + deflated
     return _PLANE.pack(_PLAIN, len(plain)) + plain
 
 
-def _read_plane(payload: memoryview, at: int, into: NDArray[np.uint8]) -> int:
+def _read_plane(payload: memoryview, at: int, into: Numbers, shift: int) -> int:
+    """Put a plane, `shift` bits up, into numbers that have zeros there; returns where it ends."""
     kind, size = _taken(_PLANE, payload, at)
     at += _PLANE.size
     content = payload[at : at + size]
-    if len(content) < size or kind not in (_SAME, _PLAIN, _DEFLATED) or (kind == _SAME and size != 1):
+    if len(content) < size or kind not in (_SAME, _PLAIN, _DEFLATED, _SPARSE) or (kind == _SAME and size != 1):
         raise CodingError("a plane is cut off")
-    if kind == _SAME:
-        into[:] = content[0]
+    if kind in (_SAME, _SPARSE):
+        _put_sparse(content, into, shift)
         return int(at + size)
     if kind == _DEFLATED:
         try:
@@ -118,8 +128,24 @@ def _read_plane(payload: memoryview, at: int, into: NDArray[np.uint8]) -> int:
             raise CodingError(f"a plane is not deflated: {error}") from error
     if len(content) != len(into):
         raise CodingError(f"a plane has {len(content)} bytes instead of {len(into)}")
-    into[:] = np.frombuffer(content, np.uint8)
+    plane = np.frombuffer(content, np.uint8).astype(into.dtype)
+    plane <<= into.dtype.type(shift)
+    into |= plane
     return int(at + size)
+
+
+def _put_sparse(content: memoryview, into: Numbers, shift: int) -> None:
+    """One byte everywhere, but for those whose places and values follow it."""
+    count, rest = divmod(len(content) - 1, _PLACE.itemsize + 1)
+    places = np.frombuffer(content, _PLACE, count, 1) if count > 0 else np.empty(0, _PLACE)
+    if rest or (count and (places.max() >= len(into) or (places[1:] <= places[:-1]).any())):
+        raise CodingError("a plane names places that it does not have")
+    most, up = into.dtype.type(content[0]), into.dtype.type(shift)
+    if most:
+        into |= most << up
+    if count:
+        others = np.frombuffer(content, np.uint8, count, 1 + places.nbytes).astype(into.dtype)
+        into[places] ^= (others ^ most) << up
 
 
 def _taken(form: struct.Struct, payload: memoryview, at: int) -> tuple[int, ...]:

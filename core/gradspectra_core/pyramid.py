@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradspectra_core.records import Bool, Int64
+from gradspectra_core.widths import FACTOR as FACTOR
 
-FACTOR = 8
 Numbers = NDArray[Any]
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -28,7 +28,8 @@ class Level:
     numbers: (N,) bucket numbers, strictly increasing. first: (N,) first step recorded in each, by any row. mean, low,
     high, last: (R, N) float32 or float64 of the finite values, 0 where there are none; last is None where it is not
     kept. finite: (R, N) int64, how many values are finite. nan, up, down: (R, N) counts of NaN, +inf and -inf, None
-    where there are none at all.
+    where there are none at all. lost: (2, K), the steps [first, stop) of K ranges whose numbers were damaged when the
+    buckets were made, which lack them; None where there are none.
     """
 
     numbers: Int64
@@ -41,6 +42,7 @@ class Level:
     nan: Int64 | None = None
     up: Int64 | None = None
     down: Int64 | None = None
+    lost: Int64 | None = None
 
     @property
     def rows(self) -> int:
@@ -53,7 +55,7 @@ class Level:
         return sum(array.nbytes for array in self._arrays().values() if array is not None)
 
     def cut(self, keep: slice | Bool | Int64) -> Level:
-        """Return the buckets at `keep` alone."""
+        """Return the buckets at `keep` alone; what is lost is kept whole."""
         arrays: dict[str, Any] = {
             name: None if array is None else array[..., keep] for name, array in self._arrays().items()
         }
@@ -112,7 +114,8 @@ def leaves(steps: Int64, values: Numbers, present: Bool | None, *, last: bool) -
 def coarser(level: Level, factor: int = FACTOR, dtype: np.dtype[Any] | None = None) -> Level:
     """Return buckets that are `factor` (at most eight, a power of two) times as wide.
 
-    dtype: of mean, low, high and last above; None leaves float64. What float32 cannot hold becomes its largest.
+    dtype: of mean, low, high and last above; None leaves float64. What float32 cannot hold becomes its largest. What is
+    lost is for the caller to carry over.
     """
     numbers = level.numbers // factor
     if not len(numbers):
@@ -166,6 +169,8 @@ def joined(levels: Sequence[Level]) -> Level:
     if not (numbers[1:] > numbers[:-1]).all():
         order = np.argsort(numbers, kind="stable")
     arrays = {name: _beside([getattr(level, name) for level in levels], levels) for name in _ARRAYS}
+    lost = [level.lost for level in levels if level.lost is not None]
+    arrays["lost"] = np.concatenate(lost, axis=1) if lost else None
     whole = Level(numbers, np.concatenate([level.first for level in levels]), **arrays)  # type: ignore[arg-type]
     return whole if order is None else whole.cut(order)
 

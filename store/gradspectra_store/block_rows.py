@@ -9,15 +9,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import sqlalchemy as sa
 from gradspectra_core.blocks import DamagedBlock, Recorded, unpack_level, unpack_recorded
-from gradspectra_core.pyramid import FACTOR, Level
+from gradspectra_core.pyramid import Level
 from gradspectra_core.records import Int64
+from gradspectra_core.widths import width_of
 
 from gradspectra_store.block_schema import blocks
 from gradspectra_store.segment_cache import SegmentCache
 from gradspectra_store.stretches import Stretch, united
 
 MOST_ENTRIES = 512
-MOST_VALUES = 1 << 18
+MOST_VALUES = 1 << 15
 SPAN = 1 << 18
 """No block reaches over more steps than this, times the width of its buckets: a search begins so far before."""
 
@@ -85,7 +86,7 @@ def find_blocks(
         ranges = own if len(own) <= _RANGES else [Stretch(own[0].attempt, own[0].first, own[-1].stop)]
         for one in ranges:
             place = _bound(source._replace(attempt=one.attempt), of_level=level, names=list(names))
-            reach = max(one.first - SPAN * FACTOR**level, 0)
+            reach = max(one.first - SPAN * width_of(level), 0)
             for row in conn.execute(_overlapping, place | {"reach": reach, "until": one.stop, "since": one.first}):
                 found[row.id] = BlockRow(*row)
     return sorted(found.values(), key=lambda row: (row.attempt, row.name, row.first))

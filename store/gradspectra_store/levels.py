@@ -6,16 +6,17 @@ the buckets below them. The same steps thus give the same bits however they are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
 from gradspectra_core.blocks import DamagedBlock, Recorded
-from gradspectra_core.pyramid import FACTOR, Level, coarser, joined, leaves
+from gradspectra_core.pyramid import Level, coarser, joined, leaves
 from gradspectra_core.recorded import between, overlaid
 from gradspectra_core.records import Int64
+from gradspectra_core.widths import ladder, width_of
 
 from gradspectra_store.block_rows import BlockRow, Content, Source, find_blocks, load_blocks
 from gradspectra_store.scan import Found, Reaches
@@ -70,7 +71,8 @@ class Levels:
 
     found: the segments that are not compacted and lie in what will be asked for; segments: reads them. reaches: first
     and last step of each attempt. chosen: the rows to give of each quantity, None for all. retired: the steps of which
-    damaged buckets cannot be made again. damaged: afterwards, the steps that a damaged block has lost.
+    damaged buckets cannot be made again. damaged: afterwards, the steps that a damaged block has lost, also before a
+    bucket was made of it.
     """
 
     def __init__(
@@ -99,18 +101,20 @@ class Levels:
         return sum(one.stop - one.first for one in self._loose)
 
     def read(self, quantities: Sequence[Quantity], number: int, stretches: Sequence[Stretch]) -> list[Level]:
-        """Return level `number` of each over the stretches, which hold no step twice."""
+        """Return level `number` (widths.py) of each over the stretches, which hold no step twice."""
         rest = {quantity.name: self._from_the_beginning(stretches) for quantity in quantities}
         taken: dict[str, dict[int, list[tuple[Level, Stretch]]]] = {quantity.name: {} for quantity in quantities}
         broken: dict[str, list[Stretch]] = {quantity.name: [] for quantity in quantities}
-        for level in range(number, 0, -1):
-            rows = find_blocks(self._conn, self._source, list(rest), level, _all(rest.values()))
+        for level in reversed(ladder(number)):
+            wholes = [whole(one, width_of(level)) for one in _all(rest.values())]
+            rows = find_blocks(self._conn, self._source, list(rest), level, wholes)
             wanted = {row.id: (row, self._clean(row, rest[row.name])) for row in rows}
             contents = load_blocks(self._conn, [row for row, parts in wanted.values() if parts])
             for row, parts in wanted.values():
                 content = contents.get(row.id)
                 if isinstance(content, Level):
                     taken[row.name].setdefault(level, []).extend((content, part) for part in parts)
+                    self.damaged.update(_lost(content, parts))
                 else:
                     broken[row.name] += parts
             for name, left in rest.items():
@@ -139,7 +143,7 @@ class Levels:
 
     def _clean(self, row: BlockRow, rest: Sequence[Stretch]) -> list[Stretch]:
         """The whole buckets of a block that are asked for and have nothing in segments."""
-        width = FACTOR**row.level
+        width = width_of(row.level)
         pieces = (whole(piece, width) for one in within(rest, row.stretch) for piece in without(one, self._loose))
         return [piece for piece in pieces if piece.first < piece.stop]
 
@@ -148,9 +152,10 @@ class Levels:
     ) -> Level:
         current, dtype = quantity.leaves(recorded)
         current = self._select(current)
-        for level in range(1, number + 1):
-            current = coarser(current, dtype=dtype)
-            width = FACTOR**level
+        width = 1
+        for level in ladder(number):
+            current = coarser(current, width_of(level) // width, dtype)
+            width = width_of(level)
             parts = []
             for content, part in taken.get(level, ()):
                 begin, end = np.searchsorted(content.numbers, (part.first // width, part.stop // width))
@@ -193,6 +198,13 @@ class Levels:
             for one, part in self._segments(name, own):
                 parts += [between(part, *piece[1:]) for piece in within(stretches, one.stretch)]
         return overlaid(parts, rows)
+
+
+def _lost(content: Level, parts: Sequence[Stretch]) -> Iterator[Stretch]:
+    """The steps among `parts` whose numbers were damaged when the buckets were made."""
+    if content.lost is not None:
+        for first, stop in content.lost.T.tolist():
+            yield from within(parts, Stretch(parts[0].attempt, first, stop))
 
 
 def _first_number(level: Level) -> int:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
 from gradspectra_core.blocks import DamagedBlock, Recorded, pack_level, pack_recorded
-from gradspectra_core.pyramid import FACTOR, Level, coarser, joined
+from gradspectra_core.pyramid import Level, coarser, joined
 from gradspectra_core.recorded import between, overlaid
 from gradspectra_core.records import Int64
+from gradspectra_core.widths import FACTOR, TOP, below, halfway, width_of
 
 from gradspectra_store.block_rows import (
     BlockRow,
@@ -25,10 +27,7 @@ from gradspectra_store.block_rows import (
 )
 from gradspectra_store.compaction import NewBlock
 from gradspectra_store.levels import Levels, Quantity
-from gradspectra_store.stretches import Stretch, united
-
-TOP = 17
-"""Buckets of 8^17 steps hold any step a run can have."""
+from gradspectra_store.stretches import Stretch, united, within
 
 
 @dataclass(slots=True)
@@ -81,8 +80,8 @@ class Making:
     def _grow(self, quantity: Quantity, fresh: dict[str, Recorded], through: int) -> None:
         """Make the buckets that become whole, level by level, while there are any."""
         levels = Levels(self.conn, self.source)
-        attempt, begin = self.source.attempt, _floor(self.through, 1)
-        if _floor(through, 1) == begin:
+        attempt, begin = self.source.attempt, _floor(self.through, FACTOR)
+        if _floor(through, FACTOR) == begin:
             return
         old = levels.recorded(quantity.inputs, quantity.rows, [Stretch(attempt, begin, through)])
         parts = [
@@ -91,18 +90,29 @@ class Making:
         ]
         lower, dtype = quantity.leaves(parts)
         for number in range(1, TOP + 1):
-            width = FACTOR**number
-            end = _floor(through, number)
-            if end == _floor(self.through, number):
+            width = width_of(number)
+            end = _floor(through, width)
+            if end == _floor(self.through, width):
                 return
-            below = lower.cut(lower.numbers < end // (width // FACTOR))
-            level = coarser(below, dtype=dtype)
-            if self._worth(quantity, number, level, below):
-                self._raise(quantity, number, level)
-            begin, stop = _floor(self.through, number + 1), _floor(self.through, number)
+            own = lower.cut(lower.numbers < end // (width // FACTOR))
+            level = self._raised(quantity, number, own, dtype, levels.damaged)
+            begin, stop = _floor(self.through, width * FACTOR), _floor(self.through, width)
             (old_level,) = levels.read([quantity], number, [Stretch(attempt, begin, stop)] if begin < stop else [])
             lower = joined([old_level, level])
             dtype = lower.mean.dtype if len(lower.numbers) else dtype
+            for wider in halfway(number):
+                begin, end = (_floor(step, width_of(wider)) // width for step in (self.through, through))
+                own = lower.cut((lower.numbers >= begin) & (lower.numbers < end))
+                self._raised(quantity, wider, own, dtype, levels.damaged)
+
+    def _raised(
+        self, quantity: Quantity, number: int, lower: Level, dtype: np.dtype[Any], damaged: Iterable[Stretch]
+    ) -> Level:
+        """Make buckets of those below them, and write them if they are worth it."""
+        level = _made(number, lower, dtype, damaged)
+        if self._worth(quantity, number, level, lower):
+            self._raise(quantity, number, level)
+        return level
 
     def _worth(self, quantity: Quantity, number: int, level: Level, below: Level) -> bool:
         """Whether buckets are stored: a level begins where it is coarser than the numbers, and then goes on.
@@ -119,7 +129,7 @@ class Making:
 
     def _raise(self, quantity: Quantity, number: int, level: Level) -> None:
         """Write buckets after the newest ones of their level."""
-        width = FACTOR**number
+        width = width_of(number)
         met = self._to_join(quantity.name, number, int(level.numbers[0]) * width, len(level.numbers), quantity.rows)
         parts = [part for part in self._taken(met, together=True) if isinstance(part, Level)]
         places = np.arange(max([quantity.rows, *(part.rows for part in parts)]))
@@ -128,10 +138,13 @@ class Making:
             self._put(quantity.name, number, whole.cut(cut))
 
     def _put(self, name: str, number: int, level: Level, row: BlockRow | None = None) -> None:
-        width = FACTOR**number
+        width = width_of(number)
         first, stop = int(level.numbers[0]) * width, (int(level.numbers[-1]) + 1) * width
         if row is not None:
             first, stop = row.first, row.stop
+        if level.lost is not None:
+            within_it = within((Stretch(0, *one) for one in level.lost.T.tolist()), Stretch(0, first, stop))
+            level = _lacking(level, within_it)
         self.new.append(NewBlock(name, number, first, stop, len(level.numbers), pack_level(number, level)))
 
     def _mend(self, quantity: Quantity, late: dict[str, Recorded]) -> None:
@@ -145,26 +158,35 @@ class Making:
         old = levels.recorded(quantity.inputs, quantity.rows, stretches)
         parts = []
         for name, one in zip(quantity.inputs, old, strict=True):
-            own = [between(late[name], at.first, at.stop) for at in stretches] if name in late else []
-            parts.append(overlaid([one, *own], quantity.rows))
-        below, dtype = quantity.leaves(parts)
+            new = [between(late[name], at.first, at.stop) for at in stretches] if name in late else []
+            parts.append(overlaid([one, *new], quantity.rows))
+        lower, dtype = quantity.leaves(parts)
         for number in range(1, TOP + 1):
-            level = coarser(below, dtype=dtype)
+            level = _made(number, lower, dtype, levels.damaged)
             self._replace(quantity, number, numbers, level)
-            wider = self._whole(numbers * FACTOR**number, number + 1)
-            if not len(wider):
+            for above in halfway(number):
+                wider, own = self._around(levels, quantity, number, numbers, level, above)
+                if len(wider):
+                    self._replace(quantity, above, wider, _made(above, own, dtype, levels.damaged))
+            numbers, lower = self._around(levels, quantity, number, numbers, level, number + 1)
+            if not len(numbers):
                 return
-            (whole,) = levels.read([quantity], number, self._over(wider, number + 1))
-            below = joined([whole.cut(~np.isin(whole.numbers, numbers)), level])
-            below = below.cut(np.isin(below.numbers // FACTOR, wider))
-            dtype = below.mean.dtype if len(below.numbers) else dtype
-            numbers = wider
+            dtype = lower.mean.dtype if len(lower.numbers) else dtype
+
+    def _around(
+        self, levels: Levels, quantity: Quantity, number: int, numbers: Int64, level: Level, above: int
+    ) -> tuple[Int64, Level]:
+        """The whole buckets of a level above that hold those of `number` made again, and what they are made of."""
+        wider = self._whole(numbers * width_of(number), above)
+        (stored,) = levels.read([quantity], number, self._over(wider, above))
+        lower = joined([stored.cut(~np.isin(stored.numbers, numbers)), level])
+        return wider, lower.cut(np.isin(lower.numbers // (width_of(above) // width_of(number)), wider))
 
     def _replace(self, quantity: Quantity, number: int, numbers: Int64, level: Level) -> None:
         """Put buckets in the place of those of the same numbers, in the blocks that reach over them."""
         rows = find_blocks(self.conn, self.source, [quantity.name], number, self._over(numbers, number))
         contents = load_blocks(self.conn, rows)
-        first = level.numbers * FACTOR**number
+        first = level.numbers * width_of(number)
         begins = self._begins(quantity.name, number)
         alone = np.full(len(first), begins is not None) & (first >= (begins or 0))
         for row in rows:
@@ -200,18 +222,29 @@ class Making:
 
     def _whole(self, steps: Int64, level: int) -> Int64:
         """Numbers of the whole buckets below `through` that hold these steps."""
-        numbers: Int64 = np.unique(steps // FACTOR**level)
-        whole: Int64 = numbers[(numbers + 1) * FACTOR**level <= self.through]
+        width = width_of(level)
+        numbers: Int64 = np.unique(steps // width)
+        whole: Int64 = numbers[(numbers + 1) * width <= self.through]
         return whole
 
     def _over(self, numbers: Int64, level: int) -> list[Stretch]:
-        width, attempt = FACTOR**level, self.source.attempt
+        width, attempt = width_of(level), self.source.attempt
         return united(Stretch(attempt, at * width, (at + 1) * width) for at in numbers.tolist())
 
 
-def _floor(step: int, level: int) -> int:
-    width: int = FACTOR**level
+def _floor(step: int, width: int) -> int:
     return step // width * width
+
+
+def _made(number: int, lower: Level, dtype: np.dtype[Any], damaged: Iterable[Stretch]) -> Level:
+    """Buckets of a level, of those of the level below it."""
+    return _lacking(coarser(lower, width_of(number) // width_of(below(number)), dtype), damaged)
+
+
+def _lacking(level: Level, damaged: Iterable[Stretch]) -> Level:
+    """The same buckets, noting the steps that were damaged when they were made."""
+    lost = [(one.first, one.stop) for one in united(damaged)]
+    return replace(level, lost=np.array(lost, np.int64).T if lost else None)
 
 
 def _size(entries: int) -> int:

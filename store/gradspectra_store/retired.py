@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import sqlalchemy as sa
 from gradspectra_core.blocks import Recorded
-from gradspectra_core.buckets import Bucketed, level_of, shown
-from gradspectra_core.pyramid import FACTOR
+from gradspectra_core.buckets import Bucketed, shown
+from gradspectra_core.widths import level_at, width_of
 
 from gradspectra_store.attempts import visible_spans
 from gradspectra_store.block_rows import Source
@@ -131,12 +131,12 @@ def read_beside(
             wide.append((one.width, pieces))
         else:
             fine += pieces
-    number = level_of(width)
+    number = level_at(width)
     (level,) = levels.read([quantity], number, united(fine))
-    parts = [shown(level, width // FACTOR**number)]
+    parts = [shown(level, width // width_of(number))]
     for own, pieces in wide:
         if pieces:
-            (level,) = levels.read([quantity], level_of(own), pieces)
+            (level,) = levels.read([quantity], level_at(own), pieces)
             parts.append(shown(level))
     return _in_order(parts)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from gradspectra_core.blocks import pack_level
 from gradspectra_core.statistics import METRICS
+from gradspectra_core.widths import finer_than
 
 from gradspectra_store.block_rows import Source, find_blocks, portions
 from gradspectra_store.block_schema import blocks, extents
@@ -90,7 +91,7 @@ def finer_blocks(
     source: Source, names: Sequence[str], first: int, stop: int, level: int
 ) -> list[sa.ColumnElement[bool]]:
     """Say of `blocks`: those of some names that are finer than a level and lie in [first, stop) as a whole."""
-    inside = blocks.c.level < level, blocks.c.first >= first, blocks.c.stop <= stop
+    inside = blocks.c.level.in_(finer_than(level)), blocks.c.first >= first, blocks.c.stop <= stop
     return [*_of(source), blocks.c.name.in_(names), *inside]
 
 

@@ -8,8 +8,9 @@ from functools import partial
 import sqlalchemy as sa
 from gradspectra_core.blocks import Recorded
 from gradspectra_core.buckets import level_of, shown
-from gradspectra_core.pyramid import FACTOR, stacked
+from gradspectra_core.pyramid import stacked
 from gradspectra_core.views import Buckets, Series
+from gradspectra_core.widths import level_at, width_of
 
 from gradspectra_store.attempts import visible_spans
 from gradspectra_store.block_rows import Source
@@ -52,13 +53,13 @@ def read_series(
             origins.append((own, _reader(conn, run, spans, wanted, derived=derived)))
     reach = extent((levels.reaches for _, levels in origins), spans, wanted.start, wanted.stop)
     grid = Grid.of(*(reach or (0, -1)), columns)
-    number = level_of(grid.width)
+    number = level_at(grid.width)
     loose = sum(levels.loose for _, levels in origins)
     answers = []
-    for first, end in grid.pieces(len(given), number, loose):
+    for first, end in grid.pieces(len(given), level_of(grid.width), loose):
         stretches = Range(max(first, wanted.start), min(end, wanted.stop)).stretches(spans)
         parts = [one for own, levels in origins for one in levels.read(own, number, stretches)]
-        answers.append(shown(stacked(parts), grid.width // FACTOR**number))
+        answers.append(shown(stacked(parts), grid.width // width_of(number)))
     x, *rows = joined_buckets(answers, len(given))
     buckets = (Buckets(*row) for row in zip(*rows, strict=True))
     damaged = merged_damage(levels for _, levels in origins)

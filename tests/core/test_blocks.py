@@ -1,12 +1,15 @@
 """Blocks: every bit comes back, damage is seen wherever it is, and real statistics get small."""
 
+import base64
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from gradspectra_core.blocks import DamagedBlock, Recorded, pack_level, pack_recorded, unpack_level, unpack_recorded
 from gradspectra_core.planes import CodingError, decode, encode
-from gradspectra_core.pyramid import coarser, leaves
+from gradspectra_core.pyramid import coarser, joined, leaves
+from gradspectra_core.widths import ladder, width_of
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -41,14 +44,19 @@ def test_recorded_numbers_come_back_in_place(data: st.DataObject, dtype: type, r
     assert (bits(back.values)[there] == bits(values)[there]).all()
 
 
-@given(st.data(), st.sampled_from([np.float32, np.float64]), st.integers(1, 3), st.booleans())
+@given(st.data(), st.sampled_from([np.float32, np.float64]), st.sampled_from([1, 2, 34, 66, 3]), st.booleans())
 def test_levels_come_back_whole(data: st.DataObject, dtype: type, number: int, last: bool):
     steps = np.array(sorted(data.draw(st.sets(st.integers(1, 3000), min_size=1, max_size=40))))
     values = data.draw(hnp.arrays(dtype, (3, len(steps))))
     level = leaves(steps, values, data.draw(hnp.arrays(np.bool_, values.shape)), last=last)
-    for _ in range(number):
-        level = coarser(level, dtype=np.dtype(dtype))
+    width = 1
+    for step in ladder(number):
+        level = coarser(level, width_of(step) // width, np.dtype(dtype))
+        width = width_of(step)
+    level = replace(level, lost=data.draw(st.none() | hnp.arrays(np.int64, (2, 3))))
     back = unpack_level(pack_level(number, level))
+    assert (back.lost is None) == (level.lost is None)
+    assert level.lost is None or (back.lost == level.lost).all()
     for name in ("numbers", "first", "mean", "low", "high", "finite"):
         np.testing.assert_array_equal(getattr(back, name), getattr(level, name))
     assert (back.last is None) == (not last)
@@ -59,6 +67,48 @@ def test_levels_come_back_whole(data: st.DataObject, dtype: type, number: int, l
         assert (kept is None) == (was is None or not was.any())
         if kept is not None:
             np.testing.assert_array_equal(kept, was)
+
+
+def test_what_is_lost_goes_with_buckets_that_are_cut_chosen_and_joined():
+    level = coarser(leaves(np.arange(64), np.ones((3, 64)), None, last=False))
+    first = replace(level.cut(slice(0, 4)), lost=np.array([[3], [9]]))
+    whole = joined([first.select(np.array([1])), level.cut(slice(4, 8)).select(np.array([1]))])
+    assert whole.lost is not None
+    assert whole.lost.tolist() == [[3], [9]]
+    both = joined([first, replace(level.cut(slice(4, 8)), lost=np.array([[40, 50], [41, 60]]))])
+    assert both.lost is not None
+    assert both.lost.tolist() == [[3, 40, 50], [9, 41, 60]]
+    assert level.lost is None
+
+
+EARLIER = (
+    "XLDjPHYlkv0A>IJ0000m000012rvKu00031000620RR9100031000000RR9100031000000RR9100031000000RR91009JG00001U;qF"
+    "B09ZW!g6w0~Y)G!quSt!erD+HKDQ9!_la~u8bF(S=6BoAB2CT})lm-lpWWw5#aCitF>ZoWAX>|wnFXt=QakW_w|F?bly>pwdod?chcyd"
+    "yH^2i!Q`Xp))I^0-B0bl?C001j3jl)%DQ~^CievVT~3R?Izy@euj*|<cuA3;qN^q;}?)i70;(ogMz`+7n`pUyWtN$w;kU#@Us9A<ShvU"
+    "3aotBV_v{)!yv&3c{~`d5L;h;I?AC<0novDrAjJpx()000HSF$%;W5Czb{q|!!+!W1hj$-*}<#fQPdZ9ULlbB~qxHW>Z?(~^QnNJX#VG"
+    "^|Oq8}*1HF<0~k&IO~7OLGb$Ar<`$r}Z_7_l?&PWskX{x6bc^(Z{I|0tx^C0IO#Jg8F&}S^)q"
+)
+EARLIER_LEVEL = (
+    "XLDjPNjLu10cHXM00007000012nPTF00IR7003iP0s{a50RR9100031000000RR9100031000000RR9100031000000RR91009UG0000"
+    "21^@s6V`5|g0RR92000000096100001000000096100001000000096100001000000SFEN0006F0002vVPOCQULGa}Am9Z600961000"
+    "010000000961000010000000961000010000000961000394gdfE0tNs80ApfgKmq^&0RR9100031000000RR9100031000000RR9100"
+    "031000000RR91009IJ000014gdfEqSEt6oo*Nyg2hA3%3c8u0000seO|Lk-IeBG`yKT3+W`&$004Q=r*@Pe%$)`^O=V}Z0S*8F0Dk}g0"
+    "RRC200032009621P%ZI009mF005x@A%O|20H>vYS@rDz0S*8F05-<^m!rf07tZQJBbWdI4gdfEc_5;X9<2asa?3A;w*UYE000000R#>J"
+    "0003F0002`F#0h3h5+z<NXnQP009mF003e<WZp&f0N>tvGc%q50S*8F0GASmk4l>WH8PE1cAEeI0RR9100"
+)
+
+
+def test_blocks_written_before_sparse_planes_are_read_as_they_were():
+    values = np.exp(np.sin(np.arange(96).reshape(2, 48) / 7)).astype(np.float32)
+    values[0, 5] = np.nan
+    steps = np.arange(1, 49)
+    kept = unpack_recorded(base64.b85decode(EARLIER))
+    assert (bits(kept.values) == bits(values)).all()
+    assert kept.steps.tolist() == steps.tolist()
+    made = coarser(leaves(steps, values, None, last=False), dtype=np.dtype(np.float32))
+    level = unpack_level(base64.b85decode(EARLIER_LEVEL))
+    for name in ("numbers", "first", "mean", "low", "high", "finite", "nan"):
+        np.testing.assert_array_equal(getattr(level, name), getattr(made, name))
 
 
 def payloads() -> list[bytes]:

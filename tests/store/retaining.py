@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 from gradspectra_core.views import LayerSeries
+from gradspectra_core.widths import finer_than
 from gradspectra_store import Store
 from gradspectra_store.block_schema import blocks
 from gradspectra_store.compaction import note_compacted, rounds_of
@@ -52,7 +53,9 @@ def shown(store: Store, run: str) -> dict[str, Any]:
 
 def fine_blocks(store: Store, run: str, level: int = 1) -> int:
     """How many blocks of layer values there are below a level."""
-    query = sa.select(sa.func.count()).where(blocks.c.run == run, blocks.c.kind == "layers", blocks.c.level < level)
+    query = sa.select(sa.func.count()).where(
+        blocks.c.run == run, blocks.c.kind == "layers", blocks.c.level.in_(finer_than(level))
+    )
     with store.read() as conn:
         return int(conn.execute(query).scalar_one())
 

@@ -66,6 +66,8 @@ def test_blocks_take_the_place_of_all_but_the_newest_segments(store: Store) -> N
         (1, 0, 944, 118),
         (2, 0, 896, 14),
         (3, 0, 512, 1),
+        (34, 0, 896, 7),
+        (66, 0, 768, 3),
     ]
     with store.read() as conn:
         left = conn.execute(sa.select(segments.c.kind, segments.c.first_step).where(segments.c.run == run)).all()
@@ -92,6 +94,8 @@ def test_levels_finer_than_the_cadence_are_not_stored(store: Store) -> None:
     assert rows_of(store, run, "level", "first", "stop", "entries", name="grad_norm") == [
         (2, 0, 896, 14),
         (3, 0, 512, 1),
+        (34, 0, 896, 7),
+        (66, 0, 768, 3),
     ]
 
 

@@ -10,8 +10,9 @@ import sqlalchemy as sa
 from gradspectra_store import Store
 from gradspectra_store.block_schema import blocks
 from gradspectra_store.checking import DamagedPlace, check_blocks
+from gradspectra_store.derived import save_derived
 from gradspectra_store.read import read_layers, read_series
-from store.batches import a_batch, columns, started, stored
+from store.batches import a_batch, columns, layer_block, started, stored
 from store.compacting import a_plain_run, compacted, derived_through
 
 
@@ -72,6 +73,49 @@ def test_a_run_goes_on_beside_a_damaged_block(store: Store) -> None:
     assert fine.damaged == ((193, 256),)
     assert fine.x.tolist() == [*range(1, 193), *range(257, 1281)]
     assert coarse.series["loss"].max.tolist() == [*range(15, 1280, 16), 1280]
+
+
+def test_a_bucket_made_above_damaged_numbers_says_what_it_lacks(store: Store) -> None:
+    run = started(store)
+    for number in range(1, 21):
+        steps = range(64 * number - 63, 64 * number + 1)
+        losses = columns({"loss": [float(step) for step in steps]}, 64)
+        stored(store, run.run, a_batch(run.session, number, steps, scalars=losses))
+        derived_through(store, run.run)
+        compacted(store, run.run)
+        if number == 5:
+            damage(store, run.run, name="loss", level=0, first=193)
+            damage(store, run.run, name="loss", level=1, first=192)
+            damage(store, run.run, name="loss", level=2, first=192)
+    with store.read() as conn:
+        coarse = read_series(conn, run.run, ["loss"], columns=3)
+        made_before = read_series(conn, run.run, ["loss"], columns=6)
+        elsewhere = read_series(conn, run.run, ["loss"], 512, 1280, columns=3)
+    left = [step for step in range(1, 512) if not 193 <= step <= 256]
+    assert coarse.series["loss"].mean[0] == pytest.approx(sum(left) / len(left))
+    assert coarse.damaged == ((193, 256),)
+    assert made_before.series["loss"].mean[0] == 128.0
+    assert made_before.damaged == ((256, 256),)
+    assert elsewhere.damaged == ()
+
+
+def test_a_bucket_made_again_for_late_numbers_says_what_it_lacks(store: Store) -> None:
+    run = a_plain_run(store, 600)
+    early = layer_block(list(range(1, 500)), {"effective_rank": np.ones((499, 3))})
+    with store.write() as conn:
+        save_derived(conn, run, 1, 1, None, [early])
+    compacted(store, run)
+    damage(store, run, name="effective_rank", level=0)
+    with store.write() as conn:
+        save_derived(conn, run, 1, 2, None, [layer_block([100], {"effective_rank": np.full((1, 3), 5)})])
+    compacted(store, run)
+    with store.read() as conn:
+        fine = read_layers(conn, run, "effective_rank", 0, 128, columns=128)
+        found = [read_layers(conn, run, "effective_rank", columns=columns) for columns in (10, 5, 3)]
+    assert (fine.x.tolist(), fine.damaged) == ([100], ((1, 127),))
+    for coarse, at in zip(found, (1, 0, 0), strict=True):
+        assert (coarse.mean[0, at] > 1, coarse.max[0].max(), coarse.max[0, at]) == (True, 5, 5)
+        assert coarse.damaged == ((96, 103), (496, 499))
 
 
 def test_a_check_names_what_is_damaged_and_stops_in_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
