@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from importlib import import_module
@@ -35,6 +36,10 @@ class Table:
         """Return for columns that have missing numbers where these are, (N,) each."""
         return {}
 
+    def metadata(self) -> dict[str, str]:
+        """Return what an Arrow table says of itself in its schema's metadata."""
+        return {}
+
     def to_pandas(self) -> Any:
         """Return a pandas DataFrame, NaN where a number is missing; raises ImportError that says what to install."""
         return _library("pandas").DataFrame({name: _plain(column) for name, column in self.columns().items()})
@@ -50,14 +55,18 @@ class Table:
         return frame
 
     def to_arrow(self) -> Any:
-        """Return a pyarrow Table, null where a number is missing; raises ImportError that says what to install."""
+        """Return a pyarrow Table, null where a number is missing; raises ImportError that says what to install.
+
+        The metadata of its schema is that of the server's own Arrow streams: `damaged` and `retired` as JSON, and
+        `statistic`.
+        """
         arrow = _library("pyarrow")
         missing = self.missing()
         columns = {
             name: arrow.array(_plain(column), mask=missing.get(name), from_pandas=False)
             for name, column in self.columns().items()
         }
-        return arrow.table(columns)
+        return arrow.table(columns, metadata=self.metadata() or None)
 
 
 @dataclass(frozen=True)
@@ -122,6 +131,10 @@ class RunSeries(Table):
         """The three numbers of each name are missing where it has no value."""
         return {f"{name}{part}": ~self.present[name] for name in self.mean for part in ("", "_min", "_max")}
 
+    def metadata(self) -> dict[str, str]:
+        """`damaged`, as JSON."""
+        return {"damaged": json.dumps(self.damaged)}
+
 
 @dataclass(frozen=True)
 class RunLayers(Table):
@@ -180,6 +193,11 @@ class RunLayers(Table):
             "layer": np.array(self.layers, object)[layer],
             **{part: getattr(self, part)[layer, at] for part in ("mean", "min", "max", "nonfinite")},
         }
+
+    def metadata(self) -> dict[str, str]:
+        """`statistic`, and `damaged` and `retired` as JSON."""
+        said = {"damaged": json.dumps(self.damaged), "retired": json.dumps(self.retired)}
+        return {"statistic": self.statistic} | said
 
 
 class RunSpectra(list[Spectrum], Table):

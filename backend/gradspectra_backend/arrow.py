@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,7 +32,7 @@ def series_table(series: Series, place: Mapping[str, NDArray[Any]]) -> Any:
     """One row per bucket: `place` (`step`, and the axis), and five columns per series.
 
     They are `name` (the mean), `name_min`, `name_max`, `name_last` and `name_nonfinite`. A series that is called as
-    one of `place` has its mean under `name_mean`.
+    one of `place` has its mean under `name_mean`. The schema's metadata has `damaged` as JSON.
     """
     columns = {name: column(values) for name, values in place.items()}
     for name, buckets in series.series.items():
@@ -39,15 +40,22 @@ def series_table(series: Series, place: Mapping[str, NDArray[Any]]) -> Any:
         for part in ("min", "max", "last"):
             columns[f"{name}_{part}"] = column(getattr(buckets, part), buckets.present)
         columns[f"{name}_nonfinite"] = column(buckets.nonfinite)
-    return pa.Table.from_arrays(list(columns.values()), names=list(columns))
+    return pa.Table.from_arrays(
+        list(columns.values()), names=list(columns), metadata={"damaged": json.dumps(series.damaged)}
+    )
 
 
 def layers_table(values: LayerSeries, place: Mapping[str, NDArray[Any]]) -> Any:
-    """One row per layer and bucket that has a value: `place`, `layer`, `mean`, `min`, `max`, `nonfinite`."""
+    """One row per layer and bucket that has a value: `place`, `layer`, `mean`, `min`, `max`, `nonfinite`.
+
+    The schema's metadata has `statistic`, and `damaged` and `retired` as JSON.
+    """
     layer, at = np.nonzero(values.present)
     columns = {name: column(entries[at]) for name, entries in place.items()}
     names = pa.array(values.layers, pa.string())
     columns["layer"] = pa.DictionaryArray.from_arrays(pa.array(layer.astype(np.int32)), names)
     for part in ("mean", "min", "max", "nonfinite"):
         columns[part] = column(getattr(values, part)[layer, at])
-    return pa.table(columns).replace_schema_metadata({"statistic": values.statistic})
+    return pa.table(columns).replace_schema_metadata(
+        {"statistic": values.statistic, "damaged": json.dumps(values.damaged), "retired": json.dumps(values.retired)}
+    )

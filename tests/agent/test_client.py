@@ -279,8 +279,16 @@ def test_what_the_server_could_not_read_back_is_said() -> None:
     assert RunSeries.from_json(answer).damaged == ((3, 4), (7, 7))
     layers = {"statistic": "s", "layers": [], "roles": [], "depths": [], "nonfinite": []}
     parts = {"mean": [], "min": [], "max": []}
-    assert RunLayers.from_json({**layers, **parts, "x": [], "damaged": [[3, 4]]}).damaged == ((3, 4),)
+    lossy = RunLayers.from_json({**layers, **parts, "x": [], "damaged": [[3, 4]], "retired": [[1, 64, 64]]})
+    assert lossy.damaged == ((3, 4),)
     assert RunLayers.from_json({**layers, **parts, "x": []}).damaged == ()
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed (the extra dev has it)")
+    assert RunSeries.from_json(answer).to_arrow().schema.metadata == {b"damaged": b"[[3, 4], [7, 7]]"}
+    assert lossy.to_arrow().schema.metadata == {
+        b"statistic": b"s",
+        b"damaged": b"[[3, 4]]",
+        b"retired": b"[[1, 64, 64]]",
+    }
 
 
 def test_layers_and_spectra_are_exported_by_name(run: Run, tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 import sqlalchemy as sa
 from backend.callers import API, Caller, batch
 from fastapi.testclient import TestClient
 from gradspectra_backend.app import create_app
 from gradspectra_backend.doctor import examine, report
-from gradspectra_backend.forms import ARRAYS
+from gradspectra_backend.forms import ARRAYS, ARROW
 from gradspectra_backend.settings import Settings
 from gradspectra_core.container import unpack
 from gradspectra_store import Store
@@ -39,6 +41,9 @@ def test_damaged_steps_are_told_in_the_answer_and_by_the_doctor(caller: Caller, 
     (found,) = [entry for entry in examine(lambda: settings) if entry["name"] == "blocks"]
     assert found["status"] == "failed"
     assert f"1 damaged: run {run['id']} attempt 1 loss level 0 steps 1 to 112" in found["detail"]
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed (the extra export has it)")
+    streamed = caller.client.get(f"{API}/runs/{run['id']}/series", headers={"Accept": ARROW})
+    assert pyarrow.ipc.open_stream(io.BytesIO(streamed.content)).schema.metadata == {b"damaged": b"[[1, 112]]"}
 
 
 def test_a_full_disk_is_answered_507_and_nothing_is_lost_when_there_is_space_again(

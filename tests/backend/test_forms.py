@@ -82,7 +82,7 @@ def test_an_arrow_stream_keeps_special_numbers_apart_from_missing_ones(caller: C
     assert found["layer"].to_pylist() == [NAMES[0], NAMES[0], NAMES[1], NAMES[1]]
     assert found["step"].to_pylist() == [1, 2, 1, 2]
     assert str(found["mean"].to_pylist()) == "[1.0, inf, nan, -inf]"
-    assert found.schema.metadata[b"statistic"] == b"weight_sq"
+    assert found.schema.metadata == {b"statistic": b"weight_sq", b"damaged": b"[]", b"retired": b"[]"}
 
 
 def test_an_empty_answer_has_every_form(caller: Caller):
