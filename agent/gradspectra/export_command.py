@@ -14,7 +14,7 @@ from gradspectra.files import EXPORT_FORMATS, write_whole
 
 def register(subparsers: Any) -> None:
     """Add the command."""
-    parser = subparsers.add_parser("export", help="write every recorded step of a run as CSV, JSON or Parquet")
+    parser = subparsers.add_parser("export", help="write every recorded step of a run as CSV, JSON, Parquet or Arrow")
     parser.add_argument("run_id", metavar="RUN", help="id of the run")
     parser.add_argument("--format", choices=EXPORT_FORMATS, help="default: by the end of FILE, else csv")
     parser.add_argument("--what", choices=("series", "layers", "spectra"), default="series", help="default: series")
@@ -42,8 +42,8 @@ def _run(options: argparse.Namespace) -> int:
     given = ("what", "names", "layers", "pattern", "of", "start", "stop", "attempt", "skip_damaged")
     parts = run.export_parts(format=form, **{name: getattr(options, name) for name in given})
     if options.output is None:
-        if form == "parquet" and sys.stdout.isatty():
-            raise ValueError("parquet is not for a terminal; name a file by -o FILE")
+        if form in ("parquet", "arrow") and sys.stdout.isatty():
+            raise ValueError(f"{form} is not for a terminal; name a file by -o FILE")
         for part in parts:
             sys.stdout.buffer.write(part)
         sys.stdout.buffer.flush()

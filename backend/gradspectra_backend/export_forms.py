@@ -1,4 +1,4 @@
-"""Tables written piece by piece: CSV and JSON by the standard library and orjson, Parquet where pyarrow is there."""
+"""Tables written piece by piece: CSV and JSON by the standard library and orjson, the others where pyarrow is there."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from gradspectra_core.jsonform import json_array
 
 from gradspectra_backend.export_tables import Cells, Kind, Table
 
-Format = Literal["csv", "json", "parquet"]
+Format = Literal["csv", "json", "parquet", "arrow"]
 MEDIA_TYPES: dict[Format, str] = {
     "csv": "text/csv; charset=utf-8",
     "json": "application/json",
     "parquet": "application/vnd.apache.parquet",
+    "arrow": "application/vnd.apache.arrow.file",
 }
 ROWS_AT_ONCE = 4096
 
 
 def written(table: Table, form: Format) -> Iterator[bytes]:
-    """Write a table in one of the forms, a few thousand rows at a time; parquet needs pyarrow."""
+    """Write a table in one of the forms, a few thousand rows at a time; parquet and arrow need pyarrow."""
     if form == "csv":
         return as_csv(table)
     if form == "json":
         return as_json(table)
-    from gradspectra_backend.parquet import as_parquet
+    from gradspectra_backend.columnar import as_arrow, as_parquet
 
-    return as_parquet(table)
+    return as_parquet(table) if form == "parquet" else as_arrow(table)
 
 
 def as_csv(table: Table) -> Iterator[bytes]:

@@ -188,14 +188,14 @@ def _store_gaps(conn: sa.Connection, run: str, batch: Batch, attempt: int) -> No
 
 def _store_names(conn: sa.Connection, run: str, batch: Batch, known: str) -> str:
     """Note which series and statistics the run has; a session that sends what it sent before costs nothing."""
-    scalar_names = batch.scalars.names + batch.counts.names
-    layer_names = () if batch.layers is None else batch.layers.statistics + batch.layers.count_statistics
-    if not scalar_names and not layer_names:
+    series = batch.scalars.names, batch.counts.names
+    layers = ((), ()) if batch.layers is None else (batch.layers.statistics, batch.layers.count_statistics)
+    if not any((*series, *layers)):
         return known
-    digest = hashlib.md5(repr((scalar_names, layer_names)).encode(), usedforsecurity=False).hexdigest()
+    digest = hashlib.md5(repr((series, layers)).encode(), usedforsecurity=False).hexdigest()
     if digest != known:
-        add_names(conn, run, "run", scalar_names, derived=False)
-        add_names(conn, run, "layer", layer_names, derived=False)
+        add_names(conn, run, "run", series[0], derived=False, counts=series[1])
+        add_names(conn, run, "layer", layers[0], derived=False, counts=layers[1])
     return digest
 
 

@@ -10,15 +10,30 @@ from sqlalchemy.dialects import postgresql, sqlite
 from gradspectra_store.schema import names
 
 
-def add_names(conn: sa.Connection, run: str, scope: str, wanted: Iterable[str], *, derived: bool) -> None:
-    """Note names of a scope ("run" or "layer"); those known already stay as they are."""
-    rows = [{"run": run, "scope": scope, "name": name, "derived": derived} for name in wanted]
+def add_names(
+    conn: sa.Connection, run: str, scope: str, wanted: Iterable[str], *, derived: bool, counts: Iterable[str] = ()
+) -> None:
+    """Note names of a scope ("run" or "layer"): `wanted`, and beside them those of counts.
+
+    Those known already stay as they are, but for one that comes as a count no more: it is not whole from then on.
+    """
+    found = {"run": run, "scope": scope, "derived": derived}
+    rows = [found | {"name": name, "whole": False} for name in wanted]
+    rows += [found | {"name": name, "whole": True} for name in counts]
     if rows:
-        insert = postgresql.insert if conn.dialect.name == "postgresql" else sqlite.insert
-        conn.execute(insert(names).on_conflict_do_nothing(), rows)
+        insert = (postgresql.insert if conn.dialect.name == "postgresql" else sqlite.insert)(names)
+        no_more = sa.and_(names.c.whole, sa.not_(insert.excluded.whole))
+        key = [names.c.run, names.c.scope, names.c.name]
+        conn.execute(insert.on_conflict_do_update(index_elements=key, set_={"whole": False}, where=no_more), rows)
 
 
 def known_names(conn: sa.Connection, run: str, scope: str) -> dict[str, bool]:
     """Return the names of a scope in alphabetical order, each with whether it is derived."""
     query = sa.select(names.c.name, names.c.derived).where(names.c.run == run, names.c.scope == scope)
     return {row.name: row.derived for row in conn.execute(query.order_by(names.c.name))}
+
+
+def whole_names(conn: sa.Connection, run: str, scope: str) -> set[str]:
+    """Return the names of a scope that have only ever come as counts."""
+    query = sa.select(names.c.name).where(names.c.run == run, names.c.scope == scope, names.c.whole)
+    return set(conn.execute(query).scalars())

@@ -2,6 +2,7 @@
 
 from gradspectra_store.layer_tables import layer_list
 from gradspectra_store.layer_values import read_layers
+from gradspectra_store.recorded import read_recorded, read_recorded_layers
 from gradspectra_store.retired import layers_left, spectra_left
 from gradspectra_store.series import read_series, series_names
 from gradspectra_store.spectra import read_spectra
@@ -11,6 +12,8 @@ __all__ = [
     "layer_list",
     "layers_left",
     "read_layers",
+    "read_recorded",
+    "read_recorded_layers",
     "read_series",
     "read_spectra",
     "read_times",

@@ -127,6 +127,9 @@ names = sa.Table(
     sa.Column("scope", sa.String(8), primary_key=True, comment="run or layer"),
     sa.Column("name", sa.String(512), primary_key=True),
     sa.Column("derived", sa.Boolean, nullable=False),
+    sa.Column(
+        "whole", sa.Boolean, nullable=False, server_default=sa.false(), comment="has only ever come as whole numbers"
+    ),
 )
 
 segments = sa.Table(

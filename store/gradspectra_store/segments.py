@@ -25,26 +25,30 @@ Blocks = dict[str, NDArray[Any]]
 class ScalarPart:
     """All series of one segment.
 
-    steps: (S,); rows: the row of each name; values: (C, S); present: the same, None where every value is there.
+    steps: (S,); rows: the row of each name, those of the counts after those of the scalars; values: (C, S) of the
+    scalars; counts: (K, S); present: (C + K, S), None where every value is there.
     """
 
     steps: Int64
     rows: dict[str, int]
     values: Float64
+    counts: Int64
     present: Bool | None
 
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays, and of the names about."""
-        return _nbytes(self.steps, self.values, self.present) + 100 * len(self.rows)
+        return _nbytes(self.steps, self.values, self.present) + self.counts.nbytes + 100 * len(self.rows)
 
     def recorded(self, name: str) -> Recorded:
-        """Return one of the series at the steps that have it."""
+        """Return one of the series at the steps that have it: float64, counts int64."""
         row = self.rows[name]
+        at = row - len(self.values)
+        own: NDArray[Any] = self.values[row : row + 1] if at < 0 else self.counts[at : at + 1]
         if self.present is None or self.present[row].all():
-            return Recorded(self.steps, self.values[row : row + 1], None)
+            return Recorded(self.steps, own, None)
         there = self.present[row]
-        return Recorded(self.steps[there], self.values[row : row + 1, there], None)
+        return Recorded(self.steps[there], own[:, there], None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,15 +131,16 @@ def unpack_spectra(payload: bytes) -> SpectrumBlock:
 
 
 def scalar_part(payload: bytes) -> ScalarPart:
-    """Read all series of a segment of scalars, counts among them, as float64."""
+    """Read all series of a segment of scalars, counts among them."""
     meta, blocks = unpack(payload, limits=_LIMITS)
     kinds = [kind for kind in ("scalars", "counts") if kind in blocks]
     names = [name for kind in kinds for name in meta[kind]]
     present = None
     if any(f"{kind}.present" in blocks for kind in kinds):
         present = np.concatenate([_present(blocks, kind, blocks[kind].shape) for kind in kinds])
-    values = np.concatenate([np.asarray(blocks[kind], np.float64) for kind in kinds])
-    return ScalarPart(blocks["steps"].copy(), {name: row for row, name in enumerate(names)}, values, present)
+    counts = blocks["counts"].copy() if "counts" in blocks else np.empty((0, len(blocks["steps"])), np.int64)
+    rows = {name: row for row, name in enumerate(names)}
+    return ScalarPart(blocks["steps"].copy(), rows, blocks["scalars"].copy(), counts, present)
 
 
 def times_of(payload: bytes) -> tuple[Int64, Float64]:

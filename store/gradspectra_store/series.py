@@ -50,7 +50,7 @@ def read_series(
     for derived in (False, True):
         own = [Quantity(name, (name,), 1, last=True) for name in given if known[name] == derived]
         if own:
-            origins.append((own, _reader(conn, run, spans, wanted, derived=derived)))
+            origins.append((own, series_levels(conn, run, spans, wanted, derived=derived)))
     reach = extent((levels.reaches for _, levels in origins), spans, wanted.start, wanted.stop)
     grid = Grid.of(*(reach or (0, -1)), columns)
     number = level_at(grid.width)
@@ -66,10 +66,10 @@ def read_series(
     return Series("step", x, dict(zip([one.name for own, _ in origins for one in own], buckets, strict=True)), damaged)
 
 
-def _reader(
+def series_levels(
     conn: sa.Connection, run: str, spans: dict[int, tuple[int, int]], wanted: Range, *, derived: bool
 ) -> Levels:
-    """What reads the series of one origin."""
+    """Return what reads the series of one origin over the steps wanted. spans: as `visible_spans` gives."""
     found = find(conn, run, "scalars", spans, wanted.start, wanted.stop, derived=derived)
     segments = partial(_segments, conn, derived)
     reach = reaches(conn, run, "scalars", derived=derived)

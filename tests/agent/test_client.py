@@ -254,9 +254,9 @@ def test_every_figure_is_one_for_plotly(run: Run) -> None:
         assert run.figure(name, **layer).layout.template is not None
 
 
-@pytest.mark.parametrize("name", ["run.csv", "run.JSON", "run.parquet"])
+@pytest.mark.parametrize("name", ["run.csv", "run.JSON", "run.parquet", "run.arrow"])
 def test_a_run_is_exported_whole_by_the_end_of_the_name(run: Run, tmp_path: Path, name: str) -> None:
-    if name.endswith("parquet"):
+    if name.endswith(("parquet", "arrow")):
         pytest.importorskip("pyarrow", reason="pyarrow is not installed (the extra dev has it)")
     file = run.export(tmp_path / name, names=["loss"], start=2)
     assert file == tmp_path / name
@@ -265,10 +265,14 @@ def test_a_run_is_exported_whole_by_the_end_of_the_name(run: Run, tmp_path: Path
         losses = [float(row[rows[0].index("loss")]) for row in rows[1:]]
     elif name.endswith("JSON"):
         losses = [float(row["loss"]) for row in json.loads(file.read_text())]
-    else:
+    elif name.endswith("parquet"):
         from pyarrow import parquet
 
         losses = parquet.read_table(file)["loss"].to_pylist()
+    else:
+        from pyarrow import ipc
+
+        losses = ipc.open_file(file.read_bytes()).read_all()["loss"].to_pylist()
     assert losses == [*map(float, range(2, STEPS)), math.inf]
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
@@ -306,7 +310,7 @@ def test_an_export_that_fails_leaves_the_file_that_was_there(run: Run, tmp_path:
     file.write_text("old")
     with pytest.raises(ServerRefused, match="attempts 1 to 1, got 7"):
         run.export(file, attempt=7)
-    with pytest.raises(ValueError, match=r"format must be one of csv, json, parquet, got 'xlsx' for 'run.xlsx'"):
+    with pytest.raises(ValueError, match=r"format must be one of csv, json, parquet, arrow, got 'xlsx' for 'run.xlsx'"):
         run.export(tmp_path / "run.xlsx")
     with pytest.raises(FileNotFoundError):
         run.export(tmp_path / "none" / "run.csv")

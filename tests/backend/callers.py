@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx2
@@ -66,19 +66,22 @@ def table(names: Sequence[str] = ("layers.0.up.weight", "layers.1.up.weight")) -
     return LayerTable.of(Layer(name, "up", index, (8, 4)) for index, name in enumerate(names))
 
 
-def layer_block(of: LayerTable, steps: Sequence[int], **rows: Any) -> LayerBlock:
-    """Layer statistics, all present. rows: (T, L) numbers by statistic."""
+def layer_block(
+    of: LayerTable, steps: Sequence[int], counts: Mapping[str, Any] | None = None, **rows: Any
+) -> LayerBlock:
+    """Layer statistics, all present. rows, counts: (T, L) numbers by statistic."""
     values = np.array(list(rows.values()), np.float32).reshape(len(rows), len(steps), len(of))
-    no_counts = np.zeros((0, len(steps), len(of)), np.int64)
+    own = counts or {}
+    wholes = np.array(list(own.values()), np.int64).reshape(len(own), len(steps), len(of))
     return LayerBlock(
         of.digest,
         np.array(steps, np.int64),
         tuple(rows),
         values,
         np.ones(values.shape, np.bool_),
-        (),
-        no_counts,
-        no_counts.astype(np.bool_),
+        tuple(own),
+        wholes,
+        np.ones(wholes.shape, np.bool_),
     )
 
 

@@ -23,7 +23,8 @@ from gradspectra_worker.compact import compact
 OLD, NEW = ("layers.0.up.weight", "layers.1.up.weight"), ("layers.1.up.weight", "head.weight")
 LOSS = [1.0, math.nan, math.inf, None, -math.inf, 0.1]
 NEWER_LOSS = [0.30000000000000004, 5e-324, -0.0]
-FORMS = ("csv", "json", "parquet")
+FORMS = ("csv", "json", "parquet", "arrow")
+ODD = 2**53 + 1  # float64 has no such number
 WORDS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -31,12 +32,13 @@ def send_all(caller: Caller) -> str:
     """A run of two attempts: steps 1 to 8 without 4, and again from 6 on to 9 without 7, with other layers."""
     run = caller.start(name="Größe/1")
     of, later = table(OLD), table(NEW)
-    block = layer_block(of, [1, 2], weight_sq=[[0.1, math.nan], [math.inf, -math.inf]], grad_sq=[[4.0, 9.0]] * 2)
+    squares = {"weight_sq": [[0.1, math.nan], [math.inf, -math.inf]], "grad_sq": [[4.0, 9.0]] * 2}
+    block = layer_block(of, [1, 2], counts={"seen": [[0, ODD], [1, -ODD]]}, **squares)
     tokens = columns(2, np.int64, tokens=[7, None])
     spectra = spectrum_block(of, 2, 1, [3.0, 1.0])
     first = {"layer_table": of, "layers": block, "spectra": spectra, "counts": tokens, "step": [0.5] * 2}
     caller.must_send(run["id"], batch(run["session"], 1, [1, 2], loss=LOSS[:2], **first))
-    tokens = columns(3, np.int64, tokens=[2**53, 9, 9])
+    tokens = columns(3, np.int64, tokens=[ODD, 9, 9])
     caller.must_send(run["id"], batch(run["session"], 2, [3, 5, 6], loss=LOSS[2:5], counts=tokens, step=[0.5] * 3))
     spectra = spectrum_block(of, 8, 1, [5.0])
     caller.must_send(run["id"], batch(run["session"], 3, [8], loss=LOSS[5:], spectra=spectra))
@@ -66,6 +68,9 @@ def rows_of(answer: Any, form: str) -> list[dict[str, Any]]:
     if form == "parquet":
         parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed (the extra export has it)")
         return list(parquet.read_table(io.BytesIO(answer)).to_pylist())
+    if form == "arrow":
+        ipc = pytest.importorskip("pyarrow.ipc", reason="pyarrow is not installed (the extra export has it)")
+        return list(ipc.open_file(answer).read_all().to_pylist())
     if form == "json":
         return [{name: _read(value) for name, value in row.items()} for row in json.loads(answer)]
     return [
@@ -82,11 +87,11 @@ def _cell(name: str, text: str) -> Any:
         return text
     if name in ("index", "singular_values"):
         return [float(entry) for entry in text.split()]
-    return float(text) if text else None
+    return None if not text else int(text) if text.removeprefix("-").isdigit() else float(text)
 
 
 def exported(caller: Caller, run: str, form: str, **params: Any) -> list[dict[str, Any]]:
-    if form == "parquet":
+    if form in ("parquet", "arrow"):
         pytest.importorskip("pyarrow", reason="pyarrow is not installed (the extra export has it)")
     answer = caller.client.get(f"{API}/runs/{run}/export", params={"format": form, **params})
     assert answer.status_code == 200, answer.text
@@ -110,7 +115,7 @@ def test_series_come_back_as_they_were_sent_with_attempts_joined_at_the_cut(call
     rows = exported(caller, run, form)
     assert [(row["step"], row["attempt"]) for row in rows] == [(1, 1), (2, 1), (3, 1), (5, 1), (6, 2), (8, 2), (9, 2)]
     assert same([row["loss"] for row in rows], LOSS[:4] + NEWER_LOSS)
-    assert same([row["tokens"] for row in rows], [7, None, 2**53, 9, None, None, None])
+    assert repr([row["tokens"] for row in rows]) == repr([7, None, ODD, 9, None, None, None])
     assert same([row["step_value"] for row in rows], [0.5] * 4 + [None] * 3)
     assert same([row["time"] for row in rows], [1e9 + row["step"] for row in rows])
     assert list(rows[0]) == ["step", "attempt", "time", "loss", "step_value", "tokens"]
@@ -141,10 +146,23 @@ def test_layers_come_in_long_form_also_where_they_change(caller: Caller, run: st
     assert same([row["weight_sq"] for row in rows], [float(np.float32(0.1)), math.nan, math.inf, -math.inf, 2.5, 3.5])
     assert same([row["grad_norm"] for row in rows], [2, 3, 2, 3, None, None])
     assert same([row["mine"] for row in rows], [None] * 4 + [math.nan, 1.0])
+    assert repr([row["seen"] for row in rows]) == repr([0, ODD, 1, -ODD, None, None])
     assert {row["role"] for row in rows} == {"up"}
     chosen = exported(caller, run, form, what="layers", names="weight_norm", pattern="1", stop=3)
     assert [list(row) for row in chosen] == [["step", "attempt", "layer", "role", "depth", "weight_norm"]] * 2
     assert same([row["weight_norm"] for row in chosen], [math.nan, math.nan])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_name_that_comes_as_a_count_and_then_as_a_scalar_is_a_number(caller: Caller, form: str):
+    run = caller.start()
+    counts = columns(2, np.int64, mine=[3, 4], ids=[ODD, 2])
+    caller.must_send(run["id"], batch(run["session"], 1, [1, 2], counts=counts))
+    assert repr([row["mine"] for row in exported(caller, run["id"], form)]) == "[3, 4]"
+    caller.must_send(run["id"], batch(run["session"], 2, [3], mine=[0.5], counts=columns(1, np.int64, ids=[5])))
+    rows = exported(caller, run["id"], form)
+    assert repr([row["mine"] for row in rows]) == "[3.0, 4.0, 0.5]"
+    assert repr([row["ids"] for row in rows]) == repr([ODD, 2, 5])
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -226,6 +244,7 @@ def test_what_became_blocks_comes_as_it_was_sent(anywhere: Caller):
                 [step + 1 for step in steps],
                 layer_table=of,
                 layers=block,
+                counts=columns(50, np.int64, ids=[ODD + step for step in steps]),
                 loss=losses[first : first + 50],
                 mine=[0.1] * 50,
             ),
@@ -241,6 +260,7 @@ def test_what_became_blocks_comes_as_it_was_sent(anywhere: Caller):
     assert same([row["time"] for row in rows], [1e9 + row["step"] for row in rows])
     assert [row["step"] for row in rows] == list(range(1, 951))
     assert same([row["loss"] for row in rows], [losses[at] for at in kept])
+    assert [row["ids"] for row in rows] == [ODD + step for step in range(950)]
     layers = exported(anywhere, run["id"], "json", what="layers", names="weight_sq")
     assert same([row["weight_sq"] for row in layers], [float(value) for at in kept for value in squares[at]])
 
@@ -248,12 +268,12 @@ def test_what_became_blocks_comes_as_it_was_sent(anywhere: Caller):
 def test_what_is_read_at_once_does_not_grow_with_the_run(caller: Caller, monkeypatch):
     run = caller.start()
     sizes: list[int] = []
-    real = read.read_series
+    real = read.read_recorded
 
     def counted(*arguments: Any) -> Any:
-        series = real(*arguments)
-        sizes.append(len(series.x) * len(series.series))
-        return series
+        found = real(*arguments)
+        sizes.append(sum(len(part.steps) for part in found.parts.values()))
+        return found
 
     first = 1
     for sequence, (count, apart) in enumerate(((300, 100), (2000, 1)), 1):
@@ -261,7 +281,7 @@ def test_what_is_read_at_once_does_not_grow_with_the_run(caller: Caller, monkeyp
         first = steps[-1] + 1
         caller.must_send(run["id"], batch(run["session"], sequence, steps, loss=[0.5] * count, mine=[1.0] * count))
     monkeypatch.setattr(export_tables, "VALUES_AT_ONCE", 64)
-    monkeypatch.setattr(export_tables.read, "read_series", counted)
+    monkeypatch.setattr(export_tables.read, "read_recorded", counted)
     rows = exported(caller, run["id"], "json", names="loss,mine")
     assert len(rows) == 2300
     assert max(sizes) <= 64 * export_tables.MOST_GROWTH
@@ -274,7 +294,7 @@ def test_a_job_that_resumes_meanwhile_changes_nothing_in_an_export_that_has_begu
     monkeypatch.setattr(export_tables, "VALUES_AT_ONCE", 1)
     monkeypatch.setattr(export_tables, "MOST_GROWTH", 1)
     asked = []
-    real = read.read_series
+    real = read.read_recorded
 
     def resumed(*arguments: Any) -> Any:
         asked.append(arguments)
@@ -283,7 +303,7 @@ def test_a_job_that_resumes_meanwhile_changes_nothing_in_an_export_that_has_begu
             caller.must_send(run["id"], batch(newer["session"], 1, [2, 3, 4, 5], loss=[9.0] * 4))
         return real(*arguments)
 
-    monkeypatch.setattr(export_tables.read, "read_series", resumed)
+    monkeypatch.setattr(export_tables.read, "read_recorded", resumed)
     assert [row["loss"] for row in exported(caller, run["id"], "json", names="loss")] == [1.0, 2.0, 3.0, 4.0]
     monkeypatch.undo()
     assert [row["loss"] for row in exported(caller, run["id"], "json", names="loss")] == [1.0, 9.0, 9.0, 9.0, 9.0]
@@ -336,7 +356,7 @@ def test_a_database_that_fails_at_once_is_a_problem_and_one_that_fails_later_bre
 ):
     monkeypatch.setattr(export_tables, "VALUES_AT_ONCE", 1)
     monkeypatch.setattr(export_tables, "MOST_GROWTH", 1)
-    real, good = read.read_series, 0
+    real, good = read.read_recorded, 0
 
     def failing(*arguments: Any) -> Any:
         nonlocal good
@@ -345,7 +365,7 @@ def test_a_database_that_fails_at_once_is_a_problem_and_one_that_fails_later_bre
             raise StoreUnavailable("the database is away")
         return real(*arguments)
 
-    monkeypatch.setattr(export_tables.read, "read_series", failing)
+    monkeypatch.setattr(export_tables.read, "read_recorded", failing)
     refused = caller.client.get(f"{API}/runs/{run}/export")
     assert (refused.status_code, refused.json()["type"]) == (503, "/problems/unavailable")
     good = 2
@@ -354,7 +374,13 @@ def test_a_database_that_fails_at_once_is_a_problem_and_one_that_fails_later_bre
 
 
 @pytest.mark.parametrize(
-    ("what", "reads"), [("series", "read_series"), ("series", "read_times"), ("layers", "read_layers")]
+    ("what", "reads"),
+    [
+        ("series", "read_recorded"),
+        ("series", "read_times"),
+        ("layers", "read_layers"),
+        ("layers", "read_recorded_layers"),
+    ],
 )
 def test_what_cannot_be_read_back_is_an_error_or_skipped_if_that_is_asked_for(
     caller: Caller, run: str, what: str, reads: str, monkeypatch

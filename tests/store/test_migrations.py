@@ -8,6 +8,7 @@ import sys
 from importlib.resources import as_file, files
 from pathlib import Path
 
+import numpy as np
 import pytest
 import sqlalchemy as sa
 from alembic import command
@@ -18,6 +19,7 @@ from gradspectra_store import Store, migrate
 from gradspectra_store.block_schema import metadata
 from gradspectra_store.engines import new_engine
 from gradspectra_store.errors import StoreTooNew
+from gradspectra_store.names import whole_names
 from gradspectra_store.read import read_series
 from gradspectra_store.retention import Retention, adopt_retention, due_runs, retention_in_force
 from gradspectra_store.run_views import get_run
@@ -25,7 +27,7 @@ from gradspectra_store.runs import update_run
 from store.batches import a_batch, columns, started, stored
 from store.compacting import compacted, derived_through
 
-HEAD = "0005"
+HEAD = "0007"
 
 
 def emptied(url: str) -> str:
@@ -37,6 +39,16 @@ def emptied(url: str) -> str:
             conn.execute(sa.text("CREATE SCHEMA public"))
     engine.dispose()
     return url
+
+
+def downgraded(url: str, version: str) -> None:
+    """Bring a database back to an older version."""
+    config, engine = Config(), new_engine(url, foreign_keys=False)
+    with as_file(files("gradspectra_store") / "migrations") as folder, engine.begin() as conn:
+        config.set_main_option("script_location", str(folder))
+        config.attributes["connection"] = conn
+        command.downgrade(config, version)
+    engine.dispose()
 
 
 def test_the_migrations_make_the_schema(url: str) -> None:
@@ -98,20 +110,20 @@ def test_a_new_file_is_not_copied(tmp_path: Path) -> None:
 
 
 def test_a_database_from_before_blocks_is_read_and_compacted_after_its_migration(url: str) -> None:
-    config, engine = Config(), new_engine(emptied(url), foreign_keys=False)
-    with as_file(files("gradspectra_store") / "migrations") as folder, engine.begin() as conn:
-        config.set_main_option("script_location", str(folder))
-        config.attributes["connection"] = conn
-        command.upgrade(config, "0003")
-    engine.dispose()
-    old = Store.open(url, migrate=False)
+    old = Store.open(emptied(url))
     run = started(old)
     for sequence in range(1, 31):
         steps = range(10 * sequence - 9, 10 * sequence + 1)
         losses = columns({"loss": [float(step) for step in steps]}, 10)
-        stored(old, run.run, a_batch(run.session, sequence, steps, scalars=losses))
+        tokens = columns({"tokens": [7] * 10}, 10, np.int64)
+        stored(old, run.run, a_batch(run.session, sequence, steps, scalars=losses, counts=tokens))
+    with old.read() as conn:
+        assert whole_names(conn, run.run, "run") == {"tokens"}
     old.close()
+    downgraded(url, "0003")
     store = Store.open(url)
+    with store.read() as conn:
+        assert whole_names(conn, run.run, "run") == set()  # what came before counts as numbers
     derived_through(store, run.run)
     for rounds in (0, 1):
         assert compacted(store, run.run, rounds) == rounds

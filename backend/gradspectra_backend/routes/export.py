@@ -17,7 +17,8 @@ from starlette.responses import StreamingResponse
 from gradspectra_backend.auth import READ
 from gradspectra_backend.context import Shared
 from gradspectra_backend.export_forms import MEDIA_TYPES, Format, written
-from gradspectra_backend.export_tables import Table, layers_table, series_table, spans_of, spectra_table
+from gradspectra_backend.export_layers import layers_table
+from gradspectra_backend.export_tables import Table, series_table, spans_of, spectra_table
 from gradspectra_backend.forms import require_pyarrow
 from gradspectra_backend.layer_choice import Choice, LayerChoice
 from gradspectra_backend.problems import Problem
@@ -46,7 +47,7 @@ def export_run(
     context: Shared,
     run: RunId,
     choice: Choice,
-    format: Annotated[Format, Query(description="Parquet needs pyarrow on the server.")] = "csv",
+    format: Annotated[Format, Query(description="Parquet and Arrow need pyarrow on the server.")] = "csv",
     what: Annotated[What, Query(description="Scalars and run metrics, layer values, or spectra.")] = "series",
     names: Annotated[
         str | None, Query(max_length=20_000, description="Series or statistics, by commas; all if left out.")
@@ -62,8 +63,8 @@ def export_run(
     Attempts are joined as everywhere: the newest attempt of each step; the column `attempt` says which. An answer
     that breaks off was not whole.
     """
-    if format == "parquet":
-        require_pyarrow("format=parquet")
+    if format in ("parquet", "arrow"):
+        require_pyarrow(f"format={format}")
     with context.store.read() as conn:
         members = run_object(conn, run)
         spans = spans_of(conn, run, attempt, start, stop)
