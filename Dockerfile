@@ -8,7 +8,7 @@ COPY store store
 COPY worker worker
 COPY frontend frontend
 COPY backend backend
-RUN python -m venv /venv && /venv/bin/pip install --no-cache-dir -c constraints.txt '.[server,postgres]'
+RUN python -m venv /venv && /venv/bin/pip install --no-cache-dir -c constraints.txt '.[server,postgres,export]'
 
 FROM python:3.13-slim-bookworm
 COPY --from=build /venv /venv

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,13 @@ def test_no_password_has_a_default_and_no_image_floats() -> None:
     ]
     images = [service["image"] for service in SERVICES.values()] + re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
     assert [image for image in images if ":" not in image or image.endswith(":latest")] == []
+
+
+def test_the_image_can_answer_in_every_form() -> None:
+    (installed,) = re.findall(r"pip install .*'\.\[([a-z,]+)\]'", DOCKERFILE)
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    packages = {re.split(r"[^a-z0-9-]", package)[0] for extra in installed.split(",") for package in extras[extra]}
+    assert packages >= {"fastapi", "psycopg", "pyarrow"}
 
 
 def test_the_image_runs_without_root() -> None:
