@@ -19,6 +19,7 @@ from gradspectra_store.retention import adopt_retention
 from gradspectra_worker.announce import RedisAnnouncer
 from gradspectra_worker.celery_dispatch import CeleryDispatcher
 from gradspectra_worker.dispatch import InlineDispatcher
+from gradspectra_worker.heartbeat import LivingWorkers
 from gradspectra_worker.redis_urls import for_redis
 
 from gradspectra_backend import manual, openapi, pages, problems, store_problems
@@ -129,7 +130,10 @@ async def _with_redis(app: FastAPI, settings: Settings, store: Store, hub: Hub, 
     dispatcher = CeleryDispatcher(url)
     audience = Audience(hub)
     pump = Pump(for_redis(url), hub, news.heard, audience.heard)
-    app.state.context = Context(settings, store, hub, dispatcher, announcer, Meters(), news, audience, pump.problem)
+    workers = LivingWorkers(url)
+    app.state.context = Context(
+        settings, store, hub, dispatcher, announcer, Meters(), news, audience, pump.problem, workers
+    )
     dispatcher.start()
     pump.start()
     telling = asyncio.create_task(audience.tell(announcer), name="audience")
@@ -141,6 +145,7 @@ async def _with_redis(app: FastAPI, settings: Settings, store: Store, hub: Hub, 
         await pump.stop()
         await asyncio.to_thread(dispatcher.stop, 5.0)
         announcer.close()
+        workers.close()
 
 
 def _close_on_signals(hub: Hub) -> Any:

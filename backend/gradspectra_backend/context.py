@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from gradspectra_store import Store
 from gradspectra_worker.dispatch import Dispatcher
+from gradspectra_worker.heartbeat import LivingWorkers
 
 from gradspectra_backend.audience import Audience
 from gradspectra_backend.live import Hub
@@ -26,7 +27,8 @@ class Context:
     """One server process.
 
     announce: tells every process's live streams that something changed. dispatcher_problem: says what keeps new
-    records from being derived, None if nothing does.
+    records from being asked to be derived, None if nothing does. workers: those that derive, None where this process
+    does so by itself.
     """
 
     settings: Settings
@@ -38,6 +40,7 @@ class Context:
     news: AlertNews
     audience: Audience
     dispatcher_problem: Callable[[], str | None]
+    workers: LivingWorkers | None = None
     logins: LoginLimit = field(default_factory=LoginLimit)
     clock: Callable[[], float] = field(default=time.time)
 

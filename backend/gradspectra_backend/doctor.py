@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,6 +16,7 @@ from gradspectra_core import __version__
 from gradspectra_store import Store, StoreError
 from gradspectra_store.checking import check_blocks
 from gradspectra_store.retention import retention_in_force
+from gradspectra_worker.heartbeat import LivingWorkers
 from redis.exceptions import RedisError
 from sqlalchemy.exc import ProgrammingError
 
@@ -143,9 +145,13 @@ def _redis(settings: Settings) -> Finding:
     try:
         with redis.Redis.from_url(settings.redis_url, socket_timeout=3, socket_connect_timeout=3) as client:
             client.ping()
+        with closing(LivingWorkers(settings.redis_url)) as workers:
+            living = workers.count()
     except (RedisError, OSError) as error:
         return _bad("redis", "failed", str(error), "is it running, and does GRADSPECTRA_REDIS_URL name it?")
-    return {"name": "redis", "status": "ok", "detail": "answers"}
+    if not living:
+        return _bad("redis", "warning", "answers, but no worker lives, and nothing is derived", "gradspectra worker")
+    return {"name": "redis", "status": "ok", "detail": f"answers, and of workers {living}"}
 
 
 def _space(settings: Settings) -> Finding:

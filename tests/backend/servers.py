@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,3 +61,22 @@ def serving(data: Path, *arguments: str, **settings: str) -> Iterator[Running]:
         if process.poll() is None:
             process.kill()
         process.communicate()
+
+
+@contextmanager
+def working(database_url: str, redis_url: str) -> Iterator[subprocess.Popen[str]]:
+    """A Celery worker with one process of its own until the end of the block."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", MAIN, "worker", "--concurrency", "1"],
+        env=environment(database_url=database_url, redis_url=redis_url),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -14,10 +14,15 @@ import httpx2
 import pytest
 import redis
 from backend.callers import API, Caller, batch
-from backend.servers import serving
+from backend.servers import serving, working
 from backend.test_live import Listening
+from fastapi.testclient import TestClient
+from gradspectra_backend.app import create_app
+from gradspectra_backend.doctor import examine
 from gradspectra_backend.problems import KINDS
+from gradspectra_backend.settings import load_settings
 from gradspectra_store.errors import StoreError, StoreFull, StoreUnavailable
+from gradspectra_worker import heartbeat
 from gradspectra_worker.announce import LIVE_CHANNEL
 
 
@@ -116,13 +121,44 @@ def test_two_processes_tell_each_other_over_redis(tmp_path, redis_url):
         caller.must_send(run["id"], batch(run["session"], 1, [1]))
         for listener in listeners:
             listener.heard(3, run=run["id"], step=1)
-        ready = caller.get("/ready")
-        assert ready["dispatcher"] == {"status": "ok", "kind": "celery"}
+        ready = client.get(f"{API}/ready")
+        assert (ready.status_code, ready.json()["dispatcher"]) == (503, {"status": "ok", "kind": "celery"})
+        assert "no worker was heard for 20 s" in ready.json()["workers"]["detail"]
         server.process.terminate()
         server.process.wait(5)
         for listener in listeners:
             listener.join(3)
         assert all(listener.clean for listener in listeners)
+
+
+def test_a_server_is_ready_while_a_worker_lives(tmp_path, redis_url, monkeypatch):
+    app = create_app(load_settings(data=tmp_path, redis_url=redis_url))
+    database = f"sqlite:///{tmp_path}/gradspectra.db"
+    with TestClient(app, base_url="http://127.0.0.1:7117") as client:
+
+        def ready() -> tuple[int, int]:
+            answer = client.get(f"{API}/ready")
+            return answer.status_code, answer.json()["workers"]["living"]
+
+        def becomes(expected: tuple[int, int]) -> None:
+            deadline = time.monotonic() + 20
+            while ready() != expected:
+                assert time.monotonic() < deadline, client.get(f"{API}/ready").text
+                time.sleep(0.05)
+
+        becomes((503, 0))
+        with working(database, redis_url) as stopped, working(database, redis_url) as killed:
+            becomes((200, 2))
+            report = {entry["name"]: entry for entry in examine(lambda: app.state.settings)}
+            assert (report["redis"]["status"], report["redis"]["detail"]) == ("ok", "answers, and of workers 2")
+            stopped.terminate()
+            becomes((200, 1))
+            killed.kill()
+            killed.wait()
+            assert ready() == (200, 1)
+            monkeypatch.setattr(heartbeat, "SILENT_SECONDS", 0.1)
+            becomes((503, 0))
+        assert examine(lambda: app.state.settings)[-2]["remedy"] == "gradspectra worker"
 
 
 def test_an_answer_says_whether_anybody_looks_here_or_at_another_process(tmp_path, redis_url):

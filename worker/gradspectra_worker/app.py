@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
-from celery import Celery
+from celery import Celery, bootsteps
 from kombu.transport import redis as redis_transport
 
+from gradspectra_worker.heartbeat import BEAT_SECONDS, Heartbeat
 from gradspectra_worker.redis_urls import for_celery
 from gradspectra_worker.retain import RETAIN_SECONDS
 
@@ -41,6 +43,32 @@ class _Deliveries(redis_transport.QoS):
             super().reject(delivery_tag, requeue=requeue)  # type: ignore[no-untyped-call]
 
 
+class _Living(bootsteps.StartStopStep):  # type: ignore[misc]
+    """Says every few seconds, out of the loop in which the worker takes its jobs, that it lives."""
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def __init__(self, consumer: Any, **options: Any) -> None:
+        self._heartbeat: Heartbeat | None = None
+        self._timer: Any = None
+        super().__init__(consumer, **options)
+
+    def start(self, consumer: Any) -> None:
+        """Begin, connected to Redis; again after each lost connection."""
+        self._heartbeat = Heartbeat(consumer.app.conf.broker_url, f"{consumer.hostname} {consumer.pid}")
+        self._heartbeat.beat()
+        self._timer = consumer.timer.call_repeatedly(BEAT_SECONDS, self._heartbeat.beat)
+
+    def stop(self, consumer: Any) -> None:  # noqa: ARG002
+        """End, once."""
+        if self._heartbeat is not None:
+            self._timer.cancel()
+            self._heartbeat.end()
+            self._heartbeat = None
+
+    shutdown = stop
+
+
 def make_app(redis_url: str) -> Celery:
     """Make the application on a Redis. It keeps no results: what matters is in the database."""
     redis_transport.Channel.QoS = _Deliveries
@@ -65,6 +93,7 @@ def make_app(redis_url: str) -> Celery:
         worker_prefetch_multiplier=1,
         worker_redirect_stdouts=False,
     )
+    made.steps["consumer"].add(_Living)
     return made
 
 

@@ -7,7 +7,9 @@ from typing import Any
 from fastapi import APIRouter
 from gradspectra_core import __version__
 from gradspectra_store import StoreError, derived, run_views
+from gradspectra_worker.heartbeat import SILENT_SECONDS, LivingWorkers
 from prometheus_client import CONTENT_TYPE_LATEST
+from redis.exceptions import RedisError
 from starlette.responses import PlainTextResponse, Response
 
 from gradspectra_backend import schemas
@@ -26,8 +28,10 @@ def health() -> Response:
 
 @router.get("/ready", response_model=schemas.Health)
 def ready(context: Shared) -> Response:
-    """Whether the server can do its work now: database, dispatcher, and Redis where it is used; 503 if not."""
+    """Whether the server can do its work now: database, dispatcher, and Redis and workers where used; 503 if not."""
     parts = {"database": _database(context), "dispatcher": _dispatcher(context)}
+    if context.workers is not None:
+        parts["workers"] = _workers(context.workers)
     fine = all(part["status"] == "ok" for part in parts.values())
     return answer({"status": "ok" if fine else "not ready", "version": __version__, **parts}, 200 if fine else 503)
 
@@ -45,6 +49,17 @@ def _dispatcher(context: Context) -> dict[str, Any]:
     problem = context.dispatcher_problem()
     kind = "inline" if context.settings.embedded else "celery"
     return {"status": "ok", "kind": kind} if problem is None else {"status": "failed", "kind": kind, "detail": problem}
+
+
+def _workers(workers: LivingWorkers) -> dict[str, Any]:
+    try:
+        living = workers.count()
+    except RedisError as error:
+        return {"status": "failed", "detail": f"Redis did not say: {error}"}
+    if not living:
+        silent = f"no worker was heard for {SILENT_SECONDS:g} s; records are stored and derived once one is back"
+        return {"status": "failed", "living": 0, "detail": silent}
+    return {"status": "ok", "living": living}
 
 
 @router.get("/metrics", response_class=PlainTextResponse, dependencies=[READ])
