@@ -110,9 +110,25 @@ def test_tags_and_notes_are_changed_and_other_fields_refused(anywhere: Caller):
     changed = anywhere.client.patch(f"{API}/runs/{run}", json={"tags": ["b", "a"], "notes": "better"})
     assert changed.status_code == 200
     assert (changed.json()["tags"], changed.json()["notes"], changed.json()["name"]) == (["a", "b"], "better", "r")
-    refused = anywhere.client.patch(f"{API}/runs/{run}", json={"state": "finished"})
-    assert refused.status_code == 422
-    assert refused.json()["field"] == "state"
+    for wrong in ({"state": "running"}, {"state": None}, {"health": "ok"}):
+        refused = anywhere.client.patch(f"{API}/runs/{run}", json=wrong)
+        assert (refused.status_code, refused.json()["field"]) == (422, next(iter(wrong)))
+
+
+def test_a_run_whose_job_is_gone_is_ended_from_outside(anywhere: Caller):
+    run = anywhere.start()
+    anywhere.must_send(run["id"], batch(run["session"], 1, [1, 2]))
+    path = f"{API}/runs/{run['id']}"
+    ended = anywhere.client.patch(path, json={"state": "failed", "notes": "the machine was switched off"})
+    assert (ended.status_code, ended.json()["state"]) == (200, "failed")
+    assert anywhere.get(f"/runs/{run['id']}")["notes"] == "the machine was switched off"
+    anywhere.must_send(run["id"], batch(run["session"], 2, [3]))
+    anywhere.client.post(f"{path}/heartbeat", json={"session": run["session"]})
+    still = anywhere.derived(run["id"], 3)
+    assert (still["state"], still["last_step"]) == ("failed", 3)
+    finished = anywhere.client.patch(path, json={"state": "finished"})
+    assert finished.json()["state"] == "finished"
+    assert anywhere.client.patch(f"{API}/runs/nowhere", json={"state": "failed"}).status_code == 404
 
 
 def test_a_job_is_asked_to_stop_until_it_is_resumed(anywhere: Caller):

@@ -251,6 +251,24 @@ def test_details_are_changed_and_a_run_is_deleted_only_when_sure(page: Page, ser
     expect(page.locator("tr.row")).to_have_count(4)
 
 
+def test_a_run_whose_job_is_gone_is_ended_only_when_sure(page: Page, server: CannedServer) -> None:
+    page.goto("/runs/demo00000004/details")
+    expect(page.locator(".run-title .state")).to_have_text("lost")
+    page.get_by_role("button", name="It has failed").click()
+    page.get_by_role("button", name="No").click()
+    assert server.runs[3]["state"] == "lost"
+    page.get_by_role("button", name="It has failed").click()
+    page.get_by_role("button", name="Yes").click()
+    expect(page.locator(".run-title .state")).to_have_text("failed")
+    assert server.runs[3]["state"] == "failed"
+    expect(page.get_by_role("button", name="It has finished")).to_have_count(0)
+    server.advance(5)
+    page.goto(f"{RUN}/details")
+    page.get_by_role("button", name="It has finished").click()
+    page.get_by_role("button", name="Yes").click()
+    expect(page.locator(".run-title .state")).to_have_text("finished")
+
+
 def test_every_table_can_be_had_as_a_file_in_every_form(page: Page) -> None:
     page.goto(f"{RUN}/details")
     links = page.locator("td.actions a")

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query
 from gradspectra_store import run_views
 from gradspectra_store import runs as stored
+from gradspectra_store.ending import end_run
 from gradspectra_store.errors import UnknownRun
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection
@@ -33,6 +34,9 @@ class RunChange(BaseModel):
     tags: list[str] | None = Field(None, description="New tags, in place of all there are.")
     total_steps: int | None = Field(None, description="Steps the run is to take; null takes the figure away.")
     pinned: bool | None = Field(None, description="Whether retention leaves the run alone.")
+    state: Literal["finished", "failed"] | None = Field(
+        None, description="How the run ended, where its job is gone and never said so; stops no job."
+    )
     stop_at_step: int | None = Field(
         None,
         description="Ask the job to stop at this step, which it does if it was started with `stop_on`; null: go on.",
@@ -92,11 +96,17 @@ def read_run(context: Shared, run: RunId) -> Response:
 
 @router.patch("/runs/{run}", response_model=schemas.Run, dependencies=[ADMIN])
 def change_run(context: Shared, run: RunId, change: RunChange) -> Response:
-    """Change name, notes, tags or the number of steps, or pin it."""
+    """Change name, notes, tags or the number of steps, pin it, ask the job to stop, or say how the run ended."""
     fields = change.model_dump(exclude_unset=True)
+    ends, state = "state" in fields, fields.pop("state", None)
     with context.store.write() as conn:
         stored.update_run(conn, run, **fields)
+        if ends:
+            end_run(conn, run, state, context.clock())
         changed = run_object(conn, run)
+    if ends:
+        context.dispatcher.request(run)
+        context.announce({"type": "run", "run": run, "state": state})
     return answer(plain(changed))
 
 

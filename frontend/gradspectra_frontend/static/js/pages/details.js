@@ -1,4 +1,4 @@
-// Details of a run: what it was started with, on what, its attempts and gaps; tags and notes; files; deleting it.
+// Details of a run: what it was started with, on what, its attempts and gaps; tags and notes; files; ending, deleting it.
 
 import { address } from "../api.js";
 import { useGet } from "../data.js";
@@ -25,6 +25,7 @@ export function Details({ run, onChanged }) {
       <section class="panel"><h3 class="pad-head">Attempts</h3><${Loaded} answer=${attempts}>${(/** @type {any} */ data) => html`<${Table} rows=${data.items} none="One attempt." />`}</${Loaded}></section>
       <section class="panel"><h3 class="pad-head">Gaps</h3><${Loaded} answer=${gaps}>${(/** @type {any} */ data) => html`<${Table} rows=${data.items} none="No step was lost." />`}</${Loaded}></section>
       <${Export} path=${path} />
+      ${["running", "lost"].includes(run.state) && html`<${End} run=${run} path=${path} onChanged=${onChanged} />`}
       <${Retention} run=${run} path=${path} onChanged=${onChanged} />
       <${Delete} run=${run} path=${path} />
     </div>`;
@@ -100,6 +101,18 @@ function kept(run) {
   if (run.pinned) return `${before}The run is pinned: ${before ? "nothing more goes." : "every number is kept."}`;
   if (run.retires_at) return `${before}Every number is kept until ${date(run.retires_at)}; after that layer values in coarser steps, and some of the spectra.`;
   return before || (run.state === "running" ? "Every number is kept while the run goes on, and long after." : "Every number is kept for ever.");
+}
+
+/** For a run whose job is gone and never said so. @param {{run: any, path: string, onChanged: () => void}} props */
+function End({ run, path, onChanged }) {
+  const [send, problem] = useSend();
+  const end = (/** @type {string} */ state) => async () => (await send("PATCH", path, { state })) && onChanged();
+  const what = run.state === "lost" ? "Nothing was heard of the job for a minute. If it is gone, say how it ended; if it is not, the run goes on with the next record." : "Only for a job that is gone and never said so. It stops no job: what one still sends is kept.";
+  return html`
+    <section class="panel pad"><h3>End</h3><p>${what}</p>
+      ${problem}<div class="actions">
+        <${Sure} kind="" label="It has finished …" sure=${`End “${run.name}” as finished?`} onSure=${end("finished")} />
+        <${Sure} kind="" label="It has failed …" sure=${`End “${run.name}” as failed?`} onSure=${end("failed")} /></div></section>`;
 }
 
 /** @param {{run: any, path: string}} props */
