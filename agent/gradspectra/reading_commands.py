@@ -157,9 +157,10 @@ def _print_alerts(alerts: Sequence[Json]) -> None:
 
 def _alert_line(alert: Json) -> str:
     where = f" {alert['first_layer']}" if alert["first_layer"] else ""
+    muted = " (muted)" if alert.get("muted") else ""
     return (
         f"{_moment(alert['opened_at'])}  {alert['severity']:<8}  {alert['state']:<12}  {alert['run']}  "
-        f"step {alert['opened_step']}  {alert['rule']}{where}: {alert['message']}"
+        f"step {alert['opened_step']}  {alert['rule']}{where}: {alert['message']}{muted}"
     )
 
 

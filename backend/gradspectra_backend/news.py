@@ -14,7 +14,7 @@ REMEMBERED = 4096
 
 
 class AlertNews:
-    """Per session the alerts (with their severity) already answered. Safe to call from any thread.
+    """Per session the alerts (with their severity) already answered; none of muted rules. Safe to call from any thread.
 
     `heard` counts announcements per run, so that a batch without news costs no query.
     """
@@ -51,9 +51,8 @@ class AlertNews:
             self._seen.pop(key, None)
             self._seen[key] = changes
             told = self._told.setdefault(key, set())
-            fresh = [
-                item for item in items if item["attempt"] == attempt and (item["id"], item["severity"]) not in told
-            ]
+            own = [item for item in items if item["attempt"] == attempt and not item["muted"]]
+            fresh = [item for item in own if (item["id"], item["severity"]) not in told]
             told.update((item["id"], item["severity"]) for item in fresh)
             while len(self._seen) > REMEMBERED:
                 oldest, _ = self._seen.popitem(last=False)

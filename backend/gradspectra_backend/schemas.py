@@ -190,6 +190,13 @@ class Alert(Open):
     meaning: str
     remedy: str
     evidence: dict[str, Any]
+    muted: bool = Field(description="Its rule is muted for the run.")
+
+
+class Mute(Open):
+    run: str
+    rule: str
+    created_at: float
 
 
 class Incident(Open):

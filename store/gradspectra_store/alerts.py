@@ -14,11 +14,13 @@ from gradspectra_store.deliveries import enqueue
 from gradspectra_store.errors import BadRequest, UnknownAlert
 from gradspectra_store.paging import page
 from gradspectra_store.runs import lock_run
-from gradspectra_store.schema import alerts, runs
+from gradspectra_store.schema import alerts, mutes, runs
 
 STATES = ("open", "acknowledged", "closed")
 _RANK = {severity: rank for rank, severity in enumerate(SEVERITIES)}
 _HEALTH = {"info": "ok", "warning": "warning", "critical": "critical"}
+_muted = sa.exists().where(mutes.c.run == alerts.c.run, mutes.c.rule == alerts.c.rule)
+_all = sa.select(alerts, _muted.label("muted"))
 
 
 def apply_findings(
@@ -31,11 +33,13 @@ def apply_findings(
     """Bring the alerts of a run up to date with what its detectors found; returns those that changed.
 
     findings: in order of steps, each with the time of its step by the job's clock. An alert that opens or becomes
-    more severe is put up for delivery in the same transaction. The same findings again change nothing more.
+    more severe is put up for delivery in the same transaction, unless its rule is muted for the run. The same findings
+    again change nothing more.
     """
     if not findings:
         return []
     lock_run(conn, run)  # always before its alerts, as everywhere: nobody waits in a circle
+    muted = set(conn.execute(sa.select(mutes.c.rule).where(mutes.c.run == run)).scalars())
     changed: dict[str, None] = {}
     for finding, at in findings:
         alert = identity(run, attempt, finding)
@@ -46,7 +50,8 @@ def apply_findings(
             _open(conn, run, attempt, alert, finding, at, catalogue[finding.rule])
         else:
             continue
-        if old is None or _RANK[finding.severity] > _RANK[old.severity]:
+        worse = old is None or _RANK[finding.severity] > _RANK[old.severity]
+        if worse and finding.rule not in muted:
             enqueue(conn, alert, finding.severity, at)
         changed[alert] = None
     return _after_change(conn, run, list(changed))
@@ -82,7 +87,7 @@ def list_alerts(
     """
     if state is not None and state not in STATES:
         raise BadRequest("state", f"must be one of {', '.join(STATES)}, got {state!r}")
-    query = sa.select(alerts)
+    query = _all
     if run is not None:
         query = query.where(alerts.c.run == run)
     if state is not None:
@@ -98,7 +103,7 @@ def get_alert(conn: sa.Connection, alert: str) -> dict[str, Any]:
     """Return one alert; raises UnknownAlert."""
     row = None
     if unstorable(alert) is None:
-        row = conn.execute(sa.select(alerts).where(alerts.c.id == alert)).one_or_none()
+        row = conn.execute(_all.where(alerts.c.id == alert)).one_or_none()
     if row is None:
         raise UnknownAlert(alert)
     return shown(row)
@@ -129,8 +134,14 @@ def patch_alert(
     return _after_change(conn, old["run"], [alert])[0]
 
 
+def list_standing(conn: sa.Connection, run: str, rule: str) -> list[dict[str, Any]]:
+    """Return the alerts of a rule in a run that are not closed, in order of opening."""
+    standing = alerts.c.run == run, alerts.c.rule == rule, alerts.c.state != "closed"
+    return [shown(row) for row in conn.execute(_all.where(*standing).order_by(alerts.c.opened_at, alerts.c.id))]
+
+
 def shown(row: sa.Row[Any]) -> dict[str, Any]:
-    """Return an alert's row as the object that is served."""
+    """Return an alert's row, and whether its rule is muted for the run, as the object that is served."""
     return dict(row._mapping)
 
 
@@ -183,13 +194,18 @@ def _follow(conn: sa.Connection, old: sa.Row[Any], finding: Finding) -> None:
 
 
 def _after_change(conn: sa.Connection, run: str, changed: list[str]) -> list[dict[str, Any]]:
-    """Bring the run's health in line with its alerts; returns the changed ones as they now are."""
+    """Rate the run; returns the changed alerts as they now are."""
     if not changed:
         return []
-    alive = sa.select(alerts.c.severity, alerts.c.state).where(alerts.c.run == run, alerts.c.state != "closed")
-    left = conn.execute(alive).all()
+    rate_run(conn, run)
+    rows = {row.id: shown(row) for row in conn.execute(_all.where(alerts.c.id.in_(changed)))}
+    return [rows[alert] for alert in changed]
+
+
+def rate_run(conn: sa.Connection, run: str) -> None:
+    """Bring the run's health in line with its alerts; those of rules that are muted for it do not count."""
+    alive = alerts.c.run == run, alerts.c.state != "closed", ~_muted
+    left = conn.execute(sa.select(alerts.c.severity, alerts.c.state).where(*alive)).all()
     worst = max((row.severity for row in left), key=_RANK.__getitem__, default="info")
     count = sum(row.state == "open" for row in left)
     conn.execute(sa.update(runs).where(runs.c.id == run).values(health=_HEALTH[worst], open_alerts=count))
-    rows = {row.id: shown(row) for row in conn.execute(sa.select(alerts).where(alerts.c.id.in_(changed)))}
-    return [rows[alert] for alert in changed]

@@ -103,6 +103,6 @@ def _full(conn: sa.Connection, row: sa.Row[Any]) -> dict[str, Any]:
         "key": f"{row.alert}-{row.channel}-{row.severity}",
         "severity": row.severity,
         "tries": row.tries,
-        "alert": dict(alert._mapping),
+        "alert": dict(alert._mapping) | {"muted": False},
         "channel": {name: getattr(channel, name) for name in ("id", "kind", "url", "secret")},
     }

@@ -233,6 +233,14 @@ alerts = sa.Table(
     sa.Index(None, "opened_at", "id"),
 )
 
+mutes = sa.Table(
+    "mutes",
+    metadata,
+    run_column(primary_key=True),
+    sa.Column("rule", sa.String(64), primary_key=True),
+    sa.Column("created_at", sa.Double, nullable=False),
+)
+
 suggestions = sa.Table(
     "suggestions",
     metadata,

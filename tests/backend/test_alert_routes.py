@@ -145,6 +145,31 @@ def test_an_alert_arrives_at_the_webhook_signed_and_is_logged(delivering: Caller
     assert (entry["state"], entry["status"], entry["tries"]) == ("sent", 204, 1)
 
 
+def test_a_muted_rule_is_told_to_nobody(delivering: Caller, receiver: Receiver):
+    delivering.client.post(f"{API}/channels", json={"url": receiver.url})
+    run = delivering.start()
+    path = f"{API}/mutes/{run['id']}/nonfinite"
+    muted = delivering.client.put(path)
+    assert (muted.status_code, muted.json()) == (200, delivering.get("/mutes")["items"][0])
+    delivering.must_send(run["id"], batch(run["session"], 1, [1, 2, 3], loss=[1.0, NAN, NAN]))
+    assert delivering.derived(run["id"], 3)["health"] == "ok"
+    (alert,) = delivering.get(f"/runs/{run['id']}/alerts")["items"]
+    assert (alert["rule"], alert["state"], alert["muted"]) == ("nonfinite", "open", True)
+    beat = {"session": run["session"]}
+    assert delivering.client.post(f"{API}/runs/{run['id']}/heartbeat", json=beat).json()["alerts"] == []
+    assert delivering.client.delete(path).status_code == 204
+    assert (delivering.get("/mutes", run=run["id"])["items"], receiver.got) == ([], [])
+    assert delivering.get(f"/runs/{run['id']}")["health"] == "critical"
+    (told,) = delivering.client.post(f"{API}/runs/{run['id']}/heartbeat", json=beat).json()["alerts"]
+    assert (told["id"], told["muted"]) == (alert["id"], False)
+    assert delivering.get("/deliveries")["items"] == []
+    refused = delivering.client.put(f"{API}/mutes/{run['id']}/los")
+    assert (refused.status_code, refused.json()["field"]) == (422, "rule")
+    for call in (delivering.client.put, delivering.client.delete):
+        assert call(f"{API}/mutes/nowhere/nonfinite").json()["type"] == "/problems/unknown-run"
+    assert delivering.client.get(f"{API}/mutes", params={"run": "nowhere"}).status_code == 404
+
+
 def test_a_test_of_a_channel_is_sent_at_once_and_its_failure_is_said(delivering: Caller, receiver: Receiver):
     identity = delivering.client.post(f"{API}/channels", json={"url": receiver.url}).json()["id"]
     path = f"{API}/channels/{identity}/test"

@@ -55,7 +55,7 @@ class CannedServer:
             def do_PATCH(self) -> None:
                 outer.change(self)
 
-            do_DELETE = do_POST = do_PATCH
+            do_DELETE = do_POST = do_PUT = do_PATCH
 
             def log_message(self, *args: object) -> None:
                 pass
@@ -229,6 +229,11 @@ class CannedServer:
         if handler.path == "/login":
             right = body["token"] == "gs_right"
             return reply(handler, 200 if right else 401, {"title": "No valid token", "detail": "the token is unknown"})
+        if kind.startswith("mutes/"):
+            for alert in self.alerts:
+                if kind == f"mutes/{alert['run']}/{alert['rule']}":
+                    alert["muted"] = handler.command == "PUT"
+            return reply(handler, 200, {})
         identity = unquote(handler.path.rsplit("/", 1)[1])
         for item in [*self.alerts, *self.runs]:
             if item["id"] == identity:

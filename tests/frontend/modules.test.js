@@ -134,6 +134,7 @@ test("the verdict names the worst open alert, else how the run stands", () => {
   assert.equal(verdict(run, [alert("warning", 5, "closed")].map((one) => ({ ...one, closed_step: 40 })), 10).text, "Healthy at step 1,200: no open alert (1 closed, the last at step 40). Loss 1.5.");
   assert.equal(verdict({ ...run, state: "lost" }, [], 7300).text, "Lost: nothing was heard since 2 h ago, at step 1,200. Loss 1.5.");
   assert.equal(verdict({ ...run, last_step: 0, sparkline: undefined }, [], 1).text, "Healthy before its first step: no open alert.");
+  assert.equal(verdict(run, [{ ...alert("critical", 5), muted: true }], 10).health, "ok");
   assert.deepEqual(standing([alert("info", 1), alert("warning", 9), alert("warning", 2)]).map((one) => one.opened_step), [2, 9, 1]);
 });
 

@@ -226,6 +226,24 @@ def test_an_alert_explains_itself_and_is_acknowledged(page: Page, server: Canned
     expect(detail.locator(".evidence-curve path").first).to_have_attribute("d", DRAWN)
 
 
+def test_a_rule_is_muted_for_a_run_and_heard_of_again(page: Page, server: CannedServer) -> None:
+    page.goto(f"{RUN}/alerts")
+    detail = page.locator("[data-alert-detail]")
+    expect(detail.locator("h2")).to_have_text("nonfinite")
+    expect(page.locator("[data-verdict]")).to_contain_text("Critical: NaN")
+    page.locator('[data-action="mute"]').click()
+    expect(detail.locator(".tag")).to_have_text(["open", "muted"])
+    assert [alert.get("muted") for alert in server.alerts] == [True, None, None]
+    expect(page.locator("[data-alert].chosen")).to_contain_text("open, muted")
+    expect(page.locator("[data-verdict]")).to_contain_text("Warning: gradient norm")
+    page.reload()
+    expect(detail.locator(".tag")).to_have_text(["open", "muted"])
+    expect(page.locator('a[href="/alerts"] .count')).to_have_count(0)
+    page.get_by_role("button", name="Unmute this rule").click()
+    expect(detail.locator(".tag")).to_have_text(["open"])
+    assert server.alerts[0]["muted"] is False
+
+
 def test_the_inbox_shows_alerts_by_state(page: Page) -> None:
     page.goto("/alerts")
     expect(page.locator("[data-alert]")).to_have_count(1)

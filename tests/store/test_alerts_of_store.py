@@ -62,6 +62,7 @@ def test_an_alert_opens_with_all_its_fields(store: Store) -> None:
         "remedy": RULES["loss_spike"].remedy,
         "note": "",
         "superseded": False,
+        "muted": False,
     }
     assert alert["incident"] == alert["id"]
     assert of_run(store, run) == ("warning", 1)

@@ -111,6 +111,7 @@ def sample_alert(now: float) -> dict[str, Any]:
         "meaning": "Alerts of your runs arrive here.",
         "remedy": "Nothing to do.",
         "evidence": {},
+        "muted": False,
     }
 
 

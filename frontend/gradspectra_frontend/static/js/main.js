@@ -49,7 +49,7 @@ function Top({ address, onHelp }) {
   const theme = useTheme();
   const signedOut = address.page === "login";
   const open = useGet(signedOut ? null : "/alerts", { state: "open", limit: 100 }, { run: "*", pause: 3000 });
-  const count = open.data?.items.length ?? 0;
+  const count = (open.data?.items ?? []).filter((/** @type {any} */ one) => !one.muted).length;
   const current = (/** @type {string[]} */ ...pages) => (pages.includes(address.page) ? "page" : undefined);
   return html`
     <header class="top">

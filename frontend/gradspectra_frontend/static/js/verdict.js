@@ -4,10 +4,10 @@ import { ago, asNumber, number, whole, words } from "./format.js";
 
 const RANK = { info: 0, warning: 1, critical: 2 };
 
-/** Open and acknowledged alerts, the most severe and oldest first. @param {any[]} alerts @returns {any[]} */
+/** Open and acknowledged alerts that are not muted, the most severe and oldest first. @param {any[]} alerts @returns {any[]} */
 export function standing(alerts) {
   const rank = (/** @type {any} */ alert) => RANK[/** @type {keyof typeof RANK} */ (alert.severity)] ?? 0;
-  return alerts.filter((alert) => alert.state !== "closed").sort((a, b) => rank(b) - rank(a) || a.opened_step - b.opened_step);
+  return alerts.filter((alert) => alert.state !== "closed" && !alert.muted).sort((a, b) => rank(b) - rank(a) || a.opened_step - b.opened_step);
 }
 
 /** @param {any} run @param {any[]} alerts @param {number} now seconds since 1970 @returns {{health: string, text: string}} */

@@ -41,7 +41,7 @@ export function Line({ alert, chosen, onClick, where }) {
   useEffect(() => void (chosen && line.current?.scrollIntoView({ block: "nearest" })), [chosen]);
   return html`
     <button type="button" role="listitem" ref=${line} class=${`alert-line ${chosen ? "chosen" : ""} ${alert.state}`} data-alert=${alert.id} aria-current=${chosen} onClick=${onClick}>
-      <${Severity} severity=${alert.severity} /><strong>${words(alert.rule)}</strong><span class="muted small">${alert.state}</span>
+      <${Severity} severity=${alert.severity} /><strong>${words(alert.rule)}</strong><span class="muted small">${alert.state}${alert.muted ? ", muted" : ""}</span>
       <span class="small message">${alert.message}</span>
       <span class="muted small">${where ?? ""}step ${whole(alert.opened_step)}${alert.closed_step ? ` – ${whole(alert.closed_step)}` : ""}${alert.first_layer ? ` · ${alert.first_layer}` : ""}</span>
     </button>`;
@@ -52,16 +52,18 @@ export function Alert({ alert, run, onChanged }) {
   const [send, problem] = useSend();
   const [note, setNote] = useState(alert.note ?? "");
   const change = async (/** @type {any} */ body) => (await send("PATCH", `/alerts/${encodeURIComponent(alert.id)}`, body)) && onChanged();
+  const mute = async () => (await send(alert.muted ? "DELETE" : "PUT", `/mutes/${encodeURIComponent(run)}/${encodeURIComponent(alert.rule)}`)) && onChanged();
   const near = Math.max(50, 2 * ((alert.closed_step ?? alert.last_step) - alert.opened_step));
   const around = { start: Math.max(0, alert.opened_step - near), stop: (alert.closed_step ?? alert.last_step) + near };
   const curve = evidenceCurve(alert.evidence);
   return html`
     <article class="panel pad alert-detail" data-alert-detail=${alert.id}>
-      <header><${Severity} severity=${alert.severity} /><h2>${words(alert.rule)}</h2><span class="tag">${alert.state}</span></header>
+      <header><${Severity} severity=${alert.severity} /><h2>${words(alert.rule)}</h2><span class="tag">${alert.state}</span>${alert.muted && html`<span class="tag">muted</span>`}</header>
       <p class="lead">${alert.message}</p>
       <div class="actions">
         ${alert.state === "open" && html`<button type="button" class="primary" data-action="acknowledge" onClick=${() => change({ state: "acknowledged" })}>Acknowledge</button>`}
         ${alert.state !== "closed" && html`<button type="button" data-action="close" onClick=${() => change({ state: "closed" })}>Close</button>`}
+        <button type="button" data-action="mute" title=${alert.muted ? "Hear of it again: what opens from now on is delivered" : "Its alerts are kept and marked, delivered to nobody, and the run's health leaves them out"} onClick=${mute}>${alert.muted ? "Unmute this rule" : "Mute this rule for this run"}</button>
         <a class="button" href=${runPath(run, "overview", around)}>Show these steps</a>
         ${alert.first_layer && html`<a class="button" href=${runPath(run, "layers", { ...around, layer: alert.first_layer })}>Show the layer</a>`}
       </div>
