@@ -23,6 +23,7 @@ ROOMS = {
         "polars",
         "pyarrow",
         "tensorboard",
+        "wandb",
     },
     "store": {"numpy", "sqlalchemy", "alembic", "psycopg"},
     "worker": {"numpy", "sqlalchemy", "celery", "kombu", "redis", "httpx2"},

@@ -235,8 +235,8 @@ class Run:
 
         format: "csv", "json", "parquet" or "arrow"; by the end of the file's name where not given. what: "series",
         "layers" or "spectra". names: series or statistics; layers: of which layers; of: spectra of which matrix; all
-        where not given. skip_damaged: leave out what the server cannot read back instead of failing. Raises ValueError for a
-        format there is not, and OSError where the file cannot be written.
+        where not given. skip_damaged: leave out what the server cannot read back instead of failing. Raises ValueError
+        for a format there is not, and OSError where the file cannot be written.
         """
         file = Path(path)
         form = file.suffix.removeprefix(".").lower() if format is None else format

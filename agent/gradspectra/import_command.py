@@ -1,4 +1,4 @@
-"""`gradspectra import`: a log of TensorBoard, CSV or JSON lines becomes a run."""
+"""`gradspectra import`: a log of TensorBoard, W&B, CSV or JSON lines becomes a run."""
 
 from __future__ import annotations
 
@@ -16,19 +16,17 @@ from gradspectra.importing import BadLog, Imported, Log, Plan, plans_of, send
 from gradspectra.importing_text import TextLog
 from gradspectra.run_request import RunRequest
 
-NO_WANDB = (
-    "W&B's local files have no public reader, so they are not read here. Write the run's history as JSON lines:\n"
-    "  pip install wandb, then in Python: import json, wandb\n"
-    '  for row in wandb.Api().run("entity/project/id").scan_history(): print(json.dumps(row))\n'
-    "and import that: gradspectra import jsonl FILE --step-column _step --time-column _timestamp --numbers-only"
-)
+READERS = {
+    "tensorboard": "event files are read by tensorboard, which is not installed: ",
+    "wandb": "W&B's log files are read by wandb, which is not installed: ",
+}
 
 
 def register(subparsers: Any) -> None:
     """Add the command."""
-    parser = subparsers.add_parser("import", help="make a run of a log of TensorBoard, CSV or JSON lines")
+    parser = subparsers.add_parser("import", help="make a run of a log of TensorBoard, W&B, CSV or JSON lines")
     parser.add_argument("kind", choices=("tensorboard", "csv", "jsonl", "wandb"), help="what the log is")
-    parser.add_argument("path", type=Path, metavar="PATH", help="a file; for tensorboard also a folder")
+    parser.add_argument("path", type=Path, metavar="PATH", help="a file; for tensorboard and wandb also a folder")
     parser.add_argument("--project", default="default", help="project of the run (default: default)")
     parser.add_argument("--run", dest="run_name", metavar="NAME", help="name of the run (default: by the path)")
     parser.add_argument(
@@ -58,9 +56,6 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _run(options: argparse.Namespace) -> int:
-    if options.kind == "wandb":
-        print(f"gradspectra import: wandb is not supported. {NO_WANDB}", file=sys.stderr)
-        return 2
     columns = None if options.columns is None else tuple(filter(None, options.columns.split(",")))
     logs = _logs(options, columns)
     if len(logs) > 1 and options.resume not in (None, "auto"):
@@ -99,7 +94,7 @@ def _request(options: argparse.Namespace, log: Log, planned: Plan, *, alone: boo
     return RunRequest.of(
         project=options.project,
         name=name,
-        config=None,
+        config=log.config,
         tags=options.tag,
         notes=f"Imported from {log.path.name}.",
         total_steps=None,
@@ -113,21 +108,24 @@ def _request(options: argparse.Namespace, log: Log, planned: Plan, *, alone: boo
 def _logs(options: argparse.Namespace, columns: tuple[str, ...] | None) -> Sequence[Log]:
     if not options.path.exists():
         raise BadLog(f"{options.path}: there is no such file or folder")
-    if options.kind != "tensorboard":
+    if options.kind not in READERS:
         if options.path.is_dir():
             raise BadLog(f"{options.path}: is a folder; name a {options.kind} file")
         return [
             TextLog(options.path, options.kind, options.step_column, options.time_column, columns, options.numbers_only)
         ]
     try:
+        if options.kind == "wandb":
+            from gradspectra.importing_wandb import wandb_logs
+
+            return wandb_logs(options.path, columns)
         from gradspectra.importing_tensorboard import tensorboard_logs
+
+        return tensorboard_logs(options.path, columns)
     except ImportError as error:
-        if (error.name or "").partition(".")[0] != "tensorboard":
+        if (error.name or "").partition(".")[0] != options.kind:
             raise
-        raise BadLog(
-            "event files are read by tensorboard, which is not installed: pip install 'gradspectra[tensorboard]'"
-        ) from None
-    return tensorboard_logs(options.path, columns)
+        raise BadLog(f"{READERS[options.kind]}pip install 'gradspectra[{options.kind}]'") from None
 
 
 def _show(results: Sequence[Imported], *, as_json: bool) -> None:

@@ -86,6 +86,10 @@ class Log(Protocol):
     def name(self) -> str:
         """What the run is called if nobody says otherwise."""
 
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """What the log says of the run's configuration; known after `survey`."""
+
     def survey(self) -> Survey:
         """Look over all of it; raises BadLog for the first thing that is wrong."""
 

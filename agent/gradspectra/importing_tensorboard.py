@@ -8,6 +8,7 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -50,6 +51,11 @@ class TensorBoardLog:
     _series: dict[str, _Points] = field(default_factory=dict)
     _left_out: dict[str, None] = field(default_factory=dict)
     _remarks: list[str] = field(default_factory=list)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Event files say nothing of it."""
+        return {}
 
     def survey(self) -> Survey:
         """Read all of it; raises BadLog where nothing can be read."""

@@ -41,6 +41,11 @@ class TextLog:
         """Name of the file without its ending."""
         return self.path.stem
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """Such files say nothing of it."""
+        return {}
+
     def survey(self) -> Survey:
         """Read all of it; raises BadLog for the first thing that is wrong."""
         found = Survey()

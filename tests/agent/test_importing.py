@@ -291,11 +291,13 @@ def test_a_server_that_is_away_is_said_before_anything_is_made(tmp_path: Path, c
     assert not (tmp_path / "spool").exists()
 
 
-def test_wandb_is_not_supported_and_the_command_says_what_to_do_instead(capsys: Any) -> None:
-    assert cli.main(["import", "wandb", "somewhere"]) == 2
-    said = capsys.readouterr().err
-    assert "wandb is not supported" in said
-    assert "import jsonl FILE --step-column _step" in said
+def test_without_wandb_the_command_says_what_to_install(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.delitem(sys.modules, "gradspectra.importing_wandb", raising=False)
+    assert cli.main(["import", "wandb", str(tmp_path)]) == 1
+    assert "pip install 'gradspectra[wandb]'" in capsys.readouterr().err
 
 
 @pytest.fixture
