@@ -21,8 +21,6 @@ from gradspectra_core.noise import noise_terms_from_sums
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-pytestmark = pytest.mark.usefixtures("either_way")
-
 
 def contribution(model, examples, seed, weight):
     """Squared norms of one part's gradient, by a backward pass of its own on a copy of the model."""
@@ -32,6 +30,7 @@ def contribution(model, examples, seed, weight):
     return squares(gradients(twin))
 
 
+@pytest.mark.usefixtures("either_way")
 @pytest.mark.parametrize("sizes", [(4, 4), (6, 3, 1)])
 def test_part_squares_are_those_of_each_pass_alone(sizes, kept):
     model = attention()
