@@ -86,10 +86,13 @@ class FusedPass:
         known = optimizer is not None and unknown_update(optimizer) is None
         for tensor in tensors:
             pieces, parameter = self._pieces.get(tensor.first), tensor.parameter
-            if pieces is None or id(parameter) in early or not (_in_order(parameter) and _in_order(parameter.grad)):
+            if pieces is None or id(parameter) in early:
+                continue
+            entries = tensor.pieces[-1][1]
+            if not (_in_order(parameter, entries) and _in_order(parameter.grad, entries)):
                 continue
             terms = fused_terms(optimizer, tensor) if known else None
-            if known and (terms is None or not _alike(parameter, terms)):
+            if known and (terms is None or not _alike(terms, entries)):
                 continue
             taken.append(tensor.first)
             layers += _layers(tensor, pieces, terms)
@@ -123,7 +126,7 @@ class FusedPass:
         columns: list[int] = []
         left: list[int] = []
         for index, (tensor, gradient) in enumerate(held):
-            if tensor.first not in self._pieces or not _in_order(gradient):
+            if tensor.first not in self._pieces or not _in_order(gradient, tensor.pieces[-1][1]):
                 left.append(index)
                 continue
             address = gradient.data_ptr()
@@ -156,8 +159,8 @@ def _pieces(tensor: WatchedTensor, inventory: Inventory) -> list[tuple[int, int,
     return found
 
 
-def _in_order(numbers: Tensor | None) -> bool:
-    """Whether these are float32 numbers on the host that lie one after another."""
+def _in_order(numbers: Tensor | None, entries: int) -> bool:
+    """Whether these are so many float32 numbers on the host, at least, that lie one after another."""
     return (
         numbers is not None
         and type(numbers) in (Tensor, nn.Parameter)
@@ -165,14 +168,14 @@ def _in_order(numbers: Tensor | None) -> bool:
         and numbers.layout is torch.strided
         and numbers.is_cpu
         and numbers.is_contiguous()
+        and numbers.numel() >= entries
     )
 
 
-def _alike(parameter: Tensor, terms: Terms) -> bool:
+def _alike(terms: Terms, entries: int) -> bool:
     """Whether what the optimizer keeps lies in memory as its parameter does."""
-    return all(
-        kept is None or (_in_order(kept) and kept.numel() == parameter.numel()) for kept in (terms.first, terms.second)
-    )
+    first, second = terms.first, terms.second
+    return (first is None or _in_order(first, entries)) and (second is None or _in_order(second, entries))
 
 
 def _layers(

@@ -133,6 +133,29 @@ def test_what_is_not_float32_in_plain_order_is_left_to_torch():
 
 
 @pytest.mark.usefixtures("measure")
+@pytest.mark.parametrize("what", ["parameter", "gradient", "state"])
+def test_memory_that_has_become_smaller_is_never_read_past_its_end(what):
+    model = nn.Linear(30, 20)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.ones(2, 30)).sum().backward()
+    optimizer.step()
+    inventory = take_inventory({"": model}, [optimizer], choice_of(None))
+    tier = FirstTier(inventory)
+    weight, smaller = model.weight, torch.ones(20, 3)
+    gradient = weight.grad
+    if what == "parameter":
+        weight.data = smaller
+    elif what == "gradient":
+        gradient.data = smaller
+    else:
+        optimizer.state[weight]["momentum_buffer"] = smaller
+    names = {tensor.first: tensor.name for tensor in inventory.tensors}
+    assert {names[first] for first in tier.fused.take(inventory.tensors, optimizer).tensors} == {"bias"}
+    if what == "gradient":
+        assert tier.fused.squares([(inventory.tensors[0], gradient)])[2] == [0]
+
+
+@pytest.mark.usefixtures("measure")
 def test_a_rate_on_the_device_is_left_to_torch():
     model = nn.Linear(4, 3)
     optimizer = torch.optim.AdamW(model.parameters(), lr=torch.tensor(0.1), foreach=False)
