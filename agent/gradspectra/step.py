@@ -108,7 +108,8 @@ class ClosedStep:
     @property
     def record_bytes(self) -> int:
         """About how large the record will be in memory."""
-        measured = 32 * len(self._tier.inventory.table) if self.step.measured else 0
+        each = 40 if self.step.second is None else 110
+        measured = each * len(self._tier.inventory.table) if self.step.measured else 0
         return 500 + measured + 1000 * len(self.step.spectra)
 
     def ready(self) -> bool:
