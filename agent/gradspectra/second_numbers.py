@@ -27,6 +27,7 @@ ROWS = (
 )
 """Rows of the results, named after what they become; ‖real update‖² and ‖intended update‖² become rounding_lost."""
 OF_GRADIENT, OF_UPDATE, OF_MOMENTS, OF_ROUNDING = slice(0, 3), slice(3, 4), slice(4, 7), slice(7, 9)
+OF_MEDIAN = slice(6, 7)
 OF_FORWARD = slice(9, 11)
 FUSED = range(6)
 """Rows that one compiled pass over a layer brings together."""
@@ -90,8 +91,11 @@ def update_rows(tensors: Sequence[WatchedTensor], update: Update, scratch: Tenso
     return _by_layer(tensors, rows)
 
 
-def moment_rows(tensors: Sequence[WatchedTensor], optimizer: Any) -> Tensor | None:
-    """OF_MOMENTS: (3, L); None where the optimizer keeps none that are known, or the tensors took different steps."""
+def moment_rows(tensors: Sequence[WatchedTensor], optimizer: Any, median_alone: bool = False) -> Tensor | None:
+    """OF_MOMENTS: (3, L), or OF_MEDIAN: (1, L).
+
+    None where the optimizer keeps none that are known, or the tensors took different steps.
+    """
     moments = adam_moments(optimizer, tensors)
     if moments is None:
         return None
@@ -100,9 +104,12 @@ def moment_rows(tensors: Sequence[WatchedTensor], optimizer: Any) -> Tensor | No
 
     def rows(first: int, last: int, layers: int) -> Tensor:
         first_moment, second = m[first:last], v[first:last].view(layers, -1)
-        squares = dots(first_moment, first_moment, layers) / (of_m * of_m)
         median = _median(second[:, :: -(-second.shape[1] // SAMPLE) | 1].to(wide))
-        return torch.stack([squares, second.sum(1, dtype=wide) / of_v, (median / of_v).sqrt_()]).float()
+        found = [(median / of_v).sqrt_()]
+        if not median_alone:
+            squares = dots(first_moment, first_moment, layers) / (of_m * of_m)
+            found = [squares, second.sum(1, dtype=wide) / of_v, *found]
+        return torch.stack(found).float()
 
     return _by_layer(tensors, rows)
 

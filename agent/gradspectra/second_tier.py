@@ -28,6 +28,7 @@ from gradspectra.second_numbers import (
     FUSED,
     OF_FORWARD,
     OF_GRADIENT,
+    OF_MEDIAN,
     OF_MOMENTS,
     OF_ROUNDING,
     OF_UPDATE,
@@ -177,7 +178,7 @@ class SecondTier:
             if not fused and optimizer is not None:
                 self._update(part, optimizer, skipped, early)
             if optimizer is not None:
-                self._moments(part, optimizer)
+                self._moments(part, optimizer, fused)
 
     def _parts(self, unit: Unit, optimizer: Any, early: Container[int]) -> list[Unit]:
         """The unit as a whole, or tensor by tensor where not all have a gradient, or have not taken the same steps."""
@@ -214,10 +215,11 @@ class SecondTier:
             if before is not None:
                 self._put(unit, OF_ROUNDING, rounding_rows(tensor, before, update, scratch))
 
-    def _moments(self, unit: Unit, optimizer: Any) -> None:
-        rows = moment_rows(unit.tensors, optimizer)
+    def _moments(self, unit: Unit, optimizer: Any, fused: bool) -> None:
+        known = fused and self._present[OF_MOMENTS, unit.tensors[0].first][0]  # not so of amsgrad
+        rows = moment_rows(unit.tensors, optimizer, median_alone=known)
         if rows is not None:
-            self._put(unit, OF_MOMENTS, rows)
+            self._put(unit, OF_MEDIAN if known else OF_MOMENTS, rows)
 
     def _put(self, unit: Unit, rows: slice, values: Tensor) -> None:
         self._on(unit.columns.device)[rows].index_copy_(1, unit.columns, values)
