@@ -54,7 +54,7 @@ def store(url: str) -> Iterator[Store]:
     opened = Store.open(url)
     if opened.dialect == "postgresql":
         with opened.write() as conn:
-            conn.execute(sa.text(f"TRUNCATE {', '.join(table.name for table in metadata.sorted_tables)}"))
+            conn.execute(sa.text(f"TRUNCATE {', '.join(table.name for table in metadata.sorted_tables)} CASCADE"))
     yield opened
     opened.close()
 

@@ -65,7 +65,7 @@ def test_postgresql_has_the_space_free_after_an_ordinary_vacuum(store: Store, ur
 
     run = wide_run(store)
     once = size()
-    for _ in range(3):
+    for _ in range(2):
         retain(store, run, KEPT, LATER)
         with store.write() as conn:
             delete_run(conn, run)

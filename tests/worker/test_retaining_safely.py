@@ -49,18 +49,22 @@ def test_killed_at_any_moment_and_started_again_it_ends_the_same(store, url):
     retain(store, expected, KEPT, LATER)
     whole = asked(store, expected, "grad_norm", columns=10_000)
     coarse = asked(store, run, "grad_norm", columns=300)
-    chooser, script = random.Random(3), Path(__file__).with_name("killed_retaining.py")
+    before, chooser, script = fine_blocks(store, run), random.Random(3), Path(__file__).with_name("killed_retaining.py")
     stages = []
-    for _ in range(8):
+    for _ in range(4):
         process = subprocess.Popen([sys.executable, script, url, run], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert process.stdout.readline() == b"started\n"
-        time.sleep(chooser.uniform(0.0, 0.06))
+        until = time.monotonic() + 30
+        while fine_blocks(store, run) == (stages or [before])[-1] and time.monotonic() < until:
+            time.sleep(0.001)
+        time.sleep(chooser.uniform(0.0, 0.02))
         process.kill()
         process.communicate(timeout=10)
         stages.append(fine_blocks(store, run))
         same(asked(store, run, "grad_norm", columns=300), coarse)
     assert stages == sorted(stages, reverse=True)
     assert len(set(stages)) > 2  # killed in the middle
+    assert stages[0] > stages[-1] > fine_blocks(store, expected)
     retain(store, run, KEPT, LATER)
     same(asked(store, run, "grad_norm", columns=10_000), whole)
 

@@ -63,6 +63,7 @@ def test_so_many_are_left_of_each_layer_over_the_whole_run(store):
     assert retain(store, run, KEPT, LATER) == 0
 
 
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 def test_of_each_matrix_as_many_are_left(store):
     run = started(store)
     for sequence in range(1, 101):
@@ -96,6 +97,7 @@ def test_thinned_bit_by_bit_it_is_the_same(store, monkeypatch):
     assert [steps_of(store, run, layer) for layer in range(3)] == [steps_of(store, expected, i) for i in range(3)]
 
 
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 def test_fewer_are_left_by_a_stricter_retention(store):
     run = a_run(store)
     retain(store, run, KEPT, LATER)
@@ -109,6 +111,7 @@ def test_fewer_are_left_by_a_stricter_retention(store):
         assert spectra_left(conn, run) == ((2, 1023, 512),)
 
 
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 def test_few_spectra_stay_as_they_are(store):
     run = a_run(store, steps=12)
     before = steps_of(store, run)
@@ -121,6 +124,7 @@ def test_few_spectra_stay_as_they_are(store):
 
 
 @pytest.mark.parametrize("spectra", [2, 5])
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 def test_never_more_than_asked_for(store, spectra):
     run = a_run(store, steps=301, each=3)
     retain(store, run, Retention(30.0, 1, spectra), LATER)
