@@ -2,7 +2,7 @@
 
 It has a cadence of its own, beside that of the spectra, since it measures also layers without a spectrum, and at
 recorded steps alone. The budget gives it what the first tier and the spectra leave, at most a tenth; where they leave
-nothing, as much as brings every layer round each 200 steps: a lap costs about two measurements of the first tier, so
+nothing, as much as brings every layer round each 200 steps: a lap costs about three measurements of the first tier, so
 that is next to nothing. Without a budget every layer is measured at each recorded step.
 """
 
