@@ -21,9 +21,9 @@ from gradspectra.guard import Guard
 
 log = logging.getLogger("gradspectra")
 
-LAYERS, PARTS, DRIFT, SPECTRA, READY, CADENCE = range(6)
-"""Flags of a rank: how each of four stages went, whether it can pay for the next spectrum, the cadence it asks for."""
-FLAGS = 6
+LAYERS, PARTS, DRIFT, SPECTRA, READY, CADENCE, OF_PARTS = range(7)
+"""Flags of a rank: how each of four stages went, whether it can pay for the next spectrum, the cadences it asks for."""
+FLAGS = 7
 STAGES = {LAYERS: "layers", PARTS: "parts", DRIFT: "drift", SPECTRA: "spectra"}
 IDLE, DONE, ANEW, FAILED = 0.0, 1.0, 2.0, -1.0
 """How a stage went: not due, done, done for a drift that began anew here, failed."""
@@ -69,6 +69,7 @@ class Exchange:
     def __init__(self, group: Any, layers: int, every: int, device: torch.device, guard: Guard, room: int = 0) -> None:
         self.rank, self.size = distributed.get_rank(group), distributed.get_world_size(group)
         self.cadence = every
+        self.parts_cadence = 2 * every
         self.room = room
         self.count = 0
         """Optimizer steps so far."""
@@ -86,11 +87,11 @@ class Exchange:
         """Whether the next optimizer step is a recorded one."""
         return not self.broken and (self.count + 1) % self.cadence == 0
 
-    def step(self, share: Callable[[], Share], proposal: int, numbers: int = 0) -> Whole | None:
+    def step(self, share: Callable[[], Share], cadence: int, parts_cadence: int, numbers: int = 0) -> Whole | None:
         """An optimizer step was taken. Returns what all ranks have together; None where nothing was exchanged.
 
-        share: makes what this rank brings. proposal: the cadence that its budget asks for; the coarsest is taken by
-        all. numbers: of the planned spectra, at most `room`, the same on all ranks.
+        share: makes what this rank brings. cadence, parts_cadence: those that its budget asks for; the coarsest are
+        taken by all. numbers: of the planned spectra, at most `room`, the same on all ranks.
         """
         due = self.due
         self.count += 1
@@ -101,7 +102,8 @@ class Exchange:
         if own is None or self._guard.run("layers", self._fill, vector, own) is None:
             vector.zero_()
             vector[self.rank :: self.size][:4] = FAILED
-        vector[CADENCE * self.size + self.rank] = proposal
+        vector[CADENCE * self.size + self.rank] = cadence
+        vector[OF_PARTS * self.size + self.rank] = parts_cadence
         began = time.perf_counter()
         try:
             distributed.all_reduce(vector, group=self._group)
@@ -112,7 +114,7 @@ class Exchange:
             return None
         seconds = (time.perf_counter() - began) * numbers / len(vector)
         flags = found[: FLAGS * self.size].reshape(FLAGS, self.size)
-        self.cadence = max(1, int(flags[CADENCE].max()))
+        self.cadence, self.parts_cadence = (max(1, int(flags[asked].max())) for asked in (CADENCE, OF_PARTS))
         for stage, name in STAGES.items():
             if (flags[stage] == FAILED).any():
                 self.failed.setdefault(name, set()).update(np.flatnonzero(flags[stage] == FAILED).tolist())

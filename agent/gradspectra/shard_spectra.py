@@ -75,8 +75,7 @@ def slice_of(candidate: Candidate, numel: int) -> Slice:
     rows, columns = candidate.first, numel // candidate.first
     first, last = rows_here(tensor.parameter)
     if tensor.axis:
-        inner = columns // tensor.parameter.shape[0]
-        return Slice(rows, columns, 1, first * inner, last * inner)
+        return Slice(rows, columns, 1, first, last)
     start = tensor.whole[candidate.layer - tensor.first][0] // columns
     return Slice(rows, columns, 0, *(min(max(row - start, 0), rows) for row in (first, last)))
 

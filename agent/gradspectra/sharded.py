@@ -59,6 +59,7 @@ class Sharded:
         self._backward = backward
         self.drift = drift
         self._exchanges = 0
+        self._parts_seconds = 0.0
         self._unseen = ""
         layers, tensors = len(inventory.table), inventory.tensors
         device = local(tensors[0].parameter).device if tensors else torch.device("cpu")
@@ -88,8 +89,8 @@ class Sharded:
         self._guard.run("drift", self.drift.begin)
 
     def begins(self, due: bool) -> None:
-        """A step begins: within a budget parts and updates take turns, as the ranks count their exchanges."""
-        if due and (self._budget.share is None or self._exchanges % 2):
+        """A step begins: within a budget its parts are measured at a cadence of their own, as all ranks count steps."""
+        if due and (self._budget.share is None or (self.exchange.count + 1) % self.exchange.parts_cadence == 0):
             self._guard.run("parts", self.parts.arm)
 
     def before_clipping_values(self, parameters: frozenset[int]) -> None:
@@ -106,18 +107,21 @@ class Sharded:
         What decides how long the exchanged vector is must be the same on all ranks, whatever has failed.
         """
         began, before = time.perf_counter(), step.spectra_cost
-        hooks = self.parts.seconds if self.parts.armed else 0.0
-        planned = self._planned()
+        hooks = self.parts.seconds if self.parts.armed else None
+        self._parts_seconds = 0.0
+        planned, budget, exchange = self._planned(), self._budget, self.exchange
         share = partial(self._share, step, planned)
-        whole = self.exchange.step(share, self._budget.cadence, self.spectra.numbers_of(planned))
+        whole = exchange.step(share, budget.cadence, budget.parts_cadence, self.spectra.numbers_of(planned))
         if whole is None:
             return
         self._exchanges += 1
         self._guard.run("ranks", self._adopt, step, planned, whole)
-        self.spectra.agree(self.exchange.count, whole.flags[READY])
-        self._budget.cadence = self.exchange.cadence
-        step.layers_cost += time.perf_counter() - began - (step.spectra_cost - before) + hooks
-        step.own += hooks
+        self.spectra.agree(exchange.count, whole.flags[READY])
+        budget.cadence, budget.parts_cadence = exchange.cadence, exchange.parts_cadence
+        step.layers_cost += time.perf_counter() - began - (step.spectra_cost - before) - self._parts_seconds
+        if hooks is not None:
+            step.parts_cost = hooks + self._parts_seconds
+            step.own += hooks
 
     def _share(self, step: OpenStep, planned: Sequence[Candidate]) -> Share:
         """What this rank brings, each stage guarded on its own."""
@@ -145,8 +149,12 @@ class Sharded:
             return self._tier.share()
 
     def _part_sums(self, step: OpenStep) -> Tensor:
+        began = time.perf_counter()
         self.parts.disarm()
-        return self.parts.sums(step.log.part_weights)
+        try:
+            return self.parts.sums(step.log.part_weights)
+        finally:
+            self._parts_seconds = time.perf_counter() - began
 
     def _drift_sums(self) -> Tensor:
         assert self.drift is not None

@@ -89,7 +89,7 @@ class Spectra:
                 shape = matrix_shape(layer)
                 if shape is None or min(shape) < 2 or tensor.parameter.is_complex():
                     continue
-                if shape[0] * shape[1] != math.prod(layer.shape):
+                if shape[0] * shape[1] != math.prod(layer.shape) or (tensor.axis and len(layer.shape) > 2):
                     self.without.append(layer.name)
                     continue
                 first = layer.shape[tensor.axis]

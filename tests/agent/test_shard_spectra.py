@@ -15,7 +15,7 @@ from gradspectra.exchange import Whole
 from gradspectra.inventory import choice_of, take_inventory
 from gradspectra.shard_spectra import OFF, PAYS, TOO_LARGE, WAITS, ShardSpectra
 from gradspectra.spectra import SHORTEST_INTERVAL
-from torch import distributed
+from torch import distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard
@@ -32,10 +32,20 @@ def as_rank(rank, ranks):
         distributed.destroy_process_group()
 
 
-def spectra_of(model, mesh, rank=0, interval=1, budget=None):
+class Wide(Mixed):
+    """Also a fused matrix whose blocks have fewer rows than columns."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide = nn.ModuleDict({"qkv": nn.Linear(30, 12, bias=False)})
+
+
+def spectra_of(model, mesh, rank=0, interval=1, budget=None, wanted=True):
     """The spectra of a model that is sharded as this rank has it, its gradient with it."""
     whole = {name: p.grad for name, p in model.named_parameters()}
-    sharded = fully_shard(copy.deepcopy(model), mesh=mesh)
+    sharded = copy.deepcopy(model)
+    fully_shard(sharded.c_attn, mesh=mesh)
+    fully_shard(sharded, mesh=mesh)
     for name, parameter in sharded.named_parameters():
         gradient = whole[name]
         if gradient is not None:
@@ -44,7 +54,7 @@ def spectra_of(model, mesh, rank=0, interval=1, budget=None):
                 rows[rank], mesh, [Shard(0)], run_check=False, shape=gradient.shape, stride=gradient.stride()
             )
     inventory = take_inventory({"": sharded}, [], choice_of(None), True)
-    return ShardSpectra(inventory, interval, budget or Budget(None, 1, True), rank == 0, True), inventory.table.names
+    return ShardSpectra(inventory, interval, budget or Budget(None, 1, True), rank == 0, wanted), inventory.table.names
 
 
 def with_gradients(model):
@@ -61,7 +71,7 @@ def whole_of(numbers, ready=()):
 def exact(model):
     """Singular values of the whole gradients, in float64, by layer name."""
     found = {name: p.grad.double().numpy() for name, p in model.named_parameters() if p.dim() > 1}
-    for name, axis in (("c_attn.weight", 1), ("in_proj_weight", 0)):
+    for name, axis in (("c_attn.weight", 1), ("in_proj_weight", 0), ("wide.qkv.weight", 0)):
         blocks = np.split(found.pop(name), 3, axis)
         found |= {f"{name}[{suffix}]": block for suffix, block in zip("qkv", blocks, strict=True)}
     return {name: np.linalg.svd(g.reshape(len(g), -1), compute_uv=False) for name, g in found.items()}
@@ -69,7 +79,7 @@ def exact(model):
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7])
 def test_slices_of_all_ranks_give_the_singular_values_of_the_whole(ranks):
-    model, total = with_gradients(Mixed()), 0
+    model, total = with_gradients(Wide()), 0
     for rank in reversed(range(ranks)):
         with as_rank(rank, ranks) as mesh:
             spectra, names = spectra_of(model, mesh, rank)
@@ -164,5 +174,9 @@ def test_a_layer_is_taken_once_all_ranks_can_pay_and_passed_over_where_one_finds
         spectra.agree(8, np.array([PAYS, OFF]))
         spectra.agree(9, np.array([PAYS, PAYS]))
         assert spectra.planned(10) == []
+        spectra, _ = spectra_of(Mixed(), mesh, interval=None, budget=known_budget(0.5))
+        spectra._budget.savings = 0.0
+        assert spectra.ready(1) == WAITS
+        assert spectra_of(Mixed(), mesh, wanted=False)[0].planned(1) == []
         tight, _ = spectra_of(Mixed(), mesh, interval=None, budget=known_budget(1e-4))
         assert tight.ready(1) == TOO_LARGE

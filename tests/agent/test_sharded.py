@@ -85,13 +85,13 @@ def test_within_a_budget_parts_and_updates_take_turns_and_spectra_are_agreed_on(
     measured = [record for record in kept() if "grad_sq" in record.statistics]
     parts = [column(record, "part_sq")["head.weight"] is not None for record in measured]
     updates = [column(record, "update_sq")["head.weight"] is not None for record in measured]
-    assert sum(parts) > 5
+    assert min(sum(parts), sum(updates)) > 5
     assert [not turn for turn in parts] == updates
     drifts = sum("drift_sq" in record.statistics for record in measured)
     assert 1 <= drifts <= 1 + len(measured) // 16
 
 
-def test_a_state_of_another_shard_is_not_taken_for_the_start(mesh, kept):
+def test_a_state_of_another_shard_or_of_some_layers_alone_is_not_taken_for_the_start(mesh, kept):
     model = fully_shard(attention(), mesh=mesh)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with watched(model, optimizer) as watch:
@@ -99,9 +99,10 @@ def test_a_state_of_another_shard_is_not_taken_for_the_start(mesh, kept):
         optimizer.step()
         state = watch.state_dict()
     assert state["shard"] == [0, 1]
-    for shard, moved in (([0, 1], True), ([1, 2], False)):
+    lacking = {name: start for name, start in state["drift"].items() if name != "embed.weight"}
+    for other, moved in (({}, True), ({"shard": [1, 2]}, False), ({"drift": lacking}, False)):
         with watched(model, optimizer) as watch:
-            watch.load_state_dict(state | {"shard": shard})
+            watch.load_state_dict(state | other)
             optimizer.zero_grad()
             loss_of(model, 4, 0).backward()
             for group in optimizer.param_groups:

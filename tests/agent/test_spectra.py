@@ -119,6 +119,14 @@ def test_gradients_that_are_absent_zero_or_not_finite_have_no_spectrum(kept):
     assert kept()[0].spectra == []
 
 
+def test_a_tensor_of_three_axes_that_is_cut_along_its_second_is_no_matrix():
+    model = nn.ModuleDict({"conv": nn.Conv1d(4, 6, 3, bias=False), "head": nn.Linear(4, 6, bias=False)})
+    inventory = take_inventory({"": model}, [], lambda _: (("[a]", 1, 0, 2), ("[b]", 1, 2, 4)))
+    spectra = Spectra(inventory, 1, Budget(None, 1, True))
+    assert spectra.without == ["conv.weight[a]", "conv.weight[b]"]
+    assert [inventory.table.names[c.layer] for c in spectra.candidates] == ["head.weight[a]", "head.weight[b]"]
+
+
 def planned(budget):
     model = attention()
     inventory = take_inventory({"": model}, [], choice_of(None))
