@@ -109,7 +109,7 @@ function End({ run, path, onChanged }) {
   const end = (/** @type {string} */ state) => async () => (await send("PATCH", path, { state })) && onChanged();
   const what = run.state === "lost" ? "Nothing was heard of the job for a minute. If it is gone, say how it ended; if it is not, the run goes on with the next record." : "Only for a job that is gone and never said so. It stops no job: what one still sends is kept.";
   return html`
-    <section class="panel pad"><h3>End</h3><p>${what}</p>
+    <section class="panel pad" data-panel="end"><h3>End</h3><p>${what}</p>
       ${problem}<div class="actions">
         <${Sure} kind="" label="It has finished …" sure=${`End “${run.name}” as finished?`} onSure=${end("finished")} />
         <${Sure} kind="" label="It has failed …" sure=${`End “${run.name}” as failed?`} onSure=${end("failed")} /></div></section>`;
@@ -120,7 +120,7 @@ function Delete({ run, path }) {
   const [send, problem] = useSend();
   const remove = async () => (await send("DELETE", path)) && navigate("/");
   return html`
-    <section class="panel pad"><h3>Delete</h3>
+    <section class="panel pad" data-panel="delete"><h3>Delete</h3>
       <p>Deletes the run with everything it recorded and all that was derived from it. This cannot be undone.</p>
       ${run.state === "running" && html`<p class="muted">The run is still going: what it sends afterwards is refused.</p>`}
       ${problem}<${Sure} label="Delete this run …" sure=${`Delete “${run.name}” for good?`} onSure=${remove} /></section>`;
