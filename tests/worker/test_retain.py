@@ -9,15 +9,13 @@ from gradspectra_store import Store
 from gradspectra_store.block_schema import blocks
 from gradspectra_store.freeing import bytes_of, to_be_freed
 from gradspectra_store.read import read_series
-from gradspectra_store.retention import DAY, NOTICE_DAYS, Retention, adopt_retention, due_runs
+from gradspectra_store.retention import DAY, Retention, adopt_retention, due_runs
 from gradspectra_store.run_views import get_run
-from gradspectra_store.runs import heartbeat, update_run
-from gradspectra_store.schema import runs
-from gradspectra_worker import retain as module
-from gradspectra_worker.retain import due, retain, retain_due
+from gradspectra_store.runs import update_run
+from gradspectra_worker.retain import retain
 from store.batches import TABLE, a_batch, layer_block, started, stored
 from store.compacting import a_plain_run, a_varied_run, compacted, derived_through
-from store.retaining import KEPT, LATER, asked, ended, fine_blocks, is_left_of, old_run, same, shown
+from store.retaining import KEPT, LATER, asked, ended, is_left_of, old_run, same, shown
 
 pytestmark = pytest.mark.usefixtures("small_blocks")
 NAMES = ("grad_sq", "grad_nonfinite", "update_ratio", "effective_rank")
@@ -60,13 +58,16 @@ def test_what_is_left_is_what_the_coarser_answer_was_and_says_so(store):
 
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
-def test_coarse_questions_are_answered_as_before(store):
+def test_coarse_questions_are_answered_as_before(store, monkeypatch):
     run = old_run(store)
     before = [asked(store, run, name, columns=n) for name in ("grad_sq", "grad_norm") for n in (3, 12, 80)]
     retain(store, run, KEPT, LATER)
     after = [asked(store, run, name, columns=n) for name in ("grad_sq", "grad_norm") for n in (3, 12, 80)]
     same(after, before)
     assert all(one.retired == () for one in after)
+    whole = asked(store, run, "grad_norm", columns=10_000)
+    monkeypatch.setattr("gradspectra_store.ranges.PIECE_VALUES", 3 * 20)
+    same(asked(store, run, "grad_norm", columns=10_000), whole)
 
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
@@ -120,58 +121,6 @@ def test_a_bucket_that_a_newer_attempt_hides_a_part_of_is_left_out(store):
     assert shown(store, one.run)["retired_at"] == LATER + 31 * DAY
 
 
-def test_runs_that_go_on_are_pinned_or_young_are_never_touched(store):
-    run = old_run(store)
-    count = fine_blocks(store, run)
-
-    def untouched(now: float = LATER, wanted: Retention = KEPT) -> bool:
-        with store.read() as conn:
-            listed = due_runs(conn, wanted, now)
-        return listed == [] and retain(store, run, wanted, now) == 0 and fine_blocks(store, run) == count
-
-    def change(**values: object) -> None:
-        with store.write() as conn:
-            conn.execute(sa.update(runs).values(**values))
-
-    assert untouched(now=1000 + 29.9 * DAY)
-    with store.write() as conn:
-        update_run(conn, run, pinned=True)
-    assert untouched()
-    assert shown(store, run)["pinned"] is True
-    with store.write() as conn:
-        update_run(conn, run, pinned=False)
-    change(state="running")
-    assert untouched()
-    change(state="failed", last_batch=runs.c.last_batch + 10**7)  # not all of it is derived
-    assert untouched()
-    change(last_batch=runs.c.last_batch - 10**7)
-    other = started(store, resume=run, rank=1, now=LATER)
-    change(state="lost", updated_at=1000.0)
-    assert untouched()
-    assert untouched(now=LATER + 59)
-    with store.write() as conn:
-        heartbeat(conn, run, other.session, None, LATER + 100)
-    change(state="lost", updated_at=1000.0)
-    assert untouched(now=LATER + 101)
-    assert retain(store, run, KEPT, LATER + 200) > 0
-    assert fine_blocks(store, run) < count
-
-
-def test_a_run_that_is_resumed_meanwhile_is_left_alone(store, monkeypatch):
-    run, next_layers = old_run(store), module.next_layers
-    count = fine_blocks(store, run)
-
-    def resumed(*given):
-        made = next_layers(*given)
-        started(store, resume=run, start_step=640)
-        return made
-
-    monkeypatch.setattr(module, "next_layers", resumed)
-    assert retain(store, run, KEPT, LATER) == 0
-    assert fine_blocks(store, run) == count
-    assert shown(store, run)["state"] == "running"
-
-
 def test_it_is_told_when_a_run_comes_and_how_much_that_frees(store):
     run, pinned = old_run(store), a_plain_run(store, 64, size=64)
     ended(store, pinned, 5000.0)
@@ -194,27 +143,6 @@ def test_it_is_told_when_a_run_comes_and_how_much_that_frees(store):
         assert bytes_of(conn, run) == item.bytes_after
         assert to_be_freed(conn, wanted) == ([], None)
     assert (shown(store, run)["retires_at"], shown(store, run)["retired_at"]) == (None, LATER)
-
-
-@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
-def test_nothing_goes_before_a_retention_was_in_force_for_a_fortnight(store):
-    run = old_run(store)
-    with store.write() as conn:
-        adopt_retention(conn, KEPT, LATER)
-    assert shown(store, run)["retires_at"] == LATER + NOTICE_DAYS * DAY
-    assert retain_due(store, LATER + NOTICE_DAYS * DAY - 1) == 0
-    with store.write() as conn:
-        adopt_retention(conn, Retention(20.0, 1, 10), LATER + DAY)
-    assert retain_due(store, LATER + NOTICE_DAYS * DAY) == 0
-    assert retain_due(store, LATER + (NOTICE_DAYS + 1) * DAY) > 0
-    assert shown(store, run)["retired_at"] == LATER + (NOTICE_DAYS + 1) * DAY
-
-
-@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
-def test_no_retention_was_ever_put_in_force_then_nothing_is_retired(store):
-    old_run(store)
-    assert due(store, 1e12) == (Retention(0.0), [])
-    assert retain_due(store, 1e12) == 0
 
 
 def test_a_stricter_retention_goes_on_from_a_milder_one(store, monkeypatch):
@@ -317,3 +245,21 @@ def now_retired(store: Store, run: str) -> int:
     """The step below which a run is retired."""
     ((_, last, _),) = asked(store, run, "grad_norm", columns=10_000).retired
     return last + 1
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_what_was_recorded_too_seldom_for_buckets_stays_as_it_was(store, monkeypatch):
+    monkeypatch.setattr("gradspectra_store.compaction.CHUNK_BYTES", 2_000)
+    run = started(store)
+    for sequence, first in enumerate(range(1, 961, 32), 1):
+        own = list(range(first, first + 32))
+        at = [step for step in own if step % 16 == 0 or step > 320]
+        layers = layer_block(at, {"grad_sq": np.outer(at, np.ones(3))})
+        stored(store, run.run, a_batch(run.session, sequence, own, layer_table=TABLE, layers=layers))
+    ended(store, run.run)
+    before = asked(store, run.run, "grad_sq", stop=320, columns=10_000)
+    assert before.x.tolist() == list(range(16, 320, 16))
+    assert retain(store, run.run, KEPT, LATER) > 0
+    same(asked(store, run.run, "grad_sq", stop=320, columns=10_000), before)
+    ((first, last, _),) = asked(store, run.run, "grad_sq", columns=10_000).retired
+    assert 256 < first < 400 < last

@@ -10,14 +10,97 @@ import time
 from pathlib import Path
 
 import pytest
-from gradspectra_store.retention import adopt_retention
+import sqlalchemy as sa
+from gradspectra_store.block_schema import compactions
+from gradspectra_store.retention import DAY, NOTICE_DAYS, Retention, adopt_retention, due_runs
+from gradspectra_store.runs import heartbeat, update_run
+from gradspectra_store.schema import runs
 from gradspectra_worker import dispatch
 from gradspectra_worker import retain as module
 from gradspectra_worker.dispatch import InlineDispatcher
-from gradspectra_worker.retain import retain
+from gradspectra_worker.retain import due, retain, retain_due
+from store.batches import started
 from store.retaining import KEPT, LATER, asked, fine_blocks, old_run, same, shown
 
 pytestmark = pytest.mark.usefixtures("small_blocks")
+
+
+def test_runs_that_go_on_are_pinned_or_young_are_never_touched(store):
+    run = old_run(store)
+    count = fine_blocks(store, run)
+
+    def untouched(now: float = LATER, wanted: Retention = KEPT) -> bool:
+        with store.read() as conn:
+            listed = due_runs(conn, wanted, now)
+        return listed == [] and retain(store, run, wanted, now) == 0 and fine_blocks(store, run) == count
+
+    def change(**values: object) -> None:
+        with store.write() as conn:
+            conn.execute(sa.update(runs).values(**values))
+
+    assert untouched(now=1000 + 29.9 * DAY)
+    with store.write() as conn:
+        update_run(conn, run, pinned=True)
+    assert untouched()
+    assert shown(store, run)["pinned"] is True
+    with store.write() as conn:
+        update_run(conn, run, pinned=False)
+    change(state="running")
+    assert untouched()
+    change(state="failed", last_batch=runs.c.last_batch + 10**7)  # not all of it is derived
+    assert untouched()
+    change(last_batch=runs.c.last_batch - 10**7)
+    with store.write() as conn:
+        conn.execute(sa.update(compactions).values(batch=0))
+    assert untouched()
+    with store.write() as conn:
+        conn.execute(sa.update(compactions).values(batch=10**6))
+    other = started(store, resume=run, rank=1, now=LATER)
+    change(state="lost", updated_at=1000.0)
+    assert untouched()
+    assert untouched(now=LATER + 59)
+    with store.write() as conn:
+        heartbeat(conn, run, other.session, None, LATER + 100)
+    change(state="lost", updated_at=1000.0)
+    assert untouched(now=LATER + 101)
+    assert retain(store, run, KEPT, LATER + 200) > 0
+    assert fine_blocks(store, run) < count
+
+
+def test_a_run_that_is_resumed_meanwhile_is_left_alone(store, monkeypatch):
+    run, next_layers = old_run(store), module.next_layers
+    count = fine_blocks(store, run)
+
+    def resumed(*given):
+        made = next_layers(*given)
+        started(store, resume=run, start_step=640)
+        return made
+
+    monkeypatch.setattr(module, "next_layers", resumed)
+    assert retain(store, run, KEPT, LATER) == 0
+    assert fine_blocks(store, run) == count
+    assert shown(store, run)["state"] == "running"
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_nothing_goes_before_a_retention_was_in_force_for_a_fortnight(store):
+    run = old_run(store)
+    with store.write() as conn:
+        adopt_retention(conn, KEPT, LATER)
+    assert shown(store, run)["retires_at"] == LATER + NOTICE_DAYS * DAY
+    assert retain_due(store, LATER + NOTICE_DAYS * DAY - 1) == 0
+    with store.write() as conn:
+        adopt_retention(conn, Retention(20.0, 1, 10), LATER + DAY)
+    assert retain_due(store, LATER + NOTICE_DAYS * DAY) == 0
+    assert retain_due(store, LATER + (NOTICE_DAYS + 1) * DAY) > 0
+    assert shown(store, run)["retired_at"] == LATER + (NOTICE_DAYS + 1) * DAY
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_no_retention_was_ever_put_in_force_then_nothing_is_retired(store):
+    old_run(store)
+    assert due(store, 1e12) == (Retention(0.0), [])
+    assert retain_due(store, 1e12) == 0
 
 
 def test_two_at_once_beside_one_that_reads_take_away_what_one_would(store, monkeypatch):
@@ -41,6 +124,25 @@ def test_two_at_once_beside_one_that_reads_take_away_what_one_would(store, monke
         worker.join()
     assert sum(done) > 1
     same(asked(store, run, "grad_norm", columns=10_000), whole)
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_a_transaction_that_another_one_overtook_is_given_up(store, monkeypatch):
+    monkeypatch.setattr("gradspectra_store.retiring.CHUNK_BYTES", 500)
+    run, expected, next_layers = old_run(store), old_run(store), module.next_layers
+    retain(store, expected, KEPT, LATER)
+
+    def overtaken(*given):
+        made = next_layers(*given)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "next_layers", next_layers)
+            assert retain(store, run, KEPT, LATER) > 2
+        return made
+
+    monkeypatch.setattr(module, "next_layers", overtaken)
+    assert retain(store, run, KEPT, LATER) == 0
+    monkeypatch.setattr(module, "next_layers", next_layers)
+    same(*(asked(store, one, "grad_norm", columns=10_000) for one in (run, expected)))
 
 
 @pytest.mark.slow
