@@ -19,6 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -103,6 +105,31 @@ def cpu_seconds(process: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def peak_megabytes(process: int) -> float:
+    """The most memory that a process has had resident."""
+    status = Path(f"/proc/{process}/status").read_text()
+    return round(int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024, 1)  # type: ignore[index]
+
+
+@contextmanager
+def serving(synchronous: str = "NORMAL") -> Iterator[tuple[tuple[str, int], subprocess.Popen[str], Path]]:
+    """A real server on a free port, with a folder of its own: its address, its process, and the folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("GRADSPECTRA_")}
+        environment = clean | {"GRADSPECTRA_SQLITE_SYNCHRONOUS": synchronous}
+        command = [sys.executable, "-c", SERVE, "serve", "--port", "0", "--data", folder]
+        server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        try:
+            assert server.stdout is not None
+            found = re.search(r"http://([\d.]+):(\d+)", server.stdout.readline())
+            if found is None:
+                raise SystemExit("the server did not start; its message stands above")
+            yield (found[1], int(found[2])), server, Path(folder)
+        finally:
+            server.terminate()
+            server.wait(10)
+
+
 def measure(options: argparse.Namespace, address: tuple[str, int], server: int) -> dict[str, Any]:
     job = Job(options, address)
     warm = max(1, options.batches // 20)
@@ -136,6 +163,7 @@ def measure(options: argparse.Namespace, address: tuple[str, int], server: int) 
         },
         "underived_steps_at_end": behind,
         "derived_after_seconds": round(time.perf_counter() - begin, 2),
+        "server_peak_megabytes": peak_megabytes(server),
     }
 
 
@@ -149,20 +177,8 @@ def main() -> None:
     parser.add_argument("--synchronous", choices=("NORMAL", "FULL"), default="NORMAL")
     options = parser.parse_args()
     load = round(os.getloadavg()[0], 2)
-    with tempfile.TemporaryDirectory() as folder:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("GRADSPECTRA_")}
-        environment = clean | {"GRADSPECTRA_SQLITE_SYNCHRONOUS": options.synchronous}
-        command = [sys.executable, "-c", SERVE, "serve", "--port", "0", "--data", folder]
-        server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-        try:
-            assert server.stdout is not None
-            found = re.search(r"http://([\d.]+):(\d+)", server.stdout.readline())
-            if found is None:
-                raise SystemExit("the server did not start; its message stands above")
-            result = measure(options, (found[1], int(found[2])), server.pid)
-        finally:
-            server.terminate()
-            server.wait(10)
+    with serving(options.synchronous) as (address, server, _):
+        result = measure(options, address, server.pid)
     result["options"] = vars(options)
     result["machine"] = {
         "cpus": len(os.sched_getaffinity(0)),

@@ -1,26 +1,32 @@
 """What blocks and the pyramid cost and give: bytes per value, and reading at any zoom of runs of any length.
 
-python benchmarks/storage.py [--layers 200] [--lengths 1000 100000 156250 10000000] [--repeat 15]
+python benchmarks/storage.py [--parts reading layers peers server] [--layers 200] [--lengths 1000 100000 10000000]
 
-Runs are written as blocks directly, by the functions that compaction uses; prints one JSON object. 156,250 steps and
-10 million lie alike in the pyramid (its buckets are 64 times as wide), so they are what to compare for growth. Beside
-them: bytes of a scalar in a TensorBoard event file, where tensorboard is installed.
+reading: runs of several lengths, and layers: of several widths, written as blocks directly by the functions that
+compaction uses. Where their numbers would be too many (--most-values), all but the newest 65,536 steps or fewer have
+layer numbers at every 2nd, 4th, 8th … step alone: the levels of the pyramid that an answer reads are the same. peers:
+the same numbers taken in and read back by this and by what other trackers are installed (peers.py). server: the memory
+of a real server under ingest and questions. Prints one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import sqlite3
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peers
 import sqlalchemy as sa
 from gradspectra_core.blocks import Recorded
 from gradspectra_core.layers import Layer, LayerTable
@@ -37,7 +43,9 @@ from gradspectra_store.read import read_layers, read_series
 from gradspectra_store.runs import RunRequest, start_run
 from gradspectra_store.schema import runs
 
-AT_ONCE = 65_536
+PARTS = ("reading", "layers", "peers", "server")
+AT_ONCE = 13_000_000
+"""Numbers made and written at a time."""
 
 
 def walk(random: np.random.Generator, rows: int, steps: int, dtype: type) -> np.ndarray:
@@ -46,8 +54,11 @@ def walk(random: np.random.Generator, rows: int, steps: int, dtype: type) -> np.
     return np.exp(slow + random.normal(0, 0.1, (rows, steps))).astype(dtype)
 
 
-def filled(store: Store, steps: int, layers: int, scalars: int) -> str:
-    """A run of so many steps in blocks: `scalars` series, and grad_sq of `layers` layers where there are any."""
+def filled(store: Store, steps: int, layers: int, scalars: int, every: int = 1) -> str:
+    """A run of so many steps in blocks: `scalars` series, and grad_sq of `layers` layers where there are any.
+
+    every: the layers' cadence, but for the newest steps.
+    """
     table = LayerTable.of(Layer(f"layers.{at}.weight", "linear", at, (512, 512)) for at in range(layers))
     names = ["loss", *(f"scalar_{at}" for at in range(1, scalars))]
     with store.write() as conn:
@@ -59,15 +70,27 @@ def filled(store: Store, steps: int, layers: int, scalars: int) -> str:
     random = np.random.default_rng(0)
     kinds = {"scalars": (names, 1, np.float64), "layers": (["grad_sq"] if layers else [], layers, np.float32)}
     for kind, (own, rows, dtype) in kinds.items():
-        for first in range(1, steps + 1, AT_ONCE):
-            at = np.arange(first, min(first + AT_ONCE, steps + 1))
+        cadence = every if kind == "layers" else 1
+        for first, stop in portions(steps, cadence, min(AT_ONCE // rows, 65_536)):
+            at = np.arange(first, stop)
+            at = at if stop > steps else at[at % cadence == 0]
             fresh = {name: Recorded(at, walk(random, rows, len(at), dtype), None) for name in own}
             if kind == "scalars":
                 quantities = [Quantity(name, (name,), 1, last=True) for name in own]
             else:
                 quantities = [layer_quantity(name, layers) for name in ("grad_sq", "grad_norm") if own]
-            put(store, Source(run, kind, False, 1, 0), fresh, quantities, first, int(at[-1]))
+            put(store, Source(run, kind, False, 1, 0), fresh, quantities, first, stop - 1)
     return run
+
+
+def portions(steps: int, every: int, at_once: int) -> Iterator[tuple[int, int]]:
+    """Cut the steps into ranges [first, stop) to write at a time; the last is the newest `at_once` at most."""
+    first = 1
+    while first <= steps:
+        left = steps + 1 - first
+        taken = min(at_once * every, left - at_once) if left > at_once else left
+        yield first, first + taken
+        first += taken
 
 
 def put(
@@ -133,9 +156,11 @@ def timed(store: Store, repeat: int, question: Callable[[sa.Connection], Any]) -
 
 def of_length(store: Store, steps: int, options: argparse.Namespace) -> dict[str, Any]:
     """Reading a run of so many steps: its newest 2,000 steps, the whole at 1,000 columns, a tenth in the middle."""
-    layers = options.layers if steps * options.layers <= options.most_values else options.few_layers
+    layers, every = options.layers, 1
+    while steps * layers > options.most_values * every:
+        every *= 2
     begin = time.perf_counter()
-    run = filled(store, steps, layers, 1)
+    run = filled(store, steps, layers, 1, every)
     wrote = time.perf_counter() - begin
     middle = (steps * 45 // 100, steps * 55 // 100)
     questions: dict[str, Callable[[sa.Connection], Any]] = {
@@ -145,32 +170,69 @@ def of_length(store: Store, steps: int, options: argparse.Namespace) -> dict[str
         "heatmap_newest_1000": lambda conn: read_layers(conn, run, "grad_norm", max(steps - 999, 0), None, 1000),
         "heatmap_whole": lambda conn: read_layers(conn, run, "grad_norm", columns=1000),
     }
-    found: dict[str, Any] = {"layers": layers, "seconds_to_write": round(wrote, 1)}
+    found: dict[str, Any] = {"layers": layers, "cadence": every, "seconds_to_write": round(wrote, 1)}
     found |= {name: timed(store, options.repeat, question) for name, question in questions.items()}
     found["bytes_per_series_value"] = bytes_per_value(store, run, steps, name="loss")
-    recorded = bytes_per_value(store, run, steps * layers, name="grad_sq")
-    found["bytes_per_layer_value"] = recorded | {
-        "pyramid_of_metric": bytes_per_value(store, run, steps * layers, name="grad_norm")["pyramid"]
-    }
+    if every == 1:
+        recorded = bytes_per_value(store, run, steps * layers, name="grad_sq")
+        of_metric = bytes_per_value(store, run, steps * layers, name="grad_norm")["pyramid"]
+        found["bytes_per_layer_value"] = recorded | {"pyramid_of_metric": of_metric}
     return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=200)
-    parser.add_argument("--few-layers", type=int, default=2, help="for runs whose layers would not be written in time")
     parser.add_argument("--most-values", type=int, default=25_000_000)
     parser.add_argument("--lengths", type=int, nargs="+", default=[1000, 100_000, 156_250, 10_000_000])
+    parser.add_argument("--widths", type=int, nargs="+", default=[20, 200, 2000], help="layers, for --parts layers")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--repeat", type=int, default=15)
+    parser.add_argument("--peer-steps", type=int, default=50, help="steps that the slower peers are given")
     options = parser.parse_args()
-    result: dict[str, Any] = {"python": platform.python_version(), "sqlite": sqlite3.sqlite_version}
-    for steps in options.lengths:
-        with tempfile.TemporaryDirectory() as folder:
-            store = Store.open(f"sqlite:///{Path(folder) / 'store.db'}")
-            result[f"{steps} steps"] = of_length(store, steps, options)
-            store.close()
-    result["bytes_per_event_file_value"] = event_file_bytes()
-    print(json.dumps(result, indent=2))
+    versions = {name: version(name) for name in ("numpy", "sqlalchemy")}
+    versions |= {"python": platform.python_version(), "sqlite": sqlite3.sqlite_version}
+    machine = {"cpus": len(os.sched_getaffinity(0)), "load_before": round(os.getloadavg()[0], 2)}
+    print(json.dumps({"versions": versions, "machine": machine} | measured(options), indent=2))
+
+
+def measured(options: argparse.Namespace) -> dict[str, Any]:
+    """All that was asked for."""
+    result: dict[str, Any] = {}
+    if "reading" in options.parts:
+        for steps in options.lengths:
+            with fresh_store() as store:
+                result[f"{steps} steps"] = of_length(store, steps, options)
+    if "layers" in options.parts:
+        result["layers"] = {f"{layers} layers": of_width(layers, options) for layers in options.widths}
+    if "peers" in options.parts:
+        result["peers"] = peers.beside_each_other(options.peer_steps)
+    if "server" in options.parts:
+        result["server"] = peers.server_memory()
+    return result
+
+
+def of_width(layers: int, options: argparse.Namespace) -> dict[str, Any]:
+    """The heatmap of runs of 1,000 and 100,000 steps, with nanoseconds of CPU per drawn cell."""
+    found = {}
+    for steps in (1000, 100_000):
+        own = argparse.Namespace(**vars(options) | {"layers": layers})
+        with fresh_store() as store:
+            whole = of_length(store, steps, own)["heatmap_whole"]
+            with store.read() as conn:
+                (run,) = conn.execute(sa.select(runs.c.id)).scalars()
+                cells = read_layers(conn, run, "grad_norm", columns=1000).mean.size
+        per_cell = {f"{kind}_ns_a_cell": round(whole[f"{kind}_cpu_ms"] * 1e6 / cells, 1) for kind in ("cold", "warm")}
+        found[f"{steps} steps"] = whole | per_cell
+    return found
+
+
+@contextmanager
+def fresh_store() -> Iterator[Store]:
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store.open(f"sqlite:///{Path(folder) / 'store.db'}")
+        yield store
+        store.close()
 
 
 if __name__ == "__main__":
