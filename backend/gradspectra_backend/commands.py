@@ -84,9 +84,10 @@ def _serve(subparsers: Parsers) -> None:
 
 
 def _run_serve(options: argparse.Namespace) -> int:
+    settings = _settings(options)  # before all that takes a second to import
     from gradspectra_backend.serve import serve
 
-    return serve(_settings(options))
+    return serve(settings)
 
 
 def _demo(subparsers: Parsers) -> None:
