@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -47,8 +49,9 @@ def postgres_url() -> Iterator[str]:
 
 
 @pytest.fixture
-def settings(tmp_path) -> Settings:
+def settings(tmp_path: Path, empty_database: Path) -> Settings:
     """An embedded server on SQLite, on a loopback address."""
+    shutil.copy(empty_database, tmp_path / "gradspectra.db")
     return load_settings(data=tmp_path)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -36,9 +38,10 @@ def postgres_url() -> Iterator[str]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path) -> str:
+def url(request: pytest.FixtureRequest, tmp_path: Path, empty_database: Path) -> str:
     """The URL of an empty or emptied database, once of each kind."""
     if request.param == "sqlite":
+        shutil.copy(empty_database, tmp_path / "store.db")
         return f"sqlite:///{tmp_path}/store.db"
     return request.getfixturevalue("postgres_url")
 

@@ -38,6 +38,8 @@ def emptied(url: str) -> str:
             conn.execute(sa.text("DROP SCHEMA public CASCADE"))
             conn.execute(sa.text("CREATE SCHEMA public"))
     engine.dispose()
+    if engine.dialect.name == "sqlite":
+        Path(str(engine.url.database)).unlink(missing_ok=True)
     return url
 
 

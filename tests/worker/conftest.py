@@ -41,9 +41,10 @@ def postgres_url() -> Iterator[str]:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def url(request: pytest.FixtureRequest, tmp_path: Path, empty_database: Path) -> str:
     """The URL of an empty or emptied database, once of each kind."""
     if request.param == "sqlite":
+        shutil.copy(empty_database, tmp_path / "worker.db")
         return f"sqlite:///{tmp_path}/worker.db"
     return request.getfixturevalue("postgres_url")
 
