@@ -67,4 +67,4 @@ def test_from_64_steps_a_column_a_question_reads_as_many_buckets_as_it_gives(
     with store.read() as conn:
         found = read_layers(conn, run, "grad_norm", columns=columns)
     assert columns // 2 < len(found.x) <= columns
-    assert widest[-1] == len(found.x)
+    assert max(widest) == len(found.x)
