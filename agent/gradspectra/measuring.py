@@ -201,7 +201,7 @@ class Measuring:
 
     def complete(self, step: OpenStep) -> None:
         """Add to a step that ends what there is once all its optimizers have stepped."""
-        if self.second is not None:
+        if self.second is not None and step.due:
             self.second.complete(step)
         if step.measured and self.sharded is None:
             self._take_drift(step)
