@@ -40,6 +40,7 @@ class Backward:
     def __init__(self, guard: Guard) -> None:
         self.passes = 0
         self._guard = guard
+        self._task = getattr(torch._C, "_current_graph_task_id", None)
         self._last = -1
         self._nodes: list[Any] = []
         self._handles: list[Any] = []
@@ -78,7 +79,8 @@ class Backward:
         self._nodes.clear()
 
     def _hook(self, _: Any) -> None:
-        self._guard.run("backward", self.saw)
+        if self._task is None or self._task() != self._last:
+            self._guard.run("backward", self.saw)
 
     @property
     def counted(self) -> bool:

@@ -118,6 +118,36 @@ class StepLog:
         return sum(loss for loss, _ in losses) / len(losses)
 
 
+class HeldCalls:
+    """Calls of log that are taken in together when their step ends.
+
+    Between two backward passes the caches are full of the training's own, and a few lines of Python cost many times
+    what they cost one after another.
+    """
+
+    def __init__(self) -> None:
+        self._calls: list[dict[str, Number]] = []
+
+    def hold(self, values: Mapping[str, Any]) -> bool:
+        """Keep the numbers of a call as they are now; False where not all are plain ones under good names."""
+        kept: dict[str, Number] = {}
+        for name, value in values.items():
+            if isinstance(value, Tensor) and value.is_cpu and value.numel() == 1 and not value.is_complex():
+                value = value.item()
+            elif type(value) not in (float, int):
+                return False
+            if name in RESERVED or len(name) > DEFAULT_LIMITS.max_name:
+                return False
+            kept[name] = float(value)
+        self._calls.append(kept)
+        return True
+
+    def take(self) -> list[dict[str, Number]]:
+        """The calls in their order; they are forgotten here."""
+        calls, self._calls = self._calls, []
+        return calls
+
+
 def accept(values: Mapping[str, Any], complained: set[str]) -> dict[str, Number]:
     """The values of one call of log that are single numbers under names that can be sent; warns once per bad name."""
     good: dict[str, Number] = {}

@@ -16,7 +16,7 @@ from gradspectra.guard import Guard
 from gradspectra.measuring import Measuring
 from gradspectra.options import Options
 from gradspectra.record import StepRecord
-from gradspectra.scalars import Number, Total, as_number, rates
+from gradspectra.scalars import HeldCalls, Number, Total, as_number, rates
 from gradspectra.step import DISAGREEMENT, ClosedStep, OpenStep
 from gradspectra.surroundings import ranks_averaged
 
@@ -47,6 +47,7 @@ class Session:
         self.measuring = Measuring(models, self.optimizers, options, self.budget, guard, self.ranks, group)
         self.step = 0
         self.disagreements = 0
+        self._held = HeldCalls()
         self._tokens = Total()
         self._tokens_before = 0
         self._starts: Mapping[str, Tensor] = {}
@@ -71,8 +72,8 @@ class Session:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs: steps, tokens so far, and the weights that drift is measured from."""
-        drift = self.measuring.drift
-        starts = {} if drift is None else drift.starts
+        self._guard.run("log", self._release)
+        starts = {} if self.measuring.drift is None else self.measuring.drift.starts
         tokens = self._tokens_before + self._tokens.read() * max(self.ranks, 1)
         shard = {} if self._shard is None else {"shard": self._shard}
         return {"step": self.step, "tokens": tokens, "drift": dict(starts), **shard}
@@ -116,29 +117,38 @@ class Session:
         """The training thread goes out."""
         self.open.own += time.perf_counter() - self._entered
 
-    def log(self, values: Mapping[str, Number], step: int | None) -> bool:
-        """Add logged numbers to the step they belong to; False where that step's record is gone already."""
-        if self._stepped:
-            self._end_step()
-        values = dict(values)
+    def hold(self, values: Mapping[str, Any]) -> bool:
+        """Keep a call of log until its step ends, where it is of plain numbers and certain to be of the open step."""
+        return bool(self.measuring.backward.passes) and not self._stepped and self._held.hold(values)
+
+    def _release(self) -> None:
+        for values in self._held.take():
+            self._take(values)
+            self.open.log.add(values)
+
+    def _take(self, values: Mapping[str, Number]) -> None:
         if "tokens" in values:
             self._tokens.add(values["tokens"])
         self.measuring.tell_loss(self.open.number, values.get("loss"))
+
+    def log(self, values: Mapping[str, Number], step: int | None) -> bool:
+        """Add logged numbers to the step they belong to; False where that step's record is gone already."""
+        self._release()
+        if self._stepped:
+            self._end_step()
+        values = dict(values)
+        self._take(values)
         backward = self.measuring.backward
         if step is None and (backward.passes or not backward.counted or not self._closed):
             self.settle()
             step = self.open.number
-        if step is None:
-            self._closed[-1].add(values)
-            return True
         if step == self.open.number:
             self.open.log.add(values)
             return True
-        for closed in self._closed:
-            if closed.step.number == step:
-                closed.add(values)
-                return True
-        return False
+        closed = self._closed[-1] if step is None else next((c for c in self._closed if c.step.number == step), None)
+        if closed is not None:
+            closed.add(values)
+        return closed is not None
 
     def found_examples(self, examples: float) -> None:
         """The model was called with this many examples."""
@@ -227,6 +237,7 @@ class Session:
 
     def _end_step(self) -> None:
         """Close the open step and plan the next."""
+        self._guard.run("log", self._release)
         step = self.open
         self._stepped.clear()
         self.step = step.number

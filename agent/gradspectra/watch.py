@@ -180,6 +180,8 @@ class Watch:
         self._session.leave()
 
     def _log(self, step: int | None, scalars: Mapping[str, Any]) -> None:
+        if step is None and self._session.hold(scalars):
+            return
         if not self._session.log(accept(scalars, self._complaints), step) and "step" not in self._complaints:
             self._complaints.add("step")
             log.warning(

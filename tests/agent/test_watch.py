@@ -460,3 +460,26 @@ def test_real_numbers_from_numpy_are_accepted(kept):
         train(model, optimizer, 2, before=lambda _: watch.log(loss=np.float32(0.5), tokens=np.int64(9)))
     assert kept()[1].scalars["loss"] == 0.5
     assert kept()[1].counts["tokens"] == 9
+
+
+def test_calls_of_log_between_backward_passes_are_taken_as_the_numbers_were_and_in_order(kept):
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    seen = torch.zeros(())
+    with watched(model, optimizer) as watch:
+        for step in range(2):
+            for part in range(3):
+                model(torch.ones(2, 3)).sum().backward()
+                seen.fill_(10 * step + part)
+                watch.log(loss=seen, tokens=4, seen=seen)
+                if part == 1:
+                    assert watch.state_dict()["tokens"] == 4 * (3 * step + 2), "what is held back counts already"
+            watch.log(seen="no number")
+            watch.log(last=part, parts=7)
+            optimizer.step()
+            optimizer.zero_grad()
+    first, second = kept()
+    assert (first.scalars["loss"], second.scalars["loss"]) == (1.0, 11.0)
+    assert (first.scalars["seen"], second.scalars["seen"]) == (2.0, 12.0)
+    assert (first.scalars["last"], first.counts["tokens"], first.counts["parts"]) == (2.0, 12, 3)
+    assert second.counts["tokens"] == 12
