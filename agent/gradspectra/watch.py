@@ -249,7 +249,7 @@ class Watch:
         if self._inputs is not None:
             self._guard.run("close", self._inputs.close)
         with torch.no_grad():
-            self._guard.run("record", self._session.close)
+            self._guard.run("close", self._session.close)
         self._hooks = None
         atexit.unregister(self._at_exit)
         self._guard.run("send", self._transport.close, timeout, state)

@@ -195,6 +195,7 @@ def test_a_failure_anywhere_is_said_once_and_the_other_stages_go_on(
     status = watch.status()
     off = [reason.split(":")[0] for reason in status["not_measured"] if "switched off" in reason]
     assert off == ([stage] if stage else [])
+    assert not torch.nn.modules.module._global_forward_hooks, "whatever failed, the watch is closed"
     assert (status["step"], watch.state_dict()["step"]) == (12, 12)
     assert KeepingTransport.last.closed == "finished"
     assert found([record for record in kept() if record.step > 6]) == EVERYTHING - lost
