@@ -161,6 +161,10 @@ class Rest:
         assert answer.status_code in (200, 201), answer.text
         return answer.json()
 
+    def ready(self) -> bool:
+        """Whether the server says that all it needs can do its work; it is 503 until a first worker was heard."""
+        return httpx2.get(f"{self.address}/api/v1/ready", timeout=10, trust_env=False).status_code == 200
+
     def up(self) -> bool:
         """Whether the server answers."""
         return bool(self.get("/health")["status"] == "ok")

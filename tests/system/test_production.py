@@ -92,7 +92,7 @@ def production(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Production]
             "--pidfile",
             "",
         )
-        eventually(lambda: rest.get("/ready")["status"] == "ok", 30, "database and Redis are ready")
+        eventually(rest.ready, 60, "database, Redis and workers are ready")
         yield made
 
 
