@@ -170,6 +170,7 @@ class Session:
 
     def opens(self, index: int) -> None:
         """An optimizer is about to step."""
+        self._guard.run("log", self._release)
         if index in self._stepped:
             self._end_step()
         self._note_passes()
