@@ -11,8 +11,9 @@ import torch
 from gradspectra_core.records import Bool, Float64, Int64
 from torch import Tensor, nn
 
-from gradspectra.compiling import LAYER, LINEAR, NO_UPDATE, ROW, VECTOR, Compiled, compilation, switched_off
+from gradspectra.compiling import LAYER, NO_UPDATE, ROW, VECTOR, Compiled, compilation, switched_off
 from gradspectra.inventory import Inventory, WatchedTensor
+from gradspectra.second_numbers import units
 from gradspectra.settings import fused_wanted
 from gradspectra.updates import Terms, fused_terms, unknown_update
 
@@ -139,23 +140,15 @@ class FusedPass:
 
 def fits(tensor: WatchedTensor) -> bool:
     """Whether a tensor is of the kind that is measured in C, as long as its gradient and state are so too."""
-    parameter = tensor.parameter
-    return (
-        type(parameter) in (nn.Parameter, Tensor)
-        and parameter.is_cpu
-        and parameter.dtype is torch.float32
-        and tensor.axis == 0
-        and parameter.numel() > 0
-    )
+    return tensor.axis == 0 and _in_order(tensor.parameter, 1)
 
 
 def _pieces(tensor: WatchedTensor, inventory: Inventory) -> list[tuple[int, int, int]]:
     """Per layer of a tensor: its first number, its output units, and the numbers of each."""
     found = []
     for layer, (start, stop) in enumerate(tensor.pieces, tensor.first):
-        shape = inventory.table.layers[layer].shape
-        units = int(shape[0]) if len(shape) else 1
-        found.append((start, units, (stop - start) // units))
+        rows = units(inventory.table.layers[layer].shape, tensor.axis)
+        found.append((start, rows, (stop - start) // rows))
     return found
 
 
@@ -191,12 +184,10 @@ def _layers(
         rule, scale, epsilon, decay = terms.rule, terms.scale, terms.epsilon, terms.decay
         first = gradient if terms.first is None else terms.first.data_ptr()
         second = gradient if terms.second is None else terms.second.data_ptr()
-        if rule == LINEAR and terms.first is None:
-            epsilon = 0.0
     addresses = (gradient, parameter.data_ptr(), first, second)
     return [
-        (*(address + BYTES * start for address in addresses), units, per_unit, rule, scale, epsilon, decay)
-        for start, units, per_unit in pieces
+        (*(address + BYTES * start for address in addresses), rows, per_row, rule, scale, epsilon, decay)
+        for start, rows, per_row in pieces
     ]
 
 

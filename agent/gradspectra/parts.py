@@ -221,16 +221,17 @@ class PartSquares:
     def _compiled(self) -> list[tuple[_Row, WatchedTensor, Tensor]]:
         """Measure what the compiled pass can of what is held; returns the rest."""
         assert self._fused is not None
-        found = self._fused.squares([(tensor, gradient) for _, tensor, gradient in self._held])
-        if found is None:
-            return self._held
-        sums, layers, left = found
-        rest = [self._held[index] for index in left]
-        taken = [row for index, (row, tensor, _) in enumerate(self._held) for _ in tensor.pieces if index not in left]
-        for row in dict.fromkeys(taken):
-            own = [at for at, its in enumerate(taken) if its is row]
-            row.slots(CPU)
-            row.results[CPU].numpy()[[layers[at] for at in own]] = sums[own]
+        rest = []
+        for row in dict.fromkeys(row for row, _, _ in self._held):
+            own = [(tensor, gradient) for its, tensor, gradient in self._held if its is row]
+            found = self._fused.squares(own)
+            if found is None:
+                return self._held
+            sums, layers, left = found
+            if layers:
+                row.slots(CPU)
+                row.results[CPU].numpy()[layers] = sums
+            rest += [(row, *own[index]) for index in left]
         return rest
 
     def _one_by_one(self, held: Sequence[tuple[_Row, WatchedTensor, Tensor]]) -> None:

@@ -21,8 +21,6 @@ RESERVED = frozenset(("parts", "skipped", "cadence_layers", "cadence_second", "c
 
 def as_number(value: Any) -> Number | None:
     """Take over one logged value without waiting for its device; None where it is no single number."""
-    if type(value) in (float, int):
-        return float(value)
     if isinstance(value, Tensor):
         if value.numel() != 1 or value.is_complex():
             return None
@@ -132,13 +130,11 @@ class HeldCalls:
         """Keep the numbers of a call as they are now; False where not all are plain ones under good names."""
         kept: dict[str, Number] = {}
         for name, value in values.items():
-            if isinstance(value, Tensor) and value.is_cpu and value.numel() == 1 and not value.is_complex():
-                value = value.item()
-            elif type(value) not in (float, int):
+            plain = value.is_cpu if isinstance(value, Tensor) else type(value) in (float, int)
+            number = as_number(value) if plain and _sendable(name) else None
+            if number is None:
                 return False
-            if name in RESERVED or len(name) > DEFAULT_LIMITS.max_name:
-                return False
-            kept[name] = float(value)
+            kept[name] = number
         self._calls.append(kept)
         return True
 
@@ -148,11 +144,15 @@ class HeldCalls:
         return calls
 
 
+def _sendable(name: str) -> bool:
+    return name not in RESERVED and len(name) <= DEFAULT_LIMITS.max_name
+
+
 def accept(values: Mapping[str, Any], complained: set[str]) -> dict[str, Number]:
     """The values of one call of log that are single numbers under names that can be sent; warns once per bad name."""
     good: dict[str, Number] = {}
     for name, value in values.items():
-        number = None if name in RESERVED or len(name) > DEFAULT_LIMITS.max_name else as_number(value)
+        number = as_number(value) if _sendable(name) else None
         if number is not None:
             good[name] = number
         elif name not in complained and len(complained) < 100:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -76,16 +76,30 @@ def _folder(settings: Settings) -> Finding:
     return {"name": "data folder", "status": "ok", "detail": str(settings.data.expanduser().absolute())}
 
 
-def _database(settings: Settings) -> Finding:
+@contextmanager
+def _store_of(settings: Settings) -> Iterator[Store | None]:
+    """The store as it is, None where there is none yet; raises StoreError where it does not answer."""
     file = database_file(settings)
     if file is not None and not file.exists():
-        return {"name": "database", "status": "ok", "detail": "none yet; the first `gradspectra serve` makes it"}
+        yield None
+        return
+    store = Store.open(settings.database, migrate=False)
     try:
-        store = Store.open(settings.database, migrate=False)
-        try:
+        yield store
+    finally:
+        store.close()
+
+
+def _database(settings: Settings) -> Finding:
+    try:
+        with _store_of(settings) as store:
+            if store is None:
+                return {
+                    "name": "database",
+                    "status": "ok",
+                    "detail": "none yet; the first `gradspectra serve` makes it",
+                }
             token = has_token(store)
-        finally:
-            store.close()
     except StoreError as error:
         return _bad("database", "failed", str(error), "is it running, and does GRADSPECTRA_DATABASE_URL name it?")
     if settings.tokens_required and not token:
@@ -96,15 +110,11 @@ def _database(settings: Settings) -> Finding:
 
 def _blocks(settings: Settings) -> Finding:
     """Read the blocks, the newest first and for a while: a checksum tells of what the disk has lost."""
-    file = database_file(settings)
-    if file is not None and not file.exists():
-        return {"name": "blocks", "status": "ok", "detail": "none yet"}
     try:
-        store = Store.open(settings.database, migrate=False)
-        try:
+        with _store_of(settings) as store:
+            if store is None:
+                return {"name": "blocks", "status": "ok", "detail": "none yet"}
             checked = check_blocks(store, CHECK_SECONDS)
-        finally:
-            store.close()
     except StoreError:
         return _bad("blocks", "warning", "not checked, the database does not answer", "see what is said of it")
     read = f"{'all' if checked.all else 'the newest'} {checked.blocks} read"
@@ -120,16 +130,12 @@ def _blocks(settings: Settings) -> Finding:
 
 def _retention(settings: Settings) -> Finding:
     """What was retired is no finding; settings that no server has put in force are."""
-    file = database_file(settings)
-    if file is not None and not file.exists():
-        return {"name": "retention", "status": "ok", "detail": "nothing to keep yet"}
     try:
-        store = Store.open(settings.database, migrate=False)
-        try:
+        with _store_of(settings) as store:
+            if store is None:
+                return {"name": "retention", "status": "ok", "detail": "nothing to keep yet"}
             with store.read() as conn:
                 found = retention_in_force(conn)
-        finally:
-            store.close()
     except (StoreError, ProgrammingError):  # the latter: not migrated yet
         return _bad("retention", "warning", "not known, the database does not answer", "see what is said of it")
     said = sentence(settings.retention)
