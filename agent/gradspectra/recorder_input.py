@@ -167,7 +167,9 @@ def _spectrum(table: LayerTable, key: str | tuple[str, str], values: object) -> 
             raise ValueError(f"spectra[{name!r}] must not be negative, got {array.min()}")
         sigma = np.sort(array)[::-1]
     drawn = drawn_indices(len(sigma))
-    return SpectrumRecord(layer, of, "exact", rows, columns, aggregates(sigma), drawn, sigma[drawn].astype(np.float32))
+    with np.errstate(over="ignore"):
+        kept = sigma[drawn].astype(np.float32)
+    return SpectrumRecord(layer, of, "exact", rows, columns, aggregates(sigma), drawn, kept)
 
 
 def _matrix(layer: Layer, length: int) -> tuple[int, int]:

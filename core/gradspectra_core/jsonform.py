@@ -158,8 +158,7 @@ def _layers(value: object, table: LayerTable | None, limits: Limits) -> LayerBlo
     count_names = check_names(list(counts), "layers.counts", limits.max_name, limits.max_statistics)
     shape = (len(steps), _layer_count(values, counts, table))
     numbers, present = _stack(values, names, "layers.values", shape, whole=False)
-    with np.errstate(over="ignore"):
-        narrow = numbers.astype(np.float32)
+    narrow = _narrow(numbers)
     wholes, wholes_present = _stack(counts, count_names, "layers.counts", shape, whole=True)
     digest = _digest(form.get("digest"), table, "layers.digest")
     return LayerBlock(digest, steps, names, narrow, present, count_names, wholes, wholes_present)
@@ -196,7 +195,7 @@ def _spectra(form: dict[str, Any], table: LayerTable | None, limits: Limits) -> 
         method=tuple(check_name(entry.get("method"), f"{field}.method", 64) for entry, field in entries),
         aggregates=np.array(aggregates, np.float64).reshape(len(entries), len(AGGREGATES)),
         index=_padded([index for index, _ in drawn], width).astype(np.int64, copy=False),
-        values=_padded([values for _, values in drawn], width).astype(np.float32),
+        values=_narrow(_padded([values for _, values in drawn], width)),
         **integers,
     )
 
@@ -212,6 +211,12 @@ def _padded(rows: Sequence[NDArray[Any]], width: int) -> NDArray[Any]:
     for row, values in zip(padded, rows, strict=True):
         row[: len(values)] = values
     return padded
+
+
+def _narrow(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    """The same in float32, ±inf beyond its range."""
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32)
 
 
 def _stack(

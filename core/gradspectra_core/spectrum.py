@@ -64,16 +64,19 @@ def aggregates(singular_values: ArrayLike) -> Float64:
 
     singular_values: (..., m), all of them, non-negative, any order. Returns (..., 7) float64: Σσ, Σσ², σ₁, Σσ⁴,
     −Σ p ln p with p = σ/Σσ, and the energy ranks at 0.9 and 0.99. Where all σ are zero the entropy is NaN and the
-    energy ranks are 0; where one is not finite, the entropy is NaN, the energy ranks 0 and the rest follow it.
+    energy ranks are 0; where one is not finite, the entropy is NaN, the energy ranks 0 and the rest follow it. A sum
+    past the range of float64 is inf.
     """
     values = np.asarray(singular_values, np.float64)
-    energy = np.square(values)
+    with np.errstate(over="ignore"):
+        energy = np.square(values)
+        fourth = np.square(energy)
     largest = values.max(-1, initial=0.0)
     columns: list[NDArray[Any]] = [
         _sum(values),
         _sum(energy),
         largest,
-        _sum(np.square(energy)),
+        _sum(fourth),
         _entropy(_relative(values)),
         energy_rank(values, 0.9),
         energy_rank(values, 0.99),

@@ -78,6 +78,17 @@ def test_a_spectrum_comes_from_a_matrix_or_from_its_singular_values(server: Scri
     assert spectra.aggregates[2, 0] == 400.0
 
 
+def test_a_singular_value_beyond_float32_is_infinite_without_a_warning(
+    server: ScriptedServer, recorder: Recorder
+) -> None:
+    recorder.record(1, spectra={"b.weight": [1e300, 1e299]})
+    spectra = batch_of(server, recorder).spectra
+    assert spectra is not None
+    assert spectra.values[0, :2].tolist() == [math.inf, math.inf]
+    assert spectra.aggregates[0, :4].tolist() == pytest.approx([1.1e300, math.inf, 1e300, math.inf])
+    assert spectra.aggregates[0, 4] == pytest.approx(0.3046, abs=1e-4)
+
+
 def test_a_spectrum_with_nan_is_recorded_as_such(server: ScriptedServer, recorder: Recorder) -> None:
     recorder.record(1, spectra={"b.weight": np.full((4, 3), np.nan)})
     spectra = batch_of(server, recorder).spectra

@@ -81,6 +81,14 @@ def test_a_value_beyond_float32_becomes_infinite_without_a_warning():
     assert layers.values[0, 0].tolist() == [math.inf, -math.inf]
 
 
+def test_a_singular_value_beyond_float32_becomes_infinite_without_a_warning():
+    form = changed()
+    form["spectra"][0] |= {"singular_values": [1e300, 1], "index": [0, 1]}
+    spectra = batch_from_json(form).spectra
+    assert spectra is not None
+    assert spectra.values[0, :2].tolist() == [math.inf, 1]
+
+
 @pytest.mark.parametrize("number", [0.0, -2.5, math.nan, math.inf, -math.inf, None])
 def test_a_number_survives_json(number: float | None):
     found = number_from_json(json.loads(json.dumps(json_number(number), allow_nan=False)))
