@@ -50,6 +50,16 @@ class Activations:
         if step >= self._told:
             self._told, self._alarmed = step, not finite
 
+    @property
+    def alarmed(self) -> bool:
+        """Whether the last loss told of was not finite."""
+        return self._alarmed
+
+    @property
+    def armed(self) -> frozenset[int]:
+        """The layers whose modules' outputs are being measured."""
+        return frozenset([layer for columns in self._armed.values() for layer in range(columns.start, columns.stop)])
+
     def arm(self, due: Iterable[Unit]) -> None:
         """Measure the forward passes to come of the modules that hold these tensors; of all after a loss not finite."""
         self.seconds = 0.0

@@ -25,9 +25,7 @@ class Duty:
 
     def options(self, chosen: Options) -> Options:
         """What of the options concerns this rank."""
-        if self.group is not None:
-            chosen = chosen.sharing()
-        elif self.active and not self.sends:
+        if self.group is None and self.active and not self.sends:
             chosen = chosen.following()
         return chosen if self.sends or not self.active else replace(chosen, on_alert=None, stop_on=None)
 

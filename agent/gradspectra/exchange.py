@@ -21,10 +21,18 @@ from gradspectra.guard import Guard
 
 log = logging.getLogger("gradspectra")
 
-LAYERS, PARTS, DRIFT, SPECTRA, READY, CADENCE, OF_PARTS = range(7)
-"""Flags of a rank: how each of four stages went, whether it can pay for the next spectrum, the cadences it asks for."""
-FLAGS = 7
-STAGES = {LAYERS: "layers", PARTS: "parts", DRIFT: "drift", SPECTRA: "spectra"}
+LAYERS, PARTS, DRIFT, SPECTRA, SECOND, FORWARD, READY, TURNS, ALARM, CADENCE, OF_PARTS = range(11)
+"""Flags of a rank: how each of six stages went, whether it can pay for the next spectrum and for how many turns of the
+second tier, whether its loss was not finite, the cadences it asks for."""
+FLAGS = 11
+STAGES = {
+    LAYERS: "layers",
+    PARTS: "parts",
+    DRIFT: "drift",
+    SPECTRA: "spectra",
+    SECOND: "numbers of the second tier",
+    FORWARD: "activations",
+}
 IDLE, DONE, ANEW, FAILED = 0.0, 1.0, 2.0, -1.0
 """How a stage went: not due, done, done for a drift that began anew here, failed."""
 OWN, PART, MOVED, ROWS = 5, 5, 6, 8
@@ -35,13 +43,15 @@ OWN, PART, MOVED, ROWS = 5, 5, 6, 8
 class Share:
     """What one rank brings. layers: (6, L) as `FirstTier.share`, parts: (L,), drift: (2, L), float64 on the host.
 
-    numbers: (N,) float64 of the planned spectra, on their device. What failed or is not due is None; flags tell which.
+    second: (M,) float64 of the second tier, numbers: (N,) of the planned spectra, on their device. What failed or is
+    not due is None; flags tell which.
     """
 
     flags: list[float] = field(default_factory=lambda: [IDLE] * FLAGS)
     layers: Tensor | None = None
     parts: Tensor | None = None
     drift: Tensor | None = None
+    second: Tensor | None = None
     numbers: Tensor | None = None
 
 
@@ -49,13 +59,15 @@ class Share:
 class Whole:
     """What all ranks have. flags: (FLAGS, R). layers: (6, L), parts: (L,), drift: (2, L), each None unless all have it.
 
-    numbers: (N,) on the device, None unless all have them. seconds: that the all-reduce took for them.
+    second: (M,), numbers: (N,) on the device, each None unless all have them. seconds: that the all-reduce took for
+    the latter.
     """
 
     flags: Float64
     layers: Float64 | None
     parts: Float64 | None
     drift: Float64 | None
+    second: Float64 | None
     numbers: Tensor | None
     seconds: float
 
@@ -63,7 +75,8 @@ class Whole:
 class Exchange:
     """The all-reduce at every `cadence`-th optimizer step, counted on its own: no failure elsewhere can put it off.
 
-    room: numbers of spectra that one exchange carries at most; memory is taken here, not in a step.
+    room: numbers of the second tier and of spectra that one exchange carries at most; memory is taken here, not in a
+    step.
     """
 
     def __init__(self, group: Any, layers: int, every: int, device: torch.device, guard: Guard, room: int = 0) -> None:
@@ -87,27 +100,31 @@ class Exchange:
         """Whether the next optimizer step is a recorded one."""
         return not self.broken and (self.count + 1) % self.cadence == 0
 
-    def step(self, share: Callable[[], Share], cadence: int, parts_cadence: int, numbers: int = 0) -> Whole | None:
+    def step(
+        self, share: Callable[[], Share], cadence: int, parts_cadence: int, second: int = 0, numbers: int = 0
+    ) -> Whole | None:
         """An optimizer step was taken. Returns what all ranks have together; None where nothing was exchanged.
 
         share: makes what this rank brings. cadence, parts_cadence: those that its budget asks for; the coarsest are
-        taken by all. numbers: of the planned spectra, at most `room`, the same on all ranks.
+        taken by all. second, numbers: how many the second tier and the planned spectra have, together at most `room`,
+        the same on all ranks.
         """
         due = self.due
         self.count += 1
         if not due:
             return None
-        vector = self._buffer[: self._head + numbers].zero_()
+        head = self._head + second
+        vector = self._buffer[: head + numbers].zero_()
         own = self._guard.run("layers", share)
-        if own is None or self._guard.run("layers", self._fill, vector, own) is None:
+        if own is None or self._guard.run("layers", self._fill, vector, own, head) is None:
             vector.zero_()
-            vector[self.rank :: self.size][:4] = FAILED
+            vector[self.rank :: self.size][: len(STAGES)] = FAILED
         vector[CADENCE * self.size + self.rank] = cadence
         vector[OF_PARTS * self.size + self.rank] = parts_cadence
         began = time.perf_counter()
         try:
             distributed.all_reduce(vector, group=self._group)
-            found = vector[: self._head].cpu().numpy().copy()
+            found = vector[:head].cpu().numpy().copy()
         except Exception as error:
             self.broken = True
             log.warning("gradspectra: the ranks cannot exchange (%r); layers are left out", error, exc_info=error)
@@ -118,9 +135,10 @@ class Exchange:
         for stage, name in STAGES.items():
             if (flags[stage] == FAILED).any():
                 self.failed.setdefault(name, set()).update(np.flatnonzero(flags[stage] == FAILED).tolist())
-        return self._whole(flags, found[FLAGS * self.size :].reshape(-1, self._layers), vector[self._head :], seconds)
+        rows = found[FLAGS * self.size : self._head].reshape(-1, self._layers)
+        return self._whole(flags, rows, found[self._head :], vector[head:], seconds)
 
-    def _fill(self, vector: Tensor, own: Share) -> bool:
+    def _fill(self, vector: Tensor, own: Share, head: int) -> bool:
         flags = vector[: FLAGS * self.size].view(FLAGS, self.size)
         flags[:, self.rank] = torch.tensor(own.flags, dtype=torch.float64)
         rows = vector[FLAGS * self.size : self._head].view(ROWS + self.size, self._layers)
@@ -131,11 +149,13 @@ class Exchange:
             rows[PART] = own.parts
         if own.drift is not None:
             rows[MOVED:ROWS] = own.drift
+        if own.second is not None:
+            vector[self._head : head] = own.second
         if own.numbers is not None:
-            vector[self._head :] = own.numbers
+            vector[head:] = own.numbers
         return True
 
-    def _whole(self, flags: Float64, rows: Float64, numbers: Tensor, seconds: float) -> Whole:
+    def _whole(self, flags: Float64, rows: Float64, second: Float64, numbers: Tensor, seconds: float) -> Whole:
         done = {stage: bool((flags[stage] == DONE).all()) for stage in STAGES}
         anew = bool((flags[DRIFT] == ANEW).all())
         return Whole(
@@ -143,6 +163,7 @@ class Exchange:
             np.concatenate([rows[:OWN], rows[ROWS:].max(0, keepdims=True)]) if done[LAYERS] else None,
             rows[PART] if done[PARTS] else None,
             rows[MOVED:ROWS] if done[DRIFT] or anew else None,
+            second if done[SECOND] and len(second) else None,
             numbers if done[SPECTRA] and len(numbers) else None,
             seconds,
         )

@@ -22,6 +22,10 @@ class Guard:
         self.off: dict[str, str] = {}
         """Stages that are switched off, each with the error that did it."""
 
+    def failures(self, stage: str) -> int:
+        """How often a stage has failed so far."""
+        return self._failures.get(stage, 0)
+
     def run(self, stage: str, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
         """Return what work returns; None where the stage is off or has just failed."""
         if stage in self.off:

@@ -66,7 +66,7 @@ class Measuring:
         self._parts = PartSquares(tensors, layers, self.backward, self._guard, self._ranks, self.tier.fused)
         if self.second is not None:
             self.second.close()
-        if self._options.second_tier != "off":
+        if self._options.second_tier != "off" and self._group is None:
             self.second = SecondMeasuring(self._models, self.inventory, self._budget, self._guard)
         if self._options.drift != "off":
             known = self.drift.starts if self.drift is not None else {}
@@ -76,7 +76,7 @@ class Measuring:
         if self.sharded is None:
             self.backward.follow(self.inventory.trainable)
         else:
-            self.spectra = self.sharded.spectra
+            self.spectra, self.second = self.sharded.spectra, self.sharded.second
 
     def _shards(self) -> Sharded:
         return Sharded(

@@ -38,10 +38,6 @@ class Options:
     on_alert: Callable[[dict[str, Any]], None] | None
     stop_on: str | None
 
-    def sharing(self) -> Options:
-        """The same where parameters are sharded: what has no form for shards is left out."""
-        return replace(self, second_tier="off")
-
     def following(self) -> Options:
         """The same for a rank that only counts its steps, to stop with the others."""
         nothing = replace(self, spectra=0, drift="off", second_tier="off", on_alert=None, stop_on=None)

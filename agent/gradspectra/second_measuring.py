@@ -21,10 +21,20 @@ from gradspectra.step import OpenStep
 
 
 class SecondMeasuring:
-    """Measures the second tier of one inventory at the recorded steps. What fails is counted by the guard."""
+    """Measures the second tier of one inventory at the recorded steps. What fails is counted by the guard.
 
-    def __init__(self, models: Mapping[str, nn.Module], inventory: Inventory, budget: Budget, guard: Guard) -> None:
-        self.tier = SecondTier(inventory, budget)
+    tier: what takes the place of a tier of whole tensors.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, nn.Module],
+        inventory: Inventory,
+        budget: Budget,
+        guard: Guard,
+        tier: SecondTier | None = None,
+    ) -> None:
+        self.tier = SecondTier(inventory, budget) if tier is None else tier
         self.activations = Activations(models, inventory, self.tier, guard)
         self._guard = guard
         self._due: list[Unit] | None = None

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gradspectra.flat import CHUNK, dot_into, flat, joined
 from gradspectra.inventory import WatchedTensor
+from gradspectra.shards import local
 from gradspectra.updates import Update, adam_moments, dot_of, square_into
 
 ROWS = (
@@ -59,7 +60,7 @@ def gradient_rows(tensors: Sequence[WatchedTensor], counts: Sequence[int], repai
     counts: output units of each layer. repair: some entries are not finite; sums are then of the others. Sums in
     float32 or wider.
     """
-    gradient, weight = _gradient(tensors), joined([tensor.parameter for tensor in tensors], tensors[0].axis)
+    gradient, weight = _gradient(tensors), joined([local(tensor.parameter) for tensor in tensors], tensors[0].axis)
     left = iter(counts)
 
     def rows(first: int, last: int, layers: int) -> Tensor:
@@ -117,7 +118,7 @@ def moment_rows(tensors: Sequence[WatchedTensor], optimizer: Any, median_alone: 
 def rounding_rows(tensor: WatchedTensor, before: Tensor, update: Update, scratch: Tensor) -> Tensor:
     """OF_ROUNDING, ‖real update‖² and ‖intended update‖²: (2, L). before: the weights before the step, flat."""
     direction, factor = update
-    after = flat(tensor.parameter, tensor.axis)
+    after = flat(local(tensor.parameter), tensor.axis)
 
     def rows(first: int, last: int, _: int) -> Tensor:
         real, intended = scratch.new_zeros(2).unbind(0)
@@ -132,7 +133,7 @@ def rounding_rows(tensor: WatchedTensor, before: Tensor, update: Update, scratch
 
 
 def _gradient(tensors: Sequence[WatchedTensor]) -> Tensor:
-    gradients = [tensor.parameter.grad for tensor in tensors if tensor.parameter.grad is not None]
+    gradients = [local(tensor.parameter.grad) for tensor in tensors if tensor.parameter.grad is not None]
     return joined(gradients, tensors[0].axis)
 
 

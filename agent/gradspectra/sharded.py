@@ -14,7 +14,24 @@ from torch import Tensor, nn
 
 from gradspectra.budget import Budget
 from gradspectra.drift import TURN, Drift, DriftSums
-from gradspectra.exchange import ANEW, DONE, DRIFT, FAILED, IDLE, LAYERS, PARTS, READY, SPECTRA, Exchange, Share, Whole
+from gradspectra.exchange import (
+    ALARM,
+    ANEW,
+    DONE,
+    DRIFT,
+    FAILED,
+    FORWARD,
+    IDLE,
+    LAYERS,
+    PARTS,
+    READY,
+    SECOND,
+    SPECTRA,
+    TURNS,
+    Exchange,
+    Share,
+    Whole,
+)
 from gradspectra.flat import OneThread
 from gradspectra.guard import Guard
 from gradspectra.inventory import Inventory
@@ -22,6 +39,7 @@ from gradspectra.measure import SQUARE, FirstTier
 from gradspectra.options import Options
 from gradspectra.parts import Backward
 from gradspectra.shard_parts import ShardParts
+from gradspectra.shard_second import ShardSecond
 from gradspectra.shard_spectra import MOST_NUMBERS, OFF, WAITS, ShardSpectra
 from gradspectra.shards import local, wait_for_all
 from gradspectra.spectra import Candidate
@@ -64,9 +82,14 @@ class Sharded:
         layers, tensors = len(inventory.table), inventory.tensors
         device = local(tensors[0].parameter).device if tensors else torch.device("cpu")
         wait_for_all(group, job_store(), _plan(layers, options))
-        rank = torch.distributed.get_rank(group)
+        rank, ranks = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
         self.spectra = ShardSpectra(inventory, options.spectra or None, budget, rank == 0, options.spectra != 0)
-        self.exchange = Exchange(group, layers, options.every, device, guard, self.spectra.room)
+        self.second: ShardSecond | None = None
+        room = self.spectra.room
+        if options.second_tier != "off" and tensors:
+            self.second = ShardSecond(models, inventory, budget, guard, optimizer, rank, ranks)
+            room += self.second.shards.room
+        self.exchange = Exchange(group, layers, options.every, device, guard, room)
         self.parts = ShardParts(list(models.values()), tensors, layers, backward, guard, self.exchange.size)
         backward.follow_outputs(list(models.values()))
 
@@ -106,17 +129,22 @@ class Sharded:
 
         What decides how long the exchanged vector is must be the same on all ranks, whatever has failed.
         """
-        began, before = time.perf_counter(), step.spectra_cost
+        began, before, second = time.perf_counter(), step.spectra_cost, self.second
         hooks = self.parts.seconds if self.parts.armed else None
         self._parts_seconds = 0.0
         planned, budget, exchange = self._planned(), self._budget, self.exchange
         share = partial(self._share, step, planned)
-        whole = exchange.step(share, budget.cadence, budget.parts_cadence, self.spectra.numbers_of(planned))
+        numbers = 0 if second is None else second.shards.numbers, self.spectra.numbers_of(planned)
+        whole = exchange.step(share, budget.cadence, budget.parts_cadence, *numbers)
         if whole is None:
             return
         self._exchanges += 1
         self._guard.run("ranks", self._adopt, step, planned, whole)
         self.spectra.agree(exchange.count, whole.flags[READY])
+        if second is not None:
+            second.agree(whole.flags[TURNS], bool(whole.flags[ALARM].any()))
+            step.second_cost += second.seconds
+            step.layers_cost -= second.seconds
         budget.cadence, budget.parts_cadence = exchange.cadence, exchange.parts_cadence
         step.layers_cost += time.perf_counter() - began - (step.spectra_cost - before) - self._parts_seconds
         if hooks is not None:
@@ -137,9 +165,18 @@ class Sharded:
         if planned:
             own.numbers = self._guard.run("spectra", self.spectra.numbers, planned)
             own.flags[SPECTRA] = FAILED if own.numbers is None else DONE
+        if self.second is not None:
+            self._share_second(own, self.second, step)
         ready = self._guard.run("spectra", self.spectra.ready, self.exchange.count)
         own.flags[READY] = (OFF if "spectra" in self._guard.off else WAITS) if ready is None else ready
         return own
+
+    def _share_second(self, own: Share, second: ShardSecond, step: OpenStep) -> None:
+        if own.layers is not None and second.shards.numbers:
+            own.second = self._guard.run("second tier", second.sums, step, self._tier.marks)
+            own.flags[SECOND] = FAILED if own.second is None else DONE
+        own.flags[FORWARD] = FAILED if second.forward_failed else DONE
+        own.flags[TURNS], own.flags[ALARM] = second.ready(), float(second.activations.alarmed)
 
     def _layers(self, step: OpenStep) -> Tensor:
         optimizer = None if self.parts.armed and self._budget.share is not None else self._optimizer
@@ -176,6 +213,8 @@ class Sharded:
             return
         self._tier.adopt(whole.layers)
         step.measured = True
+        if self.second is not None and whole.second is not None and not self.exchange.rank:
+            self.second.adopt(whole.second, self._tier.marks)
         if whole.drift is not None:
             step.drift = DriftSums([torch.from_numpy(whole.drift)], np.ones(len(self._inventory.table)))
         if whole.parts is not None and self._seen(whole.parts, whole.layers[SQUARE], step.scale is not None):
@@ -196,7 +235,7 @@ class Sharded:
 
     def not_measured(self) -> list[str]:
         """What sharding leaves out, in words."""
-        reasons = ["the second tier is not measured: the parameters are sharded", *self.exchange.not_measured()]
+        reasons = self.exchange.not_measured()
         if self._unseen:
             reasons.append(f"part_sq was left out at some steps: not all backward passes of {self._unseen} were seen")
         reasons += [
@@ -213,4 +252,5 @@ class Sharded:
 def _plan(layers: int, options: Options) -> str:
     """What all ranks must have chosen alike, in words."""
     chosen = {0: "off", None: "auto"}.get(options.spectra, options.spectra)
-    return f"{layers} layers, every={options.every}, budget={options.budget}, spectra={chosen}, drift={options.drift}"
+    measured = f"spectra={chosen}, drift={options.drift}, second_tier={options.second_tier}"
+    return f"{layers} layers, every={options.every}, budget={options.budget}, {measured}"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-from contextlib import contextmanager
-
 import numpy as np
 import pytest
 import torch
+from agent.fake_ranks import Wide, as_rank, give_gradients, sharded
 from agent.ways.ranks import Mixed
 from gradspectra import shard_spectra
 from gradspectra.budget import Budget
@@ -15,45 +13,13 @@ from gradspectra.exchange import Whole
 from gradspectra.inventory import choice_of, take_inventory
 from gradspectra.shard_spectra import OFF, PAYS, TOO_LARGE, WAITS, ShardSpectra
 from gradspectra.spectra import SHORTEST_INTERVAL
-from torch import distributed, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Shard
-from torch.testing._internal.distributed.fake_pg import FakeStore
-
-
-@contextmanager
-def as_rank(rank, ranks):
-    """This process as one of several ranks whose exchanges do nothing."""
-    distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=ranks)
-    try:
-        yield init_device_mesh("cpu", (ranks,))
-    finally:
-        distributed.destroy_process_group()
-
-
-class Wide(Mixed):
-    """Also a fused matrix whose blocks have fewer rows than columns."""
-
-    def __init__(self):
-        super().__init__()
-        self.wide = nn.ModuleDict({"qkv": nn.Linear(30, 12, bias=False)})
 
 
 def spectra_of(model, mesh, rank=0, interval=1, budget=None, wanted=True):
     """The spectra of a model that is sharded as this rank has it, its gradient with it."""
-    whole = {name: p.grad for name, p in model.named_parameters()}
-    sharded = copy.deepcopy(model)
-    fully_shard(sharded.c_attn, mesh=mesh)
-    fully_shard(sharded, mesh=mesh)
-    for name, parameter in sharded.named_parameters():
-        gradient = whole[name]
-        if gradient is not None:
-            rows = [*gradient.split(-(-len(gradient) // mesh.size())), gradient[:0], gradient[:0], gradient[:0]]
-            parameter.grad = DTensor.from_local(
-                rows[rank], mesh, [Shard(0)], run_check=False, shape=gradient.shape, stride=gradient.stride()
-            )
-    inventory = take_inventory({"": sharded}, [], choice_of(None), True)
+    shards = sharded(model, mesh)
+    give_gradients(shards, {name: p.grad for name, p in model.named_parameters()}, rank, mesh)
+    inventory = take_inventory({"": shards}, [], choice_of(None), True)
     return ShardSpectra(inventory, interval, budget or Budget(None, 1, True), rank == 0, wanted), inventory.table.names
 
 
@@ -65,7 +31,7 @@ def with_gradients(model):
 
 
 def whole_of(numbers, ready=()):
-    return Whole(np.array([ready]), None, None, None, numbers, 0.0)
+    return Whole(np.array([ready]), None, None, None, None, numbers, 0.0)
 
 
 def exact(model):

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import pytest
 import torch
 from agent.watched_training import assert_close, attention, column, loss_of, watched
 from gradspectra import sharded
+from gradspectra.budget import Budget
 from torch import distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 pytestmark = pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view tensor")
+
+
+SECOND = ("grad_l1", "grad_zero_rows", "grad_dot_weight", "update_dot_grad", "moment_sq", "second_moment")
+SECOND += ("second_moment_median", "act_max", "act_nonfinite")
 
 
 @pytest.fixture
@@ -47,13 +53,16 @@ def test_the_records_are_those_of_a_training_without_shards(weights, mesh, kept)
     trained(None, weights)
     whole = kept()
     status = trained(mesh, weights)
-    assert status["not_measured"] == ["the second tier is not measured: the parameters are sharded"]
+    assert status["not_measured"] == []
+    assert status["cadence_second"] == 1
     for step, (own, expected) in enumerate(zip(kept(), whole, strict=True), 1):
         assert own.table.layers == expected.table.layers
         for name in ("grad_sq", "grad_max", "weight_sq", "update_sq", "drift_sq", "weight_dot_init"):
             assert_close(column(own, name), column(expected, name), 1e-4, 1e-12)
         if step > 1:
             assert_close(column(own, "part_sq"), column(expected, "part_sq"), 1e-4, 1e-12)
+        for name in SECOND:
+            assert_close(column(own, name), column(expected, name), 1e-4, 1e-7)
         assert len(own.spectra) == len(expected.spectra) == 5
         for found, exact in zip(own.spectra, expected.spectra, strict=True):
             assert (found.layer, found.rows, found.columns) == (exact.layer, exact.rows, exact.columns)
@@ -109,3 +118,46 @@ def test_a_state_of_another_shard_or_of_some_layers_alone_is_not_taken_for_the_s
                 group["lr"] = 0.0
             optimizer.step()
         assert (column(kept()[0], "drift_sq")["head.weight"] > 0) == moved
+
+
+def test_after_a_loss_that_is_not_finite_the_outputs_of_all_layers_are_followed(mesh, kept):
+    model = fully_shard(attention(), mesh=mesh)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with watched(model, optimizer, budget=1e-9) as watch:
+        for step in range(6):
+            loss_of(model, 4, step).backward()
+            watch.log(loss=math.nan if step in (1, 2) else 1.0)
+            watch._session.budget.cadence = 1
+            optimizer.step()
+    seen = [
+        sum(x is not None for x in column(r, "act_max").values()) if "act_max" in r.statistics else 0 for r in kept()
+    ]
+    assert seen == [0, 0, 6, 6, 0, 0]  # embed, q, k, v, norm, head
+    assert not any("grad_l1" in record.statistics for record in kept())
+
+
+def test_within_a_budget_the_second_tier_comes_in_turn_and_is_that_of_a_training_without_shards(
+    mesh, kept, monkeypatch
+):
+    trained(None, steps=12)
+    whole = kept()
+    monkeypatch.setattr(Budget, "second_seconds", lambda budget: 0.4 * budget.second_lap_seconds)
+    monkeypatch.setattr(Budget, "too_large", lambda *_: False)
+    monkeypatch.setattr(Budget, "_choose", lambda *_: None)
+    status = trained(mesh, steps=12, budget=1.0)
+    assert 2 <= status["cadence_second"] <= 4
+    seen = set()
+    for own, expected in zip(kept(), whole, strict=True):
+        for name in set(SECOND) & {*own.statistics, *own.count_statistics}:
+            exact = column(expected, name)
+            measured = {layer: number for layer, number in column(own, name).items() if number is not None}
+            assert len(measured) < len(own.table)
+            assert measured == pytest.approx({layer: exact[layer] for layer in measured}, rel=1e-3, abs=1e-6)
+            seen |= {(name, layer) for layer in measured}
+    assert seen == {(name, layer) for name in SECOND for layer, x in column(whole[0], name).items() if x is not None}
+
+
+def test_the_second_tier_can_be_left_out(mesh, kept):
+    status = trained(mesh, second_tier="off")
+    assert (status["cadence_second"], status["not_measured"]) == (None, [])
+    assert not set(SECOND) & {*kept()[-1].statistics, *kept()[-1].count_statistics}

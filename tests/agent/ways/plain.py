@@ -19,12 +19,14 @@ class Expected:
     """One step in float64, by layer name. gradient: of the whole step; None where a layer has none.
 
     parts: what each part brought to the gradient. before, after: the weights; `after` is filled once they are there.
+    outputs: the largest of each module, if they were kept.
     """
 
     gradient: Arrays
     parts: list[Arrays]
     before: Arrays
     after: Arrays = field(default_factory=dict)
+    outputs: dict[str, float] = field(default_factory=dict)
 
     @property
     def grad_sq(self) -> dict[str, float | None]:

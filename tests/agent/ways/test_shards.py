@@ -78,7 +78,10 @@ def gathering(plan, expected=None):
                 for part in range(plan.parts)
             ]
             if expected is not None:
-                expected.append(plain.step(inner, *losses))
+                outputs = {}
+                with watched_outputs(plain.twin, outputs):
+                    expected.append(plain.step(inner, *losses))
+                expected[-1].outputs = outputs
             yield
             gathered(model, inner)
             if expected is not None:
@@ -87,6 +90,71 @@ def gathering(plan, expected=None):
         return around
 
     return look
+
+
+def check_second(record, step, plan, steps):
+    """The second tier of a record is that of the plain step. steps: all plain ones so far, this one the last."""
+    assert_close(column(record, "grad_l1"), of_each(step.gradient, lambda g: np.abs(g).sum()), 1e-4, 1e-12)
+    idle = column(record, "grad_zero_rows") | {"qkv.bias": 0}  # rounding decides what of the key's bias is exactly 0
+    assert idle == of_each(step.gradient, zero_rows)
+    products = {name: None if g is None else (g * step.after[name]).sum() for name, g in step.gradient.items()}
+    assert_close(column(record, "grad_dot_weight"), products, 1e-4, 1e-6)
+    moved = {n: 0.0 if g is None else (g * (step.after[n] - step.before[n])).sum() for n, g in step.gradient.items()}
+    assert_close(column(record, "update_dot_grad"), moved, 2e-3, 1e-9)
+    seen = {name: step.outputs.get(name.rpartition(".")[0]) for name in step.gradient}
+    seen = {name: None if name.endswith("bias") else found for name, found in seen.items()}
+    assert_close(column(record, "act_max"), seen, 1e-4)
+    assert column(record, "act_nonfinite") == of_each(seen, lambda _: 0)
+    if not plan.adamw:
+        assert not {"moment_sq", "second_moment", "second_moment_median"} & set(record.statistics)
+        return
+    first, second = moments(steps, plan)
+    assert_close(column(record, "moment_sq"), squares(first), 1e-4, 1e-12)
+    assert_close(column(record, "second_moment"), of_each(second, np.sum), 1e-4, 1e-12)
+    assert_close(column(record, "second_moment_median"), of_each(second, lower_median_root), 1e-3, 1e-9)
+
+
+def of_each(arrays, number):
+    return {name: None if array is None else number(array) for name, array in arrays.items()}
+
+
+def zero_rows(array):
+    return int((array.reshape(len(array), -1) == 0).all(1).sum())
+
+
+def lower_median_root(v):
+    return np.sqrt(np.sort(v.ravel())[(v.size - 1) // 2])
+
+
+def moments(steps, plan):
+    """Adam's m̂ and v̂ after these steps, in float64."""
+    found = []
+    for beta, power in ((0.9, 1), (0.999, 2)):
+        mean = dict.fromkeys(steps[0].gradient)
+        for step in steps:
+            factor = 1.0 if plan.clip is None else min(1.0, plan.clip / (step.norm + 1e-6))
+            for name, gradient in step.gradient.items():
+                if gradient is not None:
+                    before = 0.0 if mean[name] is None else beta * mean[name]
+                    mean[name] = before + (1 - beta) * (factor * gradient) ** power
+        found.append(of_each(mean, lambda sums, of=1 - beta ** len(steps): sums / of))
+    return found
+
+
+@contextmanager
+def watched_outputs(model, found):
+    """Keeps the largest output of each module without children, over all forward passes."""
+
+    def keep(name):
+        def hook(_, __, output):
+            found[name] = max(found.get(name, 0.0), float(output.detach().abs().max()))
+
+        return hook
+
+    handles = [m.register_forward_hook(keep(n)) for n, m in model.named_modules() if not list(m.children())]
+    yield
+    for handle in handles:
+        handle.remove()
 
 
 def far(step, start):
@@ -101,13 +169,14 @@ def test_shards_are_measured_as_the_whole(name, kept, the_way, tmp_path):
     parts = plan.parts * RANKS
     told, _, status = run(plan, tmp_path, gathering(plan, expected))
     assert (told["spooled"], "gradspectra-sender" in told["threads"], told["step"]) == ([], False, plan.steps)
-    assert status["not_measured"] == ["the second tier is not measured: the parameters are sharded"]
+    assert (status["not_measured"], status["cadence_second"]) == ([], 1)
     assert [record.step for record in kept()] == [1, 2, 3]
     weights = [plan.weight(part) / RANKS for part in range(plan.parts)] * RANKS
     for record, step in zip(kept(), expected, strict=True):
         the_way.check(record, step, rel=1e-4, parts=record.step > 1, weights=weights)
         assert_close(column(record, "drift_sq"), far(step, expected[0].before), 1e-4, 1e-12)
         assert (record.counts["parts"], record.counts["examples"]) == (parts, EXAMPLES * parts)
+        check_second(record, step, plan, expected[: record.step])
         noise = weight_sums(weights, [EXAMPLES] * parts)
         assert (record.scalars["noise_w"], record.scalars["noise_w2"]) == pytest.approx(noise)
         assert "loss" in record.scalars
@@ -190,19 +259,38 @@ STAGES = [
     "gradspectra.shard_spectra:ShardSpectra.ready",
     "gradspectra.shard_spectra:ShardSpectra.numbers",
     "gradspectra.shard_spectra:ShardSpectra.adopt",
+    "gradspectra.second_measuring:SecondMeasuring.opens",
+    "gradspectra.shard_second:ShardSecond.sums",
+    "gradspectra.shard_tier:ShardTier.adopt",
+    "gradspectra.shard_tier:ShardTier.due",
+    "gradspectra.shard_tier:ShardTier.take_shards",
+    "gradspectra.shard_tier:ShardTier.share",
+    "gradspectra.shard_tier:ShardTier.ready",
+    "gradspectra.shard_tier:ShardTier.finish",
+    "gradspectra.activations:Activations._measure",
     "gradspectra.sharded:Sharded._share",
     "gradspectra.sharded:Sharded._adopt",
     "gradspectra.exchange:Exchange._fill",
 ]
-LAYERS = ("take", "repair", "share", "_share", "_fill")
+SECOND = ("due", "take_shards", "share", "ready", "adopt", "finish")
+"""Methods without which the second tier is left out, at the latest once they have failed three times."""
+LAYERS = ("FirstTier.take", "repair", "FirstTier.share", "_share", "_fill")
 """Ends of the stages without which a rank has no layers to bring."""
 LEFT_OUT = {
     "drift": ("Drift.begin", "Drift.measure", "Watch._begin"),
     "parts": ("WholeTensors._look", "ShardParts.arm", "ShardParts.sums", "PartSquares._arrives", "Session.stepped"),
     "spectra": ("ShardSpectra.numbers", "ShardSpectra.ready", "ShardSpectra.adopt"),
+    "second tier": ("ShardSecond.sums", *(f"ShardTier.{name}" for name in SECOND)),
+    "activations": (
+        "Activations._measure",
+        "Session.stepped",
+        "ShardSecond.sums",
+        *(f"ShardTier.{name}" for name in SECOND),
+    ),
 }
 """What alone is left out where one of these fails."""
-ONE_STATISTIC = tuple(f"gradspectra.{module}:" for module in ("drift", "parts", "shard_parts", "shard_spectra"))
+ONE_STATISTIC = ("drift", "parts", "shard_parts", "shard_spectra", "shard_second", "shard_tier", "activations")
+ONE_STATISTIC = tuple(f"gradspectra.{module}:" for module in ONE_STATISTIC)
 """Starts of the stages whose failure on the rank that sends loses no record."""
 
 
@@ -226,6 +314,8 @@ def test_a_rank_that_fails_holds_up_nobody_and_changes_nothing(stage, rank, kept
         assert all("grad_sq" not in record.statistics for record in kept())
         return
     lacking = {name for name, stages in LEFT_OUT.items() if stage.endswith(stages)}
+    if rank == 1 and stage.endswith("ShardTier.adopt"):  # which only the rank that sends does
+        lacking = set()
     if rank == 1 or stage.startswith(ONE_STATISTIC):
         assert [record.step for record in kept()] == [1, 2, 3, 4, 5]
         assert all(column(record, "grad_sq")["head.weight"] > 0 for record in kept())
@@ -233,6 +323,8 @@ def test_a_rank_that_fails_holds_up_nobody_and_changes_nothing(stage, rank, kept
         assert ("drift_sq" not in last.statistics) == ("drift" in lacking)
         assert (column(last, "part_sq")["head.weight"] is None) == ("parts" in lacking)
         assert (last.spectra == []) == ("spectra" in lacking)
+        assert ("grad_l1" not in last.statistics) == ("second tier" in lacking)
+        assert ("act_max" not in last.statistics) == ("activations" in lacking)
 
 
 def test_ranks_follow_one_plan_within_a_budget(kept, tmp_path):

@@ -1,0 +1,58 @@
+"""Ranks with sharded models, each made in turn in one process without the others."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from agent.ways.ranks import Conv1D, Mixed
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+
+@contextmanager
+def as_rank(rank: int, ranks: int) -> Iterator[DeviceMesh]:
+    """This process as one of several ranks whose exchanges do nothing."""
+    distributed.init_process_group("fake", store=FakeStore(), rank=rank, world_size=ranks)
+    try:
+        yield init_device_mesh("cpu", (ranks,))
+    finally:
+        distributed.destroy_process_group()
+
+
+class Wide(Mixed):
+    """Also a fused matrix whose blocks have fewer rows than columns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.ModuleDict({"qkv": nn.Linear(30, 12, bias=False)})
+
+
+class Large(Wide):
+    """Also layers whose medians are of a sample: 6,300 entries, as they lie and fused by columns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.large = nn.ModuleDict({"c_attn": Conv1D(70, 270), "up": nn.Linear(90, 70)})
+
+
+def sharded(model: nn.Module, mesh: DeviceMesh) -> nn.Module:
+    """A copy of a model as this rank has it."""
+    copied = copy.deepcopy(model)
+    fully_shard(copied.get_submodule("c_attn"), mesh=mesh)
+    return fully_shard(copied, mesh=mesh)
+
+
+def give_gradients(model: nn.Module, whole: dict[str, Tensor | None], rank: int, mesh: DeviceMesh) -> None:
+    """Let a sharded model have this rank's rows of these gradients."""
+    for name, parameter in model.named_parameters():
+        gradient = whole[name]
+        if gradient is not None:
+            rows = [*gradient.split(-(-len(gradient) // mesh.size())), *[gradient[:0]] * mesh.size()]
+            parameter.grad = DTensor.from_local(
+                rows[rank], mesh, [Shard(0)], run_check=False, shape=gradient.shape, stride=gradient.stride()
+            )
