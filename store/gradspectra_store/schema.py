@@ -150,6 +150,12 @@ segments = sa.Table(
     sa.Column("payload", sa.LargeBinary, nullable=False),
     sa.UniqueConstraint("run", "batch", "kind"),
     sa.Index(None, "run", "kind", "last_step", "first_step"),
+    sa.Index(
+        "ix_segments_spectra",
+        *("run", "kind", "last_step", "first_step", "attempt", "rank", "digest", "members", "id"),
+        sqlite_where=sa.text("kind = 'spectra'"),
+        postgresql_where=sa.text("kind = 'spectra'"),
+    ),
     sqlite_autoincrement=True,
 )
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
@@ -11,14 +12,17 @@ from gradspectra_core.records import AGGREGATES, SPECTRUM_OF, SpectrumBlock
 from gradspectra_core.views import Spectrum
 
 from gradspectra_store.attempts import visible_spans
+from gradspectra_store.bitmaps import has_bit
 from gradspectra_store.errors import BadRequest, UnknownLayer
 from gradspectra_store.layer_tables import run_tables
 from gradspectra_store.ranges import Range
 from gradspectra_store.schema import segments
 from gradspectra_store.segments import unpack_spectra
 
+MOST_READ = 8
+"""Segments read for a bucket at most, the newest first, until one has a spectrum of what was asked for."""
+
 _AT_ONCE = 64
-T = TypeVar("T")
 
 
 def read_spectra(
@@ -31,10 +35,11 @@ def read_spectra(
     of: str = "gradient",
     attempt: int | None = None,
 ) -> list[Spectrum]:
-    """Return the spectra of a layer at steps in [start, stop), by step; more than `columns` are thinned evenly.
+    """Return the spectra of a layer at steps in [start, stop), by step, at most `columns`.
 
-    of: what was decomposed, one of SPECTRUM_OF. attempt: as in `read_series`. Raises UnknownLayer, UnknownRun and
-    BadRequest.
+    Of more, the first stays and the last in each bucket of steps, as narrow as they can be: a newer spectrum moves
+    none of the others. What is not answered is not read. of: what was decomposed, one of SPECTRUM_OF. attempt: as in
+    `read_series`. Raises UnknownLayer, UnknownRun and BadRequest.
     """
     wanted = Range.of(start, stop, columns)
     if of not in SPECTRUM_OF:
@@ -48,40 +53,65 @@ def read_spectra(
     if not places:
         raise UnknownLayer(layer)
     rows = _segments(conn, run, places, spans, wanted)
-    found: list[Spectrum] = []
-    for begin in range(0, len(rows), _AT_ONCE):
-        group = rows[begin : begin + _AT_ONCE]
-        payloads = conn.execute(
-            sa.select(segments.c.id, segments.c.payload).where(segments.c.id.in_([row.id for row in group]))
-        )
-        read = {row.id: unpack_spectra(row.payload) for row in payloads}
-        for row in group:
-            first, end = spans[row.attempt]
+    found: dict[int, list[Spectrum]] = {}
+    waiting = _buckets([row.last_step for row in rows], columns)
+    for _ in range(MOST_READ):
+        turn = [bucket.pop() for bucket in waiting]
+        for at, block in _read(conn, rows, sorted(set(turn) - found.keys())):
+            first, end = spans[rows[at].attempt]
             span = Range(max(first, wanted.start), min(end, wanted.stop))
-            found += _spectra(read[row.id], places[row.digest], layer, of, row.attempt, span)
-    return _thinned(sorted(found, key=lambda spectrum: spectrum.step), columns)
+            found[at] = _spectra(block, places[rows[at].digest], layer, of, rows[at].attempt, span)
+        waiting = [bucket for bucket, at in zip(waiting, turn, strict=True) if bucket and not found[at]]
+    spectra = sorted(chain.from_iterable(found.values()), key=lambda spectrum: spectrum.step)
+    return [spectra[bucket[-1]] for bucket in _buckets([spectrum.step for spectrum in spectra], columns)]
+
+
+def _buckets(steps: Sequence[int], most: int) -> list[list[int]]:
+    """Cut ascending steps into at most `most` buckets; returns the places of each, what it is to show being the last.
+
+    The first of them is there for the first place, and the others are buckets of one width.
+    """
+    if len(steps) <= most:
+        return [[at] for at in range(len(steps))]
+    alone = [list(range(min(MOST_READ, len(steps))))[::-1]] if most > 1 else []
+    ends = np.array(steps, np.int64)
+    width = 1
+    while len(np.unique(ends // width)) > most - len(alone):
+        width *= 2
+    begins = np.flatnonzero(np.diff(ends // width, prepend=-1)).tolist()
+    stops = [*begins[1:], len(steps)]
+    return alone + [list(range(begin, stop)) for begin, stop in zip(begins, stops, strict=True)]
+
+
+def _read(conn: sa.Connection, rows: Sequence[Any], places: Sequence[int]) -> Iterator[tuple[int, SpectrumBlock]]:
+    """The blocks of some of the segments, a few in memory at a time."""
+    for begin in range(0, len(places), _AT_ONCE):
+        at = {rows[place].id: place for place in places[begin : begin + _AT_ONCE]}
+        query = sa.select(segments.c.id, segments.c.payload).where(segments.c.id.in_(list(at)))
+        for row in conn.execute(query):
+            yield at[row.id], unpack_spectra(row.payload)
 
 
 def _segments(
     conn: sa.Connection, run: str, places: dict[str, int], spans: dict[int, tuple[int, int]], wanted: Range
 ) -> list[Any]:
-    """The segments in range that hold a spectrum of the layer."""
-    columns = [segments.c[name] for name in ("id", "attempt", "first_step", "last_step", "digest", "members")]
+    """The segments in range that hold a spectrum of the layer, by their last step; an index has all that is asked."""
+    columns = [segments.c[name] for name in ("id", "attempt", "first_step", "last_step", "digest")]
+    of_layer = [
+        sa.and_(segments.c.digest == digest, has_bit(conn, segments.c.members, place))
+        for digest, place in places.items()
+    ]
     query = sa.select(*columns).where(
         segments.c.run == run,
-        segments.c.kind == "spectra",
+        segments.c.kind == sa.literal_column("'spectra'"),  # as text: an index of some rows is not used for a parameter
         segments.c.last_step >= wanted.start,
         segments.c.first_step < wanted.stop,
         segments.c.rank == 0,
         segments.c.attempt.in_(spans),
-        segments.c.digest.in_(places),
+        sa.or_(*of_layer),
     )
-    rows = conn.execute(query.order_by(segments.c.attempt, segments.c.first_step, segments.c.batch)).all()
-    return [row for row in rows if _is_member(row.members, places[row.digest]) and _overlaps(row, spans[row.attempt])]
-
-
-def _is_member(members: bytes, place: int) -> bool:
-    return place // 8 < len(members) and bool(members[place // 8] >> place % 8 & 1)
+    rows = conn.execute(query.order_by(segments.c.last_step, segments.c.id)).all()
+    return [row for row in rows if _overlaps(row, spans[row.attempt])]
 
 
 def _overlaps(row: Any, span: tuple[int, int]) -> bool:
@@ -110,12 +140,3 @@ def _spectrum(block: SpectrumBlock, at: int, layer: str, attempt: int) -> Spectr
         singular_values=block.values[at, :length].astype(np.float64),
         **numbers,
     )
-
-
-def _thinned(items: Sequence[T], most: int) -> list[T]:
-    """At most `most` items, evenly over the sequence, the first and the last among them."""
-    if len(items) <= most:
-        return list(items)
-    if most == 1:
-        return [items[-1]]
-    return [items[at] for at in np.linspace(0, len(items) - 1, most).astype(np.int64).tolist()]

@@ -27,7 +27,7 @@ from gradspectra_store.runs import update_run
 from store.batches import a_batch, columns, started, stored
 from store.compacting import compacted, derived_through
 
-HEAD = "0008"
+HEAD = "0009"
 
 
 def emptied(url: str) -> str:

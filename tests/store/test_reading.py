@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 from gradspectra_core.buckets import bucket, bucket_width
-from gradspectra_core.records import Columns
+from gradspectra_core.records import Columns, SpectrumBlock
 from gradspectra_store import Store
+from gradspectra_store.bitmaps import has_bit
 from gradspectra_store.derived import save_derived
 from gradspectra_store.errors import BadRequest, UnknownLayer, UnknownRun, UnknownStatistic
 from gradspectra_store.read import layer_list, read_layers, read_series, read_spectra
 from gradspectra_store.runs import delete_run
+from gradspectra_store.segments import unpack_spectra
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from store.batches import TABLE, a_batch, columns, layer_block, spectrum_block, started, stored
@@ -194,13 +198,84 @@ def test_a_run_that_takes_the_place_of_a_deleted_one_is_not_read_from_the_cache(
         assert read_series(conn, second.run, ["loss"]).x.tolist() == [5]
 
 
-def test_many_spectra_are_thinned_evenly(store: Store) -> None:
+def spectra_at(store: Store, steps: Sequence[int], of: Sequence[str] = ("gradient",)) -> str:
+    """A run with a spectrum of the first layer at each of these steps, one in a batch, of these matrices in turn."""
+    run = started(store)
+    for sequence, step in enumerate(steps, 1):
+        spectra = spectrum_block([(step, 0)], of=of[sequence % len(of)])
+        table = TABLE if sequence == 1 else None
+        stored(store, run.run, a_batch(run.session, sequence, [step], layer_table=table, spectra=spectra))
+    return run.run
+
+
+def steps_of(store: Store, run: str, **asked: Any) -> list[int]:
+    with store.read() as conn:
+        return [spectrum.step for spectrum in read_spectra(conn, run, TABLE.names[0], **asked)]
+
+
+def test_many_spectra_of_one_segment_are_thinned_to_the_last_of_each_bucket(store: Store) -> None:
     run = started(store)
     spectra = spectrum_block([(step, 0) for step in range(1, 101)])
     stored(store, run.run, a_batch(run.session, 1, [1], layer_table=TABLE, spectra=spectra))
+    assert [steps_of(store, run.run, columns=columns) for columns in (4, 1)] == [[1, 63, 100], [100]]
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3, 5, 24, 47, 48, 1000])
+def test_spectra_are_thinned_without_reading_what_is_not_answered(
+    store: Store, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = spectra_at(store, all_steps := [3 * at for at in range(1, 49)])
+    read: list[bytes] = []
+
+    def counted(payload: bytes) -> SpectrumBlock:
+        read.append(payload)
+        return unpack_spectra(payload)
+
+    monkeypatch.setattr("gradspectra_store.spectra.unpack_spectra", counted)
+    steps = steps_of(store, run, columns=columns)
+    assert set(steps) <= set(all_steps)
+    assert min(columns / 2, len(all_steps)) <= len(steps) == len(read) <= columns
+    assert steps[-1] == all_steps[-1]
+    assert columns == 1 or steps[0] == all_steps[0]
+
+
+def test_a_newer_spectrum_moves_none_of_the_others(store: Store) -> None:
+    shown = [steps_of(store, spectra_at(store, range(1, last + 1)), columns=10) for last in (38, 39, 40)]
+    assert shown == [[1, 7, 15, 23, 31, 38], [1, 7, 15, 23, 31, 39], [1, 7, 15, 23, 31, 39, 40]]
+
+
+def test_an_index_alone_tells_which_segments_have_a_spectrum_of_a_layer(store: Store) -> None:
+    run = spectra_at(store, [1, 2])
+    asked: list[tuple[str, Any]] = []
+    if not store.url.startswith("sqlite"):
+        with store.write() as conn:  # so few rows could be found by either
+            conn.exec_driver_sql("DROP INDEX ix_segments_run_kind_last_step_first_step")
     with store.read() as conn:
-        found = [read_spectra(conn, run.run, TABLE.names[0], columns=columns) for columns in (4, 1)]
-    assert [[spectrum.step for spectrum in some] for some in found] == [[1, 34, 67, 100], [100]]
+        sa.event.listen(conn, "before_cursor_execute", lambda *event: asked.append(event[2:4]))
+        read_spectra(conn, run, TABLE.names[0])
+        statement, parameters = next(one for one in asked if "members" in one[0])
+        if conn.dialect.name == "sqlite":
+            plan = str(conn.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters).all())
+            assert "USING COVERING INDEX ix_segments_spectra" in plan
+        else:
+            conn.exec_driver_sql("SET LOCAL enable_seqscan = off")
+            assert "ix_segments_spectra" in str(conn.exec_driver_sql(f"EXPLAIN {statement}", parameters).all())
+
+
+@given(bits=st.binary(max_size=3), place=st.integers(0, 40))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_a_bit_of_a_bitmap_is_what_numpy_says(store: Store, bits: bytes, place: int) -> None:
+    told = np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")
+    with store.read() as conn:
+        found = conn.execute(sa.select(has_bit(conn, sa.cast(bits, sa.LargeBinary), place))).scalar_one()
+    assert bool(found) == bool(place < len(told) and told[place])
+
+
+def test_spectra_of_a_rarer_matrix_are_found_among_the_others(store: Store) -> None:
+    run = spectra_at(store, range(1, 41), of=("update", "gradient", "gradient", "weight"))
+    assert steps_of(store, run, columns=6, of="weight") == [3, 15, 31, 39]
+    assert steps_of(store, run, columns=1, of="update") == [40]
+    assert steps_of(store, run, columns=100, of="update") == list(range(4, 41, 4))
 
 
 def test_the_newest_table_says_what_a_layer_is(store: Store) -> None:
