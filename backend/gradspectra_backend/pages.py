@@ -19,12 +19,13 @@ ASK_AGAIN = "no-cache"
 
 
 class Files(StaticFiles):
-    """Static files that a browser keeps and asks about again."""
+    """Static files that a browser keeps; those whose address does not name their contents it asks about again."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         """As Starlette's, with Cache-Control."""
-        response = await super().get_response(path, scope)
-        response.headers["Cache-Control"] = ASK_AGAIN
+        name, fixed = assets.static_path(path)
+        response = await super().get_response(name, scope)
+        response.headers["Cache-Control"] = FOREVER if fixed else ASK_AGAIN
         return response
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import re
+import time
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -34,6 +38,48 @@ def plotly_url() -> str:
     return f"/vendor/plotly-{version('plotly')}.min.js"
 
 
+def static_url() -> str:
+    """Address of the folder's files as they are now: another one after any change, so each may be cached for ever."""
+    return _url_at(int(time.monotonic()))
+
+
+def static_path(path: str) -> tuple[str, bool]:
+    """Return the path below the folder that one below /static stands for, and whether it may be cached for ever.
+
+    An address that names other contents than those of now, as a page from before an update asks for, may not.
+    """
+    digest, _, rest = path.partition("/")
+    if not re.fullmatch("[0-9a-f]{16}", digest):
+        return path, False
+    return rest, f"/static/{digest}" == static_url()
+
+
 def index_html() -> str:
-    """Return the page, with the address of Plotly's script filled in."""
-    return (static_dir() / "index.html").read_text("utf-8").replace("{{plotly}}", plotly_url())
+    """Return the page, with the addresses of its files filled in.
+
+    All modules are named in its head: a browser then asks for them at once, not level by level as they import each
+    other.
+    """
+    here, folder = static_dir(), static_url()
+    modules = [
+        path.relative_to(here).as_posix() for path in sorted((here / "js").rglob("*.js")) if path.stem != "early"
+    ]
+    links = "\n".join(f'<link rel="modulepreload" href="/static/{name}">' for name in modules)
+    page = (here / "index.html").read_text("utf-8").replace("{{plotly}}", plotly_url())
+    return page.replace("{{modules}}", links).replace('="/static/', f'="{folder}/')
+
+
+@lru_cache(maxsize=1)
+def _url_at(_second: int) -> str:
+    """Looking at every file takes milliseconds, so it is done once a second."""
+    files = sorted(path for path in static_dir().rglob("*") if path.is_file())
+    return f"/static/{_digest(tuple((path, path.stat().st_mtime_ns) for path in files))}"
+
+
+@lru_cache(maxsize=4)
+def _digest(files: tuple[tuple[Path, int], ...]) -> str:
+    """Sixteen hexadecimal digits that tell the contents of files, by path and time of change."""
+    found = hashlib.sha256()
+    for path, _ in files:
+        found.update(f"{path.relative_to(static_dir())} {path.stat().st_size} ".encode() + path.read_bytes())
+    return found.hexdigest()[:16]

@@ -71,15 +71,21 @@ def gridded(x: Array, value: Array, nonfinite: Array, present: Array) -> Grid:
     """Put measurements at irregular steps into columns of equal width, each one holding until the next of its row.
 
     x: (N,) ascending; value, nonfinite, present: (L, N). A column is as wide as the smallest distance of x, or the
-    whole span divided by MAX_COLUMNS; where it takes several entries it shows the largest value.
+    whole span divided by MAX_COLUMNS; where it takes several entries it shows the largest value. Where
+    all but the first are the same, that one does not count: a run's first bucket is named by the run's first step.
     """
     if not len(x):
         return Grid(np.asarray(x), value, nonfinite, present)
-    span = float(x[-1] - x[0])
-    width = max(float(np.diff(x).min()) if len(x) > 1 else 1.0, np.ceil(span / MAX_COLUMNS), 1.0)
-    cell = ((x - x[0]) // width).astype(np.int64)
+    distances = np.diff(x)
+    regular = len(x) > 2 and distances[0] < distances[1] <= x[1] and bool((distances[1:] == distances[1]).all())
+    begin = x[1] - distances[1] if regular else x[0]
+    width = max(float(distances[1 if regular else 0 :].min()), 1.0) if len(x) > 1 else 1.0
+    width = max(width, np.ceil(float(x[-1] - begin) / MAX_COLUMNS))
+    cell = ((x - begin) // width).astype(np.int64)
+    columns = begin + width * np.arange(cell[-1] + 1)
     first = np.flatnonzero(np.append(True, np.diff(cell) > 0))
-    columns = x[0] + width * np.arange(cell[-1] + 1)
+    if len(first) == len(x) == len(columns) and present.all():
+        return Grid(columns, value, nonfinite, present)
     shown = np.full((len(present), len(columns)), False)
     shown[:, cell[first]] = np.logical_or.reduceat(present, first, axis=1)
     measured = np.where(present, value, -np.inf)
@@ -106,6 +112,10 @@ def held(present: Array, x: Array) -> Array:
     empty. Before a hole (as in `marks.holes`) and after the last measurement, a value holds for one and a half of the
     distance before it; the only one of a row holds to the end.
     """
+    patterns, which = np.unique(np.packbits(present, axis=1), axis=0, return_inverse=True)
+    if len(patterns) < len(present):  # most rows are measured at the same steps
+        alike = np.unpackbits(patterns, axis=1, count=len(x)).view(np.bool_)
+        return held(alike, x)[which.reshape(-1)]
     columns = np.arange(len(x))
     last = np.maximum.accumulate(np.where(present, columns, -1), axis=1)
     for row, there in enumerate(present):

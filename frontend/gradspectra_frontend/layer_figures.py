@@ -72,15 +72,18 @@ def layers(
     grid = _cells(data, rows)
     x, value, here = grid.x, grid.value, grid.present
     size = np.abs(value) if data.statistic in SIGNED else value
-    bad = here & ((grid.nonfinite > 0) | ~np.isfinite(value))
-    good = here & np.isfinite(value) & (size > 0)
+    finite = np.isfinite(value)
+    bad = here & ((grid.nonfinite > 0) | ~finite)
+    good = here & finite & (size > 0)
     log = np.full(value.shape, np.nan, np.float32)
     np.log10(size, out=log, where=good)
     names = [plain(data.layers[i]) for i in rows]
     figure: Figure = {"data": [], "layout": _heatmap_layout(data, theme, title, name, names, rows)}
     nothing = ("none", theme.paper) if data.statistic in COUNTS else ("zero or negative", theme.zero)
     if rows and len(x):
-        code = np.where(bad, NOT_FINITE, np.where(here & ~good, ZERO, np.nan)).astype(np.float32)
+        code = np.full(value.shape, np.nan, np.float32)
+        code[here & ~good] = ZERO
+        code[bad] = NOT_FINITE
         figure["data"] = [
             _values_trace(x, names, log, value.astype(np.float32), theme),
             *_code_traces(x, names, code, nothing, theme),
@@ -133,11 +136,12 @@ def layer_curves(
 
 def _cells(data: LayerSeries, rows: list[int]) -> Grid:
     """Cells of these rows: a bucket's largest value; of SIGNED the largest in size, negative if all of it is."""
-    x, bad, here = np.asarray(data.x), data.nonfinite[rows], np.asarray(data.present[rows], bool)
-    largest = gridded(x, data.max[rows], bad, here)
+    at = slice(None) if rows == list(range(len(data.layers))) else rows  # a slice copies nothing
+    x, bad, here = np.asarray(data.x), data.nonfinite[at], np.asarray(data.present[at], bool)
+    largest = gridded(x, data.max[at], bad, here)
     if data.statistic not in SIGNED:
         return largest
-    sizes = gridded(x, np.maximum(np.abs(data.min[rows]), np.abs(data.max[rows])), bad, here)
+    sizes = gridded(x, np.maximum(np.abs(data.min[at]), np.abs(data.max[at])), bad, here)
     return replace(sizes, value=np.where(largest.value < 0, -sizes.value, sizes.value))
 
 

@@ -42,8 +42,24 @@ def test_files_are_asked_about_again_by_their_etag(caller: Caller):
     assert again.status_code == 304
 
 
+def test_files_whose_address_names_their_contents_are_kept_for_ever(caller: Caller):
+    kept = caller.client.get(f"{assets.static_url()}/js/early.js")
+    assert (kept.status_code, kept.headers["cache-control"]) == (200, "public, max-age=31536000, immutable")
+    assert kept.content == (assets.static_dir() / "js" / "early.js").read_bytes()
+    of_another_version = caller.client.get(f"/static/{'0' * 16}/js/early.js")
+    assert (of_another_version.content, of_another_version.headers["cache-control"]) == (kept.content, "no-cache")
+    assert f'src="{assets.static_url()}/js/main.js"' in caller.client.get("/").text
+
+
 @pytest.mark.parametrize(
-    "path", ["/static/../settings.py", "/static/%2e%2e/assets.py", "/static//etc/passwd", "/nothing"]
+    "path",
+    [
+        f"/static/{'0' * 16}/../settings.py",
+        "/static/../settings.py",
+        "/static/%2e%2e/assets.py",
+        "/static//etc/passwd",
+        "/nothing",
+    ],
 )
 def test_nothing_outside_the_folder_is_served(caller: Caller, path):
     answer = caller.client.get(path)

@@ -125,7 +125,7 @@ class CannedServer:
         if path == assets.plotly_url():
             return reply(handler, 200, assets.plotly_script().read_bytes(), "text/javascript")
         if path.startswith("/static/"):
-            file = assets.static_dir() / path.removeprefix("/static/")
+            file = assets.static_dir() / assets.static_path(path.removeprefix("/static/"))[0]
             if file.is_file():
                 return reply(handler, 200, file.read_bytes(), TYPES.get(file.suffix, "text/plain"))
             return reply(handler, 404, {"title": "no such file"})

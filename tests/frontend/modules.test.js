@@ -110,6 +110,9 @@ test("a narrow figure gets short names, and fingers scroll instead of zooming", 
   assert.equal(layout.title, undefined);
   assert.equal(layout.dragmode, false);
   assert.equal(data[0].colorbar.orientation, "h");
+  const wide = fitted(heatmap(), 1200, false).layout.margin;
+  assert.ok(wide.l >= 60 && wide.r === 76);
+  assert.deepEqual(fitted(heatmap(), 1200, false, { l: 1, r: 2, t: 3, b: 4 }).layout.margin, { l: 1, r: 2, t: 3, b: 4 });
   assert.equal(fitted(heatmap(), 1200, false).data[0].colorbar.orientation, undefined);
   assert.equal(tail("transformer.h.0.attn", 8), "….0.attn");
   assert.equal(tail("short", 8), "short");

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from gradspectra_frontend.heatmap import log_ticks, packed, short_names
+from gradspectra_frontend.heatmap import gridded, held, log_ticks, packed, short_names
 from gradspectra_frontend.marks import broken, holes
 from gradspectra_frontend.noise_floor import noise_effective_rank
 from gradspectra_frontend.theme import DARK, LIGHT, SEQUENCE, colour_scale, faded
@@ -73,6 +73,24 @@ def test_holes_stand_out_from_their_neighbours() -> None:
 def test_packing_keeps_nan_and_the_shape() -> None:
     form = packed(np.array([[1.0, np.nan], [3.0, 4.0], [5.0, 6.0]]))
     assert (form["dtype"], form["shape"]) == ("f4", "3,2")
+
+
+def test_the_bucket_that_a_run_begins_in_does_not_make_all_columns_narrow() -> None:
+    x = np.array([1, 4, 8, 12, 16])  # buckets of 4 steps, named by the first step recorded in each
+    value = np.arange(10.0).reshape(2, 5)
+    grid = gridded(x, value, np.zeros((2, 5), int), np.ones((2, 5), bool))
+    assert grid.x.tolist() == [0, 4, 8, 12, 16]
+    assert grid.value.tolist() == value.tolist()
+    assert gridded(x[:2], value[:, :2], np.zeros((2, 2), int), np.ones((2, 2), bool)).x.tolist() == [1, 4]
+
+
+@given(st.lists(st.integers(1, 2**12 - 1), min_size=1, max_size=6), st.lists(st.integers(0, 5), min_size=1, max_size=9))
+def test_rows_measured_at_the_same_steps_hold_the_same_columns(patterns: list[int], rows: list[int]) -> None:
+    x = np.array([1, 2, 3, 4, 8, 16, 24, 32, 40, 41, 42, 90])
+    bits = [[pattern >> at & 1 for at in range(12)] for pattern in patterns]
+    present = np.array([bits[row % len(bits)] for row in rows], bool)
+    alone = [held(row[None], x)[0].tolist() for row in present]
+    assert held(present, x).tolist() == alone
 
 
 def luminance(colour: str) -> float:

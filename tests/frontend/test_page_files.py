@@ -63,6 +63,27 @@ def test_every_file_named_by_the_page_is_there() -> None:
             assert (path.parent / name).is_file(), (path, name)
 
 
+def test_the_head_names_every_module_so_that_none_waits_for_another() -> None:
+    index = assets.index_html()
+    for path in (STATIC / "js").rglob("*.js"):
+        assert f"{assets.static_url()}/{path.relative_to(STATIC).as_posix()}" in index
+    assert f'<link rel="preload" as="script" href="{assets.plotly_url()}">' in index
+
+
+def test_an_address_of_files_names_their_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(STATIC, tmp_path / "static")
+    monkeypatch.setattr(assets, "static_dir", lambda: tmp_path / "static")
+    seconds = iter(range(100, 200))
+    monkeypatch.setattr(assets.time, "monotonic", lambda: next(seconds))
+    before = assets.static_url()
+    assert assets.static_url() == before
+    assert assets.static_path(f"{before.removeprefix('/static/')}/js/main.js") == ("js/main.js", True)
+    assert assets.static_path("js/main.js") == ("js/main.js", False)
+    (tmp_path / "static" / "js" / "main.js").write_text("// another")
+    assert assets.static_url() != before
+    assert assets.static_path(f"{before.removeprefix('/static/')}/js/main.js") == ("js/main.js", False)
+
+
 def css_block(selector: str) -> dict[str, str]:
     text = (STATIC / "style" / "base.css").read_text("utf-8")
     return dict(re.findall(r"--([\w-]+): ([^;]+);", text.split(f"{selector} {{", 1)[1].split("}", 1)[0]))

@@ -1,7 +1,7 @@
 // One figure on the page: asks for it, draws it, keeps it up to date. No framework in here.
 
 import { Failure, get } from "./api.js";
-import { fitted, isEmpty, rangeFrom, zoomed } from "./figure_view.js";
+import { fitted, isEmpty, marginsOf, rangeFrom, zoomed } from "./figure_view.js";
 import { live } from "./live.js";
 import { CONFIG, plotly } from "./plotly.js";
 import { gathered } from "./throttle.js";
@@ -30,6 +30,9 @@ export class Drawing {
     this.pressed = false;
     this.bound = false;
     this.drawn = 0;
+    this.size = "";
+    /** @type {import("./figure_view.js").Margins | null} */
+    this.margins = null;
     /** @type {PointerEvent | null} */
     this.pointer = null;
     this.abort = new AbortController();
@@ -75,8 +78,10 @@ export class Drawing {
     const old = this.wish;
     this.wish = wish;
     const same = old.path === wish.path && JSON.stringify(old.params) === JSON.stringify(wish.params);
-    if (!same) this.demand();
-    else if (this.figure) void this.draw();
+    if (!same) {
+      this.margins = null;
+      this.demand();
+    } else if (this.figure) void this.draw();
   }
 
   async update() {
@@ -84,7 +89,9 @@ export class Drawing {
     this.stale = false;
     const { path, params } = this.wish;
     try {
-      this.figure = await get(path, params, this.abort.signal);
+      const asked = get(path, params, this.abort.signal);
+      void plotly().catch(() => {}); // its script runs while the server works
+      this.figure = await asked;
       await this.draw();
     } catch (error) {
       if (this.abort.signal.aborted) return;
@@ -98,12 +105,14 @@ export class Drawing {
     const Plotly = await plotly();
     if (this.abort.signal.aborted || !this.figure || this.pressed) return;
     const changed = this.wish.change(this.figure);
-    const { data, layout } = fitted(zoomed(changed, this.wish.range), this.place.clientWidth, COARSE.matches);
+    const { data, layout } = fitted(zoomed(changed, this.wish.range), this.place.clientWidth, COARSE.matches, this.margins);
     this.place.style.height = layout.height ? `${layout.height}px` : "";
+    this.size = this.sizeNow();
     const begun = performance.now();
     await Plotly.react(this.place, data, layout, CONFIG);
     this.cost = performance.now() - begun;
     if (this.abort.signal.aborted) return;
+    this.margins = marginsOf(this.place);
     if (!this.bound) this.bind();
     this.frame.dataset.lastStep = String(layout.meta.last_step ?? 0);
     this.frame.dataset.drawn = String((this.drawn += 1));
@@ -133,7 +142,13 @@ export class Drawing {
   }
 
   resized() {
-    if (this.figure && this.bound && this.place.clientWidth > 0) void this.draw();
+    if (!this.figure || !this.bound || !this.place.clientWidth || this.size === this.sizeNow()) return;
+    this.margins = null;
+    void this.draw();
+  }
+
+  sizeNow() {
+    return `${this.place.clientWidth} × ${this.place.clientHeight}`;
   }
 
   /** @param {"png" | "svg"} format @param {string} filename */

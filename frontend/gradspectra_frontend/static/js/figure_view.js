@@ -1,6 +1,7 @@
 // What the page changes in a figure before it is drawn: rows filtered, zoom set, fit to the width. Pure functions.
 
 /** @typedef {{data: any[], layout: any}} Figure */
+/** @typedef {{l: number, r: number, t: number, b: number}} Margins in pixels */
 
 const NARROW = 620;
 
@@ -65,12 +66,14 @@ export function zoomed(figure, range) {
 }
 
 /** Fit a figure into the page: the panel says its title; a narrow one gets short row names and the colours below.
- * @param {Figure} figure @param {number} width in CSS pixels @param {boolean} coarse whether fingers point @returns {Figure} */
-export function fitted(figure, width, coarse) {
+ * Plotly widens margins that are too small, and then draws all once more: they begin at what is needed most often, or
+ * at what the last drawing came to.
+ * @param {Figure} figure @param {number} width in CSS pixels @param {boolean} coarse whether fingers point
+ * @param {Margins | null} [last] @returns {Figure} */
+export function fitted(figure, width, coarse, last = null) {
   const { title, ...layout } = figure.layout;
   const narrow = width < NARROW;
-  const legend = layout.showlegend ? 26 : 12;
-  layout.margin = { l: narrow ? 44 : 60, r: narrow ? 10 : 18, t: legend, b: narrow ? 38 : 42 };
+  layout.margin = last ?? { l: narrow ? 44 : 60, r: narrow ? 10 : 28, t: layout.showlegend ? 41 : 12, b: narrow ? 48 : 50 };
   layout.autosize = true;
   if (coarse) layout.dragmode = false;
   let data = figure.data;
@@ -82,7 +85,21 @@ export function fitted(figure, width, coarse) {
     data = data.map((trace) => (trace.colorbar ? { ...trace, colorbar: below(trace.colorbar) } : trace));
     if (layout.legend) layout.legend = { ...layout.legend, font: { ...layout.legend.font, size: 10 }, x: 0, xanchor: "left", itemwidth: 30, entrywidth: 0 };
   }
+  if (!last && layout.yaxis?.ticktext) layout.margin = besideRows(layout, narrow, data.some((trace) => trace.colorbar));
   return { data, layout };
+}
+
+/** Margins of a heatmap: room for its rows' names, and for the colours' bar. @param {any} layout @param {boolean} narrow @param {boolean} bar @returns {Margins} */
+function besideRows(layout, narrow, bar) {
+  const longest = Math.max(0, ...layout.yaxis.ticktext.map((/** @type {string} */ name) => name.length));
+  const { r, t, b } = layout.margin;
+  return { l: Math.max(layout.margin.l, Math.ceil(6.33 * longest + 32)), r: bar && !narrow ? 76 : r, t, b: bar && narrow ? 104 : b };
+}
+
+/** The margins that Plotly came to. @param {any} plot @returns {Margins} */
+export function marginsOf(plot) {
+  const { l, r, t, b } = plot._fullLayout._size;
+  return { l, r, t, b };
 }
 
 /** @param {any} bar */

@@ -1,5 +1,7 @@
 // Plotly's script: loaded when the first figure needs it, from the address in the page's head.
 
+const QUIET_MS = 1500;
+
 /** @type {Promise<any> | null} */
 let loading = null;
 
@@ -19,10 +21,10 @@ export function plotly() {
   return loading;
 }
 
-/** Load the script while the page is idle, so that the first figure need not wait. */
+/** Load the script once the page is quiet; a figure that is asked for before loads it by itself. */
 export function warmUp() {
-  const idle = window.requestIdleCallback ?? ((/** @type {() => void} */ f) => setTimeout(f, 300));
-  idle(() => void plotly().catch(() => {}));
+  const idle = window.requestIdleCallback ?? ((/** @type {() => void} */ f) => f());
+  setTimeout(() => idle(() => void plotly().catch(() => {})), QUIET_MS);
 }
 
 export const CONFIG = {

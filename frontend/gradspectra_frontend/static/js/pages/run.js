@@ -4,8 +4,8 @@ import { kept, runPath, TAB_NAMES, TABS } from "../address.js";
 import { useGet, useNow } from "../data.js";
 import { ago, duration, timeLeft } from "../format.js";
 import { html, useEffect } from "../html.js";
-import { useKeys } from "../keys.js";
-import { Loaded, Problem, Progress, RunState } from "../parts.js";
+import { useKeys, useMoves } from "../keys.js";
+import { Problem, Progress, RunState } from "../parts.js";
 import { navigate } from "../router.js";
 import { verdict } from "../verdict.js";
 import { RunAlerts } from "./alerts.js";
@@ -16,7 +16,15 @@ import { Rates } from "./rates.js";
 import { Spectra } from "./spectra.js";
 
 const VIEWS = { overview: Overview, layers: Layers, spectra: Spectra, "learning-rate": Rates, alerts: RunAlerts, details: Details };
+/** Tabs whose figures need no more of the run than its name in the address: they do not wait for the rest. */
+const AT_ONCE = ["overview", "layers"];
 const MARKS = { ok: "●", warning: "▲", critical: "◆" };
+
+/** Whether an answer is there, or failed. @param {{data: any, failure: any}} answer */
+const known = (answer) => Boolean(answer.data || answer.failure);
+
+/** The nearest index that the list has. @param {unknown[]} list @param {number} index */
+const within = (list, index) => Math.min(list.length - 1, Math.max(0, index));
 
 /** @param {{address: import("../address.js").Address}} props */
 export function Run({ address }) {
@@ -26,32 +34,33 @@ export function Run({ address }) {
   const alerts = useGet(`${path}/alerts`, { limit: 500 }, { run, pause: 1000 });
   const runs = useGet("/runs", { limit: 100 });
   const go = (/** @type {string} */ tab) => navigate(runPath(run, tab, kept(address.view)));
-  const move = (/** @type {number} */ by) => () => {
+  const move = useMoves(known(runs), (by) => {
     const ids = (runs.data?.items ?? []).map((/** @type {any} */ one) => one.id);
-    const next = ids[ids.indexOf(run) + by];
-    if (next) navigate(runPath(next, address.tab));
-  };
-  const step = (/** @type {number} */ by) => () => {
+    const next = ids[within(ids, ids.indexOf(run) + by)];
+    if (next && next !== run) navigate(runPath(next, address.tab));
+  });
+  const step = useMoves(known(alerts), (by) => {
     const ids = (alerts.data?.items ?? []).map((/** @type {any} */ one) => one.id);
     if (!ids.length) return;
     const named = ids.indexOf(address.view.alert);
     const at = named < 0 && address.tab === "alerts" ? 0 : named;
-    const next = at < 0 ? ids[by > 0 ? 0 : ids.length - 1] : ids[Math.min(ids.length - 1, Math.max(0, at + by))];
-    navigate(runPath(run, "alerts", { ...kept(address.view), alert: next }));
-  };
+    const to = at >= 0 ? at + by : by > 0 ? by - 1 : ids.length + by;
+    navigate(runPath(run, "alerts", { ...kept(address.view), alert: ids[within(ids, to)] }));
+  });
   const tabKeys = Object.fromEntries(TABS.map((tab, i) => [String(i + 1), () => go(tab)]));
   useKeys({ ...tabKeys, j: move(1), k: move(-1), "]": step(1), "[": step(-1) });
   useEffect(() => void (document.title = `${answer.data?.name ?? "Run"} · gradspectra`), [answer.data?.name]);
   useEffect(() => void document.querySelector(".tabs [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" }), [address.tab, answer.data === null]);
   const Tab = VIEWS[/** @type {keyof typeof VIEWS} */ (address.tab)];
+  const data = answer.data ?? { id: run, last_step: null, overhead: null, open_alerts: 0 };
+  if (answer.data === null && answer.failure) return html`<div class="page"><${Problem} failure=${answer.failure} /></div>`;
   return html`<div class="page">
-    <${Loaded} answer=${answer}>${(/** @type {any} */ data) => html`
-      <${Header} run=${data} alerts=${alerts.data?.items ?? []} />
-      ${answer.failure && html`<${Problem} failure=${answer.failure} />`}
-      <nav class="tabs" aria-label="Views of this run">${TABS.map((tab, i) => html`
-        <a href=${runPath(run, tab, kept(address.view))} aria-current=${tab === address.tab ? "page" : undefined} title=${`key ${i + 1}`} data-tab=${tab}>
-          ${TAB_NAMES[/** @type {keyof typeof TAB_NAMES} */ (tab)]}${tab === "alerts" && data.open_alerts > 0 && html` <span class="count">${data.open_alerts}</span>`}</a>`)}</nav>
-      <${Tab} run=${data} view=${address.view} alerts=${alerts} onChanged=${answer.again} />`}</${Loaded}></div>`;
+    ${answer.data === null ? html`<p class="note run-head">Loading …</p>` : html`<${Header} run=${data} alerts=${alerts.data?.items ?? []} />`}
+    ${answer.failure && html`<${Problem} failure=${answer.failure} />`}
+    <nav class="tabs" aria-label="Views of this run">${TABS.map((tab, i) => html`
+      <a href=${runPath(run, tab, kept(address.view))} aria-current=${tab === address.tab ? "page" : undefined} title=${`key ${i + 1}`} data-tab=${tab}>
+        ${TAB_NAMES[/** @type {keyof typeof TAB_NAMES} */ (tab)]}${tab === "alerts" && data.open_alerts > 0 && html` <span class="count">${data.open_alerts}</span>`}</a>`)}</nav>
+    ${(answer.data !== null || AT_ONCE.includes(address.tab)) && html`<${Tab} run=${data} view=${address.view} alerts=${alerts} onChanged=${answer.again} />`}</div>`;
 }
 
 /** @param {{run: any, alerts: any[]}} props */

@@ -1,0 +1,47 @@
+"""How a run's page opens in a real browser: what is asked for first, and how often it is drawn."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import Locator, Page, Route, expect
+
+RUN = "/runs/demo00000001"
+
+
+def figure(page: Page, name: str) -> Locator:
+    return page.locator(f'figure[data-figure="{name}"]')
+
+
+@pytest.mark.parametrize(("tab", "name"), [("overview", "loss"), ("layers", "layers")])
+def test_figures_are_drawn_before_the_run_has_answered(page: Page, tab: str, name: str) -> None:
+    waiting: list[Route] = []
+    page.route(f"**/api/v1{RUN}", lambda route: waiting.append(route))
+    page.goto(f"{RUN}/{tab}")
+    expect(figure(page, name)).to_have_attribute("data-last-step", "1200")
+    expect(page.locator("h1")).to_have_count(0)
+    assert waiting
+    for route in waiting:
+        route.continue_()
+    expect(page.locator("h1")).to_have_text("gpt-small-lr3e-3")
+    expect(figure(page, name)).to_have_attribute("data-drawn", "1")
+
+
+@pytest.mark.parametrize("width", [1280, 420])
+def test_a_heatmap_is_painted_once(page: Page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    page.add_init_script(
+        "window.painted = 0; const own = HTMLCanvasElement.prototype.toDataURL;"
+        "HTMLCanvasElement.prototype.toDataURL = function (...how) {"
+        " window.painted += 1; return own.apply(this, how); };"
+    )
+    page.goto(f"{RUN}/layers")
+    expect(figure(page, "layers")).to_have_attribute("data-state", "drawn")
+    page.wait_for_timeout(500)
+    kinds = figure(page, "layers").locator(".heatmaplayer image").count()
+    assert page.evaluate("window.painted") == kinds >= 1
+
+
+def test_a_run_that_is_not_there_says_so_in_place_of_figures(page: Page) -> None:
+    page.goto("/runs/nothing00000/overview")
+    expect(page.locator(".problem")).to_have_count(1)
+    expect(page.locator("figure")).to_have_count(0)
