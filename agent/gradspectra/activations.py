@@ -11,15 +11,20 @@ import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
+from gradspectra.compiling import ArrayFunction
 from gradspectra.flat import OneThread
+from gradspectra.fused import FusedPass
 from gradspectra.guard import Guard
 from gradspectra.inventory import Inventory
 from gradspectra.second_tier import SecondTier, Unit
 
+NOTHING = (-1.0, 0.0)
+"""Largest absolute entry and count of what is not finite, of no output at all."""
 FRUITLESS = 3
 """Armed steps in a row without a forward pass of any module: after so many it is left alone."""
 
@@ -28,9 +33,17 @@ class Activations:
     """Measures the outputs of the modules without children that hold the watched tensors.
 
     off: why nothing is measured, in words; None where it is. seconds: what the hooks took since they were armed.
+    fused: the compiled pass, which finds the extremes of float32 outputs on the host, where there is one.
     """
 
-    def __init__(self, models: Mapping[str, nn.Module], inventory: Inventory, tier: SecondTier, guard: Guard) -> None:
+    def __init__(
+        self,
+        models: Mapping[str, nn.Module],
+        inventory: Inventory,
+        tier: SecondTier,
+        guard: Guard,
+        fused: FusedPass | None = None,
+    ) -> None:
         modules = [module for model in models.values() for module in model.modules()]
         self._alarmed = False
         self._told = 0
@@ -39,9 +52,14 @@ class Activations:
         self._tier = tier
         self._guard = guard
         self._handle: Any = None
-        self._armed: dict[int, slice] = {}
         self._modules = {} if self.off else _modules_of(modules, inventory)
-        self._known = frozenset([id(module) for module, _ in self._modules.values()])
+        self._places = {id(module): place for place, (module, _) in enumerate(self._modules.values())}
+        self._columns = [columns for _, columns in self._modules.values()]
+        self._armed: dict[int, slice] = {}
+        self._fused = fused
+        self._extremes: ArrayFunction | None = None
+        self._found = np.empty((len(self._modules), 2))
+        self._address = self._found.ctypes.data
         self._seen = False
         self._fruitless = 0
 
@@ -65,13 +83,25 @@ class Activations:
         self.seconds = 0.0
         wanted = {id(tensor.parameter) for unit in due for tensor in unit.tensors}
         self._armed = {
-            id(module): columns
-            for parameter, (module, columns) in self._modules.items()
+            place: columns
+            for place, (parameter, (_, columns)) in enumerate(self._modules.items())
             if self._alarmed or parameter in wanted
         }
+        compiled = None if self._fused is None else self._fused.compiled
+        self._extremes = None if compiled is None else compiled.extremes
+        self._found[:] = NOTHING
         self._seen = False
         if self._armed and self._handle is None:
             self._handle = register_module_forward_hook(self._hook)
+
+    def collect(self) -> None:
+        """Hand over what the compiled pass has found since the hook was armed."""
+        measured = np.flatnonzero((self._found != NOTHING).any(1))
+        if len(measured):
+            columns = [range(own.start, own.stop) for own in (self._columns[place] for place in measured.tolist())]
+            largest, lost = self._found[np.repeat(measured, [len(own) for own in columns])].T
+            self._tier.put_outputs(np.array([column for own in columns for column in own]), largest, lost)
+            self._found[:] = NOTHING
 
     def disarm(self) -> None:
         """Take the hook away."""
@@ -86,37 +116,61 @@ class Activations:
             self._handle = None
 
     def _hook(self, module: nn.Module, _: Any, output: Any) -> None:
-        if torch.compiler.is_compiling() or id(module) not in self._known:
+        if torch.compiler.is_compiling():
+            return
+        place = self._places.get(id(module))
+        if place is None:
             return
         self._seen = True
-        if id(module) not in self._armed:
+        if place not in self._armed:
             return
         if not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
             return  # an evaluation, or a forward pass that checkpointing runs again
         began = time.perf_counter()
-        self._guard.run("activations", self._measure, self._armed[id(module)], output)
+        self._guard.run("activations", self._measure, place, output)
         self.seconds += time.perf_counter() - began
 
-    def _measure(self, columns: slice, output: Any) -> None:
-        tensor = _first_tensor(output)
-        if tensor is None or not tensor.is_floating_point() or not tensor.numel():
+    def _measure(self, place: int, output: Any) -> None:
+        tensor = output if type(output) is Tensor else _first_tensor(output)
+        if tensor is None or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            return
+        if self._extremes is not None:
+            address = _address(tensor)
+            if address:
+                self._extremes(tensor.numel(), address, self._address + place * self._found.strides[0])
+                return
+        if not tensor.is_floating_point() or not tensor.numel() or tensor.layout is not torch.strided:
             return
         with torch.no_grad(), OneThread():
-            low, high = torch.aminmax(tensor)
-            largest = torch.maximum(-low, high).float()
-            lost = None
-            if tensor.device.type != "cpu" or not math.isfinite(largest.item()):
-                finite = tensor.isfinite()
-                lost = finite.logical_not().sum().float()
-                largest = torch.where(finite, tensor.abs(), -1).amax().float()
-            self._tier.put_forward(columns, largest, lost)
+            self._measure_by_torch(self._columns[place], tensor.detach())
+
+    def _measure_by_torch(self, columns: slice, tensor: Tensor) -> None:
+        low, high = torch.aminmax(tensor)
+        largest = torch.maximum(-low, high).float()
+        lost = None
+        if tensor.device.type != "cpu" or not math.isfinite(largest.item()):
+            finite = tensor.isfinite()
+            lost = finite.logical_not().sum().float()
+            largest = torch.where(finite, tensor.abs(), -1).amax().float()
+        self._tier.put_forward(columns, largest, lost)
+
+
+def _address(tensor: Tensor) -> int:
+    """Where float32 numbers on the host lie without gaps, in whatever order; 0 where they do not."""
+    if type(tensor) is not Tensor or tensor.dtype is not torch.float32 or not tensor.is_cpu:
+        return 0
+    if tensor.layout is not torch.strided:
+        return 0
+    if not tensor.is_contiguous() and not tensor.is_contiguous(memory_format=torch.channels_last):
+        return 0
+    return tensor.data_ptr()
 
 
 def _first_tensor(output: Any) -> Tensor | None:
     if isinstance(output, Mapping):
         output = list(output.values())
     entries = output if isinstance(output, (tuple, list)) else [output]
-    return next((entry.detach() for entry in entries if isinstance(entry, Tensor)), None)
+    return next((entry for entry in entries if isinstance(entry, Tensor)), None)
 
 
 def _compiled(modules: Iterable[nn.Module]) -> bool:

@@ -18,6 +18,7 @@ from threading import Thread
 from typing import NamedTuple
 
 import numpy as np
+from gradspectra_core.records import Float32
 
 from gradspectra.settings import COMPILED
 
@@ -55,16 +56,32 @@ NO_UPDATE, ADAM, LINEAR = range(3)
 
 VECTOR = np.dtype([("numbers", np.uint64), ("count", np.int64)])
 """A vector as fused.c takes it: the address of its float32 numbers, and how many."""
+SAMPLE = np.dtype(
+    [(name, np.uint64) for name in ("numbers", "start")] + [(name, np.int64) for name in ("blocks", "width", "stride")]
+)
+"""A sample as fused.c takes it: blocks of `width` float32 numbers, which begin `stride` numbers apart. start: where the
+numbers lie one after another that it is compared with."""
+MOST_BLOCKS = 4096
+"""Of a sample that a median is taken of; further ones are left out."""
 
 ArrayFunction = Callable[[int, int, int], None]
 """Takes the length of two arrays and their addresses: of what to read, and of what to write."""
 
 
 class Compiled(NamedTuple):
-    """measure: from LAYER to rows of ROW. squares: from VECTOR to sums of squares in float64."""
+    """The functions of fused.c; what they write is float64.
+
+    measure: from LAYER to rows of ROW. squares: from VECTOR to sums of squares. extremes: from float32 numbers; raises
+    the first of two numbers to their largest finite magnitude, and adds to the second how many are not finite.
+    medians: from SAMPLE, one number a block, the lower of two; NaN where there is one. drift: from SAMPLE to pairs, the
+    square of the distance from the start and the inner product with it.
+    """
 
     measure: ArrayFunction
     squares: ArrayFunction
+    extremes: ArrayFunction
+    medians: ArrayFunction
+    drift: ArrayFunction
 
 
 class NotCompiled(Exception):
@@ -161,7 +178,7 @@ def _make(command: Sequence[str], library: Path) -> None:
 def _load(library: Path) -> Compiled:
     try:
         loaded = ctypes.CDLL(str(library))
-        functions = loaded.gradspectra_measure, loaded.gradspectra_squares
+        functions = [getattr(loaded, f"gradspectra_{name}") for name in Compiled._fields]
     except (OSError, AttributeError) as error:
         raise NotCompiled(f"it cannot be loaded: {error}") from error
     for function in functions:
@@ -176,20 +193,41 @@ def _checked(found: Compiled) -> Compiled:
     g, w, m = (draw.standard_normal((7, 601), np.float32) for _ in range(3))
     v = draw.random((7, 601), np.float32)
     g[2] = 0.0
-    layer, row = np.zeros(1, LAYER), np.zeros((1, len(ROW)))
-    addresses = [array.ctypes.data for array in (g, w, m, v)]
-    layer[0] = (*addresses, 7, 601, ADAM, 0.5, 1e-3, 0.25)
-    found.measure(1, layer.ctypes.data, row.ctypes.data)
-    vectors, sums = np.zeros(2, VECTOR), np.zeros(2)
-    vectors[0], vectors[1] = (addresses[1], 4207), (addresses[2], 1)
-    found.squares(2, vectors.ctypes.data, sums.ctypes.data)
-    of_g, of_w, of_m, of_v = (array.astype(np.float64) for array in (g, w, m, v))
-    d = of_m / (0.5 * np.sqrt(of_v) + 1e-3) + 0.25 * of_w
-    grad_sq, grad_l1 = (of_g**2).sum(), np.abs(of_g)
-    expected = [grad_sq, grad_l1.max(), (of_w**2).sum(), (d**2).sum(), grad_l1.sum(), 1.0, (of_g * of_w).sum()]
-    expected += [(d * of_g).sum(), (of_m**2).sum(), of_v.sum(), 0.0, grad_sq]
-    expected += [(of_w**2).sum(), of_m.flat[0] ** 2]
-    measured = [*row[0].tolist(), *sums.tolist()]
-    if not np.allclose(measured, expected, rtol=1e-4, atol=1e-2):
-        raise NotCompiled(f"it measures {measured} where numpy has {expected}")
+    for measured, expected in (_of_a_layer(found, g, w, m, v), _of_vectors(found, g, w, m)):
+        if not np.allclose(measured, expected, rtol=1e-4, atol=1e-2, equal_nan=True):
+            raise NotCompiled(f"it measures {measured} where numpy has {expected}")
     return found
+
+
+def _of_a_layer(found: Compiled, *arrays: Float32) -> tuple[list[float], list[float]]:
+    """What `measure` finds, and what it should: of gradient, weights and Adam's moments, each (7, 601)."""
+    layer, row = np.zeros(1, LAYER), np.zeros((1, len(ROW)))
+    layer[0] = (*(array.ctypes.data for array in arrays), 7, 601, ADAM, 0.5, 1e-3, 0.25)
+    found.measure(1, layer.ctypes.data, row.ctypes.data)
+    g, w, m, v = (array.astype(np.float64) for array in arrays)
+    d = m / (0.5 * np.sqrt(v) + 1e-3) + 0.25 * w
+    grad_sq, grad_l1 = (g**2).sum(), np.abs(g)
+    expected = [grad_sq, grad_l1.max(), (w**2).sum(), (d**2).sum(), grad_l1.sum(), 1.0, (g * w).sum()]
+    expected += [(d * g).sum(), (m**2).sum(), v.sum(), 0.0, grad_sq]
+    return row[0].tolist(), expected
+
+
+def _of_vectors(found: Compiled, g: Float32, w: Float32, m: Float32) -> tuple[list[float], list[float]]:
+    """What the other functions find, and what they should."""
+    vectors, sums = np.zeros(2, VECTOR), np.zeros(2)
+    vectors[0], vectors[1] = (w.ctypes.data, w.size), (m.ctypes.data, 1)
+    found.squares(2, vectors.ctypes.data, sums.ctypes.data)
+    broken, extremes = g.copy(), np.array([-1.0, 0.0])
+    broken[3, :3] = np.nan, np.inf, -np.inf
+    found.extremes(broken.size, broken.ctypes.data, extremes.ctypes.data)
+    samples, medians, drift = np.zeros(2, SAMPLE), np.zeros(2), np.zeros((1, 2))
+    samples[0], samples[1] = (w.ctypes.data, 0, 6, 1, 5), (broken.ctypes.data, 0, w.size, 1, 1)
+    found.medians(2, samples.ctypes.data, medians.ctypes.data)
+    samples[0] = w.ctypes.data, m.ctypes.data, 40, 16, 48
+    found.drift(1, samples.ctypes.data, drift.ctypes.data)
+    now = w.ravel()[: 40 * 48].reshape(40, 48)[:, :16].astype(np.float64)
+    start = m.ravel()[:640].reshape(40, 16).astype(np.float64)
+    finite = np.abs(broken[np.isfinite(broken)])
+    expected = [(w.astype(np.float64) ** 2).sum(), float(m.flat[0]) ** 2, finite.max(), 3.0]
+    expected += [np.sort(w.ravel()[:30:5])[2], np.nan, ((now - start) ** 2).sum(), (now * start).sum()]
+    return [*sums.tolist(), *extremes.tolist(), *medians.tolist(), *drift[0].tolist()], expected

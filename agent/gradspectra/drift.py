@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +10,10 @@ import torch
 from gradspectra_core.records import Float64
 from torch import Tensor
 
+from gradspectra.compiling import SAMPLE, Compiled
 from gradspectra.flat import CHUNK, dot_into, flat
-from gradspectra.inventory import Inventory
+from gradspectra.fused import BYTES, CPU, FusedPass, address, fits
+from gradspectra.inventory import Inventory, WatchedTensor
 from gradspectra.shards import local
 
 BLOCK = 16
@@ -44,14 +46,48 @@ def sample(numbers: Tensor) -> Tensor:
     return numbers[: blocks * stride * BLOCK].view(blocks, stride * BLOCK)[:, :BLOCK]
 
 
+class _Plain:
+    """The tensors that the compiled pass measures, as long as they lie where such tensors do.
+
+    entries: of each tensor how many numbers it must have. of: (n,) which tensor each layer is of; offsets: (n,) bytes
+    from there to its sample; columns: (n,) the layers.
+    """
+
+    def __init__(self, tensors: Sequence[tuple[WatchedTensor, Sequence[tuple[Tensor, Tensor]]]]) -> None:
+        """Of each tensor, and per layer, what is its sample now, and what it was at the start."""
+        self.tensors = [tensor for tensor, _ in tensors]
+        self.entries = [tensor.pieces[-1][1] for tensor in self.tensors]
+        self.firsts = frozenset([tensor.first for tensor in self.tensors])
+        self.of = np.array([at for at, (_, layers) in enumerate(tensors) for _ in layers], np.int64)
+        self.offsets = np.array([BYTES * start for tensor in self.tensors for start, _ in tensor.pieces], np.uint64)
+        self.columns = np.array([t.first + piece for t in self.tensors for piece in range(len(t.pieces))], np.int64)
+        self.table, self.sums = np.zeros(len(self.of), SAMPLE), np.empty((len(self.of), 2))
+        self._starts = [start for _, layers in tensors for _, start in layers]
+        for row, (now, start) in enumerate(pair for _, layers in tensors for pair in layers):
+            shape = (len(now), BLOCK, now.stride(0)) if now.dim() == 2 else (1, len(now), len(now))
+            self.table[row] = (0, start.data_ptr(), *shape)
+
+    def measure(self, compiled: Compiled) -> bool:
+        """Write the sums of each layer to `sums`, (n, 2); False where one of the tensors lies otherwise by now."""
+        at = [address(tensor.parameter, entries) for tensor, entries in zip(self.tensors, self.entries, strict=True)]
+        if not all(at) or not at:
+            return False
+        self.table["numbers"] = np.array(at, np.uint64)[self.of] + self.offsets
+        compiled.drift(len(self.table), self.table.ctypes.data, self.sums.ctypes.data)
+        return True
+
+
 class Drift:
     """Keeps the weights of one inventory as they were at the start, and measures how far from there they are.
 
-    exact: keep all of them, not a sample. starts: what is known of the start, by layer name; where it does not fit, and
-    for layers that it lacks, the weights as they are at `begin` count as the start.
+    exact: keep all of them, not a sample. fused: the compiled pass, where there is one. starts: what is known of the
+    start, by layer name; where it does not fit, and for layers that it lacks, the weights as they are at `begin` count
+    as the start.
     """
 
-    def __init__(self, inventory: Inventory, exact: bool, starts: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, inventory: Inventory, exact: bool, starts: Mapping[str, Tensor], fused: FusedPass | None = None
+    ) -> None:
         self.starts = dict(starts)
         self.exact = exact
         self.anew = False
@@ -60,13 +96,15 @@ class Drift:
         self._begun = False
         self._scale = np.ones(len(inventory.table))
         self._results: dict[torch.device, Tensor] = {}
+        self._fused = fused
+        self._plain = _Plain(())
 
     @torch.no_grad()
     def begin(self) -> None:
         """Keep the weights as they are, in float32 or wider, for the layers whose start is not known."""
         starts = {}
         self.anew = False
-        for index, now in self._samples():
+        for index, now in self._samples(self._inventory.tensors):
             name = self._inventory.table.names[index]
             start = self.starts.get(name)
             if start is None or start.shape != now.shape:
@@ -75,16 +113,28 @@ class Drift:
             starts[name] = start.to(now.device)
         self.starts = starts
         self._begun = True
+        self._plain = _Plain([(tensor, own) for tensor in self._inventory.tensors if (own := self._in_order(tensor))])
+
+    def _in_order(self, tensor: WatchedTensor) -> list[tuple[Tensor, Tensor]]:
+        """Now and start of each of its layers where the compiled pass can read both, else none."""
+        names = self._inventory.table.names
+        pairs = [(now, self.starts[names[index]]) for index, now in self._samples((tensor,))]
+        readable = fits(tensor) and all(address(start, now.numel()) for now, start in pairs)
+        return pairs if readable else []
 
     @torch.no_grad()
     def measure(self) -> DriftSums:
         """Measure the distances; raises RuntimeError before `begin`. The results stay until they are measured again."""
         if not self._begun:
             raise RuntimeError("the weights at the start were not kept")
-        for index, now in self._samples():
-            results = self._results.get(now.device)
-            if results is None:
-                results = self._results[now.device] = torch.zeros(2, len(self._scale), device=now.device)
+        compiled = None if self._fused is None else self._fused.compiled
+        done: frozenset[int] = frozenset()
+        if compiled is not None and self._plain.measure(compiled):
+            with np.errstate(over="ignore"):
+                self._on(CPU).numpy()[:, self._plain.columns] = self._plain.sums.T
+            done = self._plain.firsts
+        for index, now in self._samples(tensor for tensor in self._inventory.tensors if tensor.first not in done):
+            results = self._on(now.device)
             self._sums(results[0, index], results[1, index], now, self.starts[self._inventory.table.names[index]])
         return DriftSums(list(self._results.values()), self._scale)
 
@@ -104,9 +154,15 @@ class Drift:
             square.add_(torch.dot(moved, moved))
             product.add_(torch.dot(before, moved.add_(before)))
 
-    def _samples(self) -> Iterator[tuple[int, Tensor]]:
-        """Index of each layer, and the entries of its weights as they are now."""
-        for tensor in self._inventory.tensors:
+    def _on(self, device: torch.device) -> Tensor:
+        """The results on a device."""
+        if device not in self._results:
+            self._results[device] = torch.zeros(2, len(self._scale), device=device)
+        return self._results[device]
+
+    def _samples(self, tensors: Iterable[WatchedTensor]) -> Iterator[tuple[int, Tensor]]:
+        """Index of each layer of these tensors, and the entries of its weights as they are now."""
+        for tensor in tensors:
             numbers = flat(local(tensor.parameter).detach(), tensor.axis)
             for index, (start, stop) in enumerate(tensor.pieces, tensor.first):
                 piece = numbers[start:stop]

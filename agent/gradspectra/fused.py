@@ -9,17 +9,35 @@ from typing import Any
 import numpy as np
 import torch
 from gradspectra_core.records import Bool, Float64, Int64
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gradspectra.compiling import LAYER, NO_UPDATE, ROW, VECTOR, Compiled, compilation, switched_off
+from gradspectra.compiling import (
+    ADAM,
+    LAYER,
+    MOST_BLOCKS,
+    NO_UPDATE,
+    ROW,
+    SAMPLE,
+    VECTOR,
+    Compiled,
+    compilation,
+    switched_off,
+)
 from gradspectra.inventory import Inventory, WatchedTensor
 from gradspectra.second_numbers import units
 from gradspectra.settings import fused_wanted
-from gradspectra.updates import Terms, fused_terms, unknown_update
+from gradspectra.updates import Coefficients, UpdateTerms, unknown_update
 
 CPU = torch.device("cpu")
+PLAIN = frozenset((Tensor, nn.Parameter))
+FLOAT32, STRIDED = torch.float32, torch.strided
 BYTES = 4
 """Of a number in float32."""
+UNKNOWN = Coefficients(NO_UPDATE, 0.0, 0.0, 0.0, 1.0, None)
+"""Of tensors whose update is not known."""
+KEPT_LAYOUTS = 8
+"""Sets of tensors that were measured together whose layout is kept at most."""
 
 
 @dataclass(slots=True)
@@ -29,7 +47,8 @@ class FusedRows:
     tensors: by the index of their first layer. columns: (n,) the layers. entries: (n,) how many numbers each has.
     rows: (n, len(ROW)); `row` gives one of its columns. update: (n,) whether the direction is that of a known update;
     factor: (n,) ΔW = −factor·d. moments: (n,) whether first_sq and second_sum are Adam's, and (n, 2) corrections what
-    makes them those of m̂ and v̂.
+    makes them those of m̂ and v̂. other_moments: (n,) whether the optimizer keeps Adam's, and they are not these.
+    second: (n,) where the numbers lie that second_sum is of, as long as the optimizer leaves them there.
     """
 
     tensors: frozenset[int]
@@ -40,10 +59,36 @@ class FusedRows:
     factor: Float64
     moments: Bool
     corrections: Float64
+    other_moments: Bool
+    second: NDArray[np.uint64]
 
     def row(self, name: str) -> Float64:
         """One number of each layer, (n,)."""
         return self.rows[:, ROW.index(name)]
+
+
+class _Layout:
+    """The layers of tensors that one pass takes together: all of LAYER that is the same at each step.
+
+    pieces: per tensor its layers, as first number, output units, and numbers of each. Addresses and the rest of
+    LAYER are written through words, (n, 10), and numbers, the same memory as float64.
+    """
+
+    def __init__(self, tensors: tuple[int, ...], pieces: Sequence[Sequence[tuple[int, int, int]]]) -> None:
+        of = [index for index, own in enumerate(pieces) for _ in own]
+        flat = np.array([piece for own in pieces for piece in own], np.int64)
+        self.tensors = frozenset(tensors)
+        pairs = zip(tensors, pieces, strict=True)
+        self.columns = np.array([first + at for first, own in pairs for at in range(len(own))], np.int64)
+        self.entries = flat[:, 1] * flat[:, 2]
+        self.of = np.array(of, np.int64)
+        """(n,) which of the tensors each layer belongs to."""
+        self.starts = (BYTES * flat[:, :1]).astype(np.uint64)
+        self.table = np.zeros(len(of), LAYER)
+        self.table["units"], self.table["per_unit"] = flat[:, 1], flat[:, 2]
+        self.words = self.table.view(np.uint64).reshape(len(of), -1)
+        self.numbers = self.table.view(np.float64).reshape(len(of), -1)
+        self.address = self.table.ctypes.data
 
 
 class FusedPass:
@@ -54,16 +99,21 @@ class FusedPass:
 
     def __init__(self, inventory: Inventory) -> None:
         self._compilation = compilation() if fused_wanted() else switched_off()
+        self._compiled: Compiled | None = None
         self._pieces: dict[int, list[tuple[int, int, int]]] = {}
+        self._entries: dict[int, int] = {}
+        self._layouts: dict[tuple[int, ...], _Layout] = {}
         for tensor in inventory.tensors:
             if fits(tensor):
                 self._pieces[tensor.first] = _pieces(tensor, inventory)
+                self._entries[tensor.first] = tensor.pieces[-1][1]
 
     @property
     def compiled(self) -> Compiled | None:
         """The compiled pass; None while it is being compiled, or where it cannot be had."""
-        done = self._compilation.done() and self._compilation.exception() is None
-        return self._compilation.result() if done else None
+        if self._compiled is None and self._compilation.done() and self._compilation.exception() is None:
+            self._compiled = self._compilation.result()
+        return self._compiled
 
     @property
     def state(self) -> str:
@@ -80,40 +130,61 @@ class FusedPass:
         compiled = self.compiled
         if compiled is None or not self._pieces:
             return None
-        layers: list[tuple[Any, ...]] = []
-        columns: list[int] = []
-        marks: list[tuple[bool, float, bool, float, float]] = []
-        taken: list[int] = []
         known = optimizer is not None and unknown_update(optimizer) is None
+        terms = UpdateTerms(optimizer) if known else None
+        taken: list[int] = []
+        addresses: list[int] = []
+        shared: list[int] = []
         for tensor in tensors:
-            pieces, parameter = self._pieces.get(tensor.first), tensor.parameter
-            if pieces is None or id(parameter) in early:
+            first, parameter = tensor.first, tensor.parameter
+            entries = self._entries.get(first)
+            if entries is None or id(parameter) in early:
                 continue
-            entries = tensor.pieces[-1][1]
-            if not (_in_order(parameter, entries) and _in_order(parameter.grad, entries)):
-                continue
-            terms = fused_terms(optimizer, tensor) if known else None
-            if known and (terms is None or not _alike(terms, entries)):
-                continue
-            taken.append(tensor.first)
-            layers += _layers(tensor, pieces, terms)
-            columns += range(tensor.first, tensor.first + len(pieces))
-            marks += [_marks(terms)] * len(pieces)
-        if not layers:
+            places = _places(parameter, terms, tensor, entries)
+            if places is not None:
+                taken.append(first)
+                addresses += places[:4]
+                shared.append(places[4])
+        if not taken:
             return None
-        table, rows = np.array(layers, LAYER), np.empty((len(layers), len(ROW)))
-        compiled.measure(len(layers), table.ctypes.data, rows.ctypes.data)
-        of_update = np.array(marks)
+        layout = self._layout(tuple(taken))
+        of_update = _fill(layout, addresses, shared, [UNKNOWN] if terms is None else terms.coefficients)
+        rows = np.empty((len(layout.of), len(ROW)))
+        compiled.measure(len(layout.of), layout.address, rows.ctypes.data)
         return FusedRows(
-            frozenset(taken),
-            np.array(columns, np.int64),
-            table["units"] * table["per_unit"],
+            layout.tensors,
+            layout.columns,
+            layout.entries,
             rows,
-            of_update[:, 0] > 0,
-            of_update[:, 1],
-            of_update[:, 2] > 0,
-            of_update[:, 3:],
+            np.full(len(layout.of), known),
+            of_update[:, 4],
+            of_update[:, 5] > 0,
+            of_update[:, 6:],
+            (of_update[:, 0] == ADAM) & ~(of_update[:, 5] > 0),
+            layout.words[:, 3].copy(),
         )
+
+    def _layout(self, tensors: tuple[int, ...]) -> _Layout:
+        layout = self._layouts.get(tensors)
+        if layout is None:
+            if len(self._layouts) >= KEPT_LAYOUTS:
+                self._layouts.clear()
+            layout = self._layouts[tensors] = _Layout(tensors, [self._pieces[first] for first in tensors])
+        return layout
+
+    def medians(self, rows: FusedRows, chosen: Int64) -> Float64:
+        """Medians of what second_sum is of, of some of these layers, (len(chosen),); on a sample of each.
+
+        To be asked for before the optimizer steps again.
+        """
+        assert self.compiled is not None
+        entries, medians = rows.entries[chosen], np.empty(len(chosen))
+        table = np.zeros(len(chosen), SAMPLE)
+        table["numbers"], table["width"] = rows.second[chosen], 1
+        stride = table["stride"] = -(-entries // MOST_BLOCKS) | 1
+        table["blocks"] = -(-entries // stride)
+        self.compiled.medians(len(table), table.ctypes.data, medians.ctypes.data)
+        return medians
 
     def squares(self, held: Sequence[tuple[WatchedTensor, Tensor]]) -> tuple[Float64, list[int], list[int]] | None:
         """Sums of squares of gradients that were not added to `.grad` yet, n layers in all; None without a pass.
@@ -127,11 +198,11 @@ class FusedPass:
         columns: list[int] = []
         left: list[int] = []
         for index, (tensor, gradient) in enumerate(held):
-            if tensor.first not in self._pieces or not _in_order(gradient, tensor.pieces[-1][1]):
+            at = address(gradient, self._entries[tensor.first]) if tensor.first in self._entries else 0
+            if not at:
                 left.append(index)
                 continue
-            address = gradient.data_ptr()
-            vectors += [(address + BYTES * start, stop - start) for start, stop in tensor.pieces]
+            vectors += [(at + BYTES * start, stop - start) for start, stop in tensor.pieces]
             columns += range(tensor.first, tensor.first + len(tensor.pieces))
         table, sums = np.array(vectors, VECTOR), np.empty(len(vectors))
         compiled.squares(len(vectors), table.ctypes.data, sums.ctypes.data)
@@ -140,7 +211,22 @@ class FusedPass:
 
 def fits(tensor: WatchedTensor) -> bool:
     """Whether a tensor is of the kind that is measured in C, as long as its gradient and state are so too."""
-    return tensor.axis == 0 and _in_order(tensor.parameter, 1)
+    return tensor.axis == 0 and address(tensor.parameter, 1) > 0
+
+
+def address(numbers: Tensor | None, entries: int) -> int:
+    """Where so many float32 numbers on the host, at least, lie one after another; 0 where they do not."""
+    if (
+        numbers is not None
+        and type(numbers) in PLAIN
+        and numbers.dtype is FLOAT32
+        and numbers.is_cpu
+        and numbers.is_contiguous()
+        and numbers.layout is STRIDED
+        and numbers.numel() >= entries
+    ):
+        return numbers.data_ptr()
+    return 0
 
 
 def _pieces(tensor: WatchedTensor, inventory: Inventory) -> list[tuple[int, int, int]]:
@@ -152,47 +238,31 @@ def _pieces(tensor: WatchedTensor, inventory: Inventory) -> list[tuple[int, int,
     return found
 
 
-def _in_order(numbers: Tensor | None, entries: int) -> bool:
-    """Whether these are so many float32 numbers on the host, at least, that lie one after another."""
-    return (
-        numbers is not None
-        and type(numbers) in (Tensor, nn.Parameter)
-        and numbers.dtype is torch.float32
-        and numbers.layout is torch.strided
-        and numbers.is_cpu
-        and numbers.is_contiguous()
-        and numbers.numel() >= entries
-    )
+def _places(
+    parameter: Tensor, terms: UpdateTerms | None, tensor: WatchedTensor, entries: int
+) -> tuple[int, int, int, int, int] | None:
+    """Where gradient, weights and what the optimizer keeps lie, and which coefficients are its; None where torch must.
 
-
-def _alike(terms: Terms, entries: int) -> bool:
-    """Whether what the optimizer keeps lies in memory as its parameter does."""
-    first, second = terms.first, terms.second
-    return (first is None or _in_order(first, entries)) and (second is None or _in_order(second, entries))
-
-
-def _layers(
-    tensor: WatchedTensor, pieces: Sequence[tuple[int, int, int]], terms: Terms | None
-) -> list[tuple[Any, ...]]:
-    """Rows of LAYER."""
-    parameter = tensor.parameter
-    assert parameter.grad is not None
-    gradient = parameter.grad.data_ptr()
-    first = second = gradient  # to be read, and multiplied by 0, where a rule takes none
-    rule, scale, epsilon, decay = NO_UPDATE, 0.0, 0.0, 0.0
-    if terms is not None:
-        rule, scale, epsilon, decay = terms.rule, terms.scale, terms.epsilon, terms.decay
-        first = gradient if terms.first is None else terms.first.data_ptr()
-        second = gradient if terms.second is None else terms.second.data_ptr()
-    addresses = (gradient, parameter.data_ptr(), first, second)
-    return [
-        (*(address + BYTES * start for address in addresses), rows, per_row, rule, scale, epsilon, decay)
-        for start, rows, per_row in pieces
-    ]
-
-
-def _marks(terms: Terms | None) -> tuple[bool, float, bool, float, float]:
+    What a rule does not take is read from the gradient, and multiplied by 0.
+    """
+    weight, gradient = address(parameter, entries), address(parameter.grad, entries)
+    if not weight or not gradient:
+        return None
     if terms is None:
-        return False, 1.0, False, 1.0, 1.0
-    corrections = terms.corrections
-    return True, terms.factor, corrections is not None, *(corrections or (1.0, 1.0))
+        return gradient, weight, gradient, gradient, 0
+    own = terms.of(tensor)
+    if own is None:
+        return None
+    first = gradient if own[0] is None else address(own[0], entries)
+    second = gradient if own[1] is None else address(own[1], entries)
+    return (gradient, weight, first, second, own[2]) if first and second else None
+
+
+def _fill(layout: _Layout, addresses: list[int], shared: list[int], coefficients: Sequence[Coefficients]) -> Float64:
+    """Write a step's addresses and coefficients into the layout's table. Returns the latter: (n, 8)."""
+    layout.words[:, :4] = np.array(addresses, np.uint64).reshape(-1, 4)[layout.of] + layout.starts
+    kinds = np.array([[*own[:5], own.corrections is not None, *(own.corrections or (1, 1))] for own in coefficients])
+    of_update: Float64 = kinds[np.array(shared)[layout.of]]
+    layout.table["rule"] = of_update[:, 0]
+    layout.numbers[:, 7:] = of_update[:, 1:4]
+    return of_update

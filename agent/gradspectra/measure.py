@@ -113,8 +113,7 @@ class FirstTier:
         largest = fused.row("grad_max")
         rows = np.stack([fused.row("whole_sq"), -largest, largest, fused.row("weight_sq"), fused.row("update_sq")])
         with np.errstate(over="ignore"):
-            results = torch.from_numpy(rows.astype(np.float32))
-        self._results[CPU].index_copy_(1, torch.from_numpy(fused.columns), results)
+            self._results[CPU].numpy()[:, fused.columns] = rows
         self.marks.gradient[fused.columns] = True
         self.marks.update[fused.columns] = fused.update
         self.marks.factor[fused.columns] = fused.factor**2

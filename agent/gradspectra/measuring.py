@@ -67,10 +67,11 @@ class Measuring:
         if self.second is not None:
             self.second.close()
         if self._options.second_tier != "off" and self._group is None:
-            self.second = SecondMeasuring(self._models, self.inventory, self._budget, self._guard)
+            fused = self.tier.fused
+            self.second = SecondMeasuring(self._models, self.inventory, self._budget, self._guard, fused=fused)
         if self._options.drift != "off":
             known = self.drift.starts if self.drift is not None else {}
-            self.drift = Drift(self.inventory, self._options.drift == "exact", known)
+            self.drift = Drift(self.inventory, self._options.drift == "exact", known, self.tier.fused)
         self.spectra: Spectra = Spectra(self.inventory, self._options.spectra or None, self._budget)
         self.sharded = None if self._group is None else self._shards()
         if self.sharded is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import nn
 from gradspectra.activations import Activations
 from gradspectra.budget import Budget
 from gradspectra.flat import OneThread
-from gradspectra.fused import FusedRows
+from gradspectra.fused import FusedPass, FusedRows
 from gradspectra.guard import Guard
 from gradspectra.inventory import Inventory
 from gradspectra.measure import LayerMarks
@@ -23,7 +23,7 @@ from gradspectra.step import OpenStep
 class SecondMeasuring:
     """Measures the second tier of one inventory at the recorded steps. What fails is counted by the guard.
 
-    tier: what takes the place of a tier of whole tensors.
+    tier: what takes the place of a tier of whole tensors. fused: the compiled pass, where there is one.
     """
 
     def __init__(
@@ -33,9 +33,11 @@ class SecondMeasuring:
         budget: Budget,
         guard: Guard,
         tier: SecondTier | None = None,
+        fused: FusedPass | None = None,
     ) -> None:
         self.tier = SecondTier(inventory, budget) if tier is None else tier
-        self.activations = Activations(models, inventory, self.tier, guard)
+        self.activations = Activations(models, inventory, self.tier, guard, fused)
+        self._fused = fused
         self._guard = guard
         self._due: list[Unit] | None = None
         self._before = 0.0
@@ -92,15 +94,18 @@ class SecondMeasuring:
     ) -> None:
         if fused is not None:
             self.tier.put_fused(fused)
-        known: Container[int] = frozenset() if fused is None else fused.tensors
+        known: frozenset[int] = frozenset() if fused is None else fused.tensors
         own = self._of(parameters)
         if not own:
             return
         self._count_forward(step)
         began = time.perf_counter()
         with OneThread(), torch.no_grad():
+            whole: frozenset[int] = frozenset()
+            if fused is not None and self._fused is not None:
+                whole = self.tier.take_medians(own, fused, self._fused)
             for unit in own:
-                self.tier.take(unit, step.number, optimizer, marks, skipped, step.clips.early, known)
+                self.tier.take(unit, step.number, optimizer, marks, skipped, step.clips.early, known, whole)
         seconds = time.perf_counter() - began
         step.second_cost += seconds
         self.tier.learn(own, self._before + seconds)
@@ -115,6 +120,7 @@ class SecondMeasuring:
 
     def complete(self, step: OpenStep) -> None:
         """A step ends: hand what was measured over to it."""
+        self._guard.run("activations", self.activations.collect)
         self._count_forward(step)
         self.activations.disarm()
         found = self._guard.run("second tier", self.tier.finish)

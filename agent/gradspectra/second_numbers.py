@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradspectra.compiling import MOST_BLOCKS
 from gradspectra.flat import CHUNK, dot_into, flat, joined
 from gradspectra.inventory import WatchedTensor
 from gradspectra.shards import local
@@ -30,11 +31,9 @@ ROWS = (
 OF_GRADIENT, OF_UPDATE, OF_MOMENTS, OF_ROUNDING = slice(0, 3), slice(3, 4), slice(4, 7), slice(7, 9)
 OF_MEDIAN = slice(6, 7)
 OF_FORWARD = slice(9, 11)
-FUSED = range(6)
-"""Rows that one compiled pass over a layer brings together."""
 WITH_GRADIENT = slice(0, 4)
 """Rows that are in proportion to the gradient, or count it."""
-SAMPLE = 4096
+SAMPLE = MOST_BLOCKS
 """Entries that a median is taken of at most."""
 
 
@@ -92,8 +91,8 @@ def update_rows(tensors: Sequence[WatchedTensor], update: Update, scratch: Tenso
     return _by_layer(tensors, rows)
 
 
-def moment_rows(tensors: Sequence[WatchedTensor], optimizer: Any, median_alone: bool = False) -> Tensor | None:
-    """OF_MOMENTS: (3, L), or OF_MEDIAN: (1, L).
+def moment_rows(tensors: Sequence[WatchedTensor], optimizer: Any) -> Tensor | None:
+    """OF_MOMENTS: (3, L).
 
     None where the optimizer keeps none that are known, or the tensors took different steps.
     """
@@ -106,11 +105,8 @@ def moment_rows(tensors: Sequence[WatchedTensor], optimizer: Any, median_alone: 
     def rows(first: int, last: int, layers: int) -> Tensor:
         first_moment, second = m[first:last], v[first:last].view(layers, -1)
         median = _median(second[:, :: -(-second.shape[1] // SAMPLE) | 1].to(wide))
-        found = [(median / of_v).sqrt_()]
-        if not median_alone:
-            squares = dots(first_moment, first_moment, layers) / (of_m * of_m)
-            found = [squares, second.sum(1, dtype=wide) / of_v, *found]
-        return torch.stack(found).float()
+        squares = dots(first_moment, first_moment, layers) / (of_m * of_m)
+        return torch.stack([squares, second.sum(1, dtype=wide) / of_v, (median / of_v).sqrt_()]).float()
 
     return _by_layer(tensors, rows)
 

@@ -15,20 +15,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from gradspectra_core.records import Bool
+from gradspectra_core.records import Bool, Float32, Float64, Int64
 from torch import Tensor
 
 from gradspectra.budget import LARGEST_PIECE, Budget
 from gradspectra.bundles import bundle
 from gradspectra.flat import Scratch, flat
-from gradspectra.fused import CPU, FusedRows
+from gradspectra.fused import CPU, FusedPass, FusedRows
 from gradspectra.inventory import Inventory, WatchedTensor
 from gradspectra.measure import LayerMarks
+from gradspectra.second_fused import put_medians, put_outputs, put_rows
 from gradspectra.second_numbers import (
-    FUSED,
     OF_FORWARD,
     OF_GRADIENT,
-    OF_MEDIAN,
     OF_MOMENTS,
     OF_ROUNDING,
     OF_UPDATE,
@@ -50,11 +49,14 @@ LOW_PRECISION = (torch.bfloat16, torch.float16)
 class Unit:
     """Tensors of one optimizer that are measured together.
 
-    columns: (n,) their layers, on their device; counts: output units of each layer; expected: seconds, as a first
-    guess; taken: the step it was last measured at; alone: one unit for each tensor, once it was needed.
+    firsts: of each its first layer. layers: all of them; columns: (n,) the same, on their device; counts: output units
+    of each; expected: seconds, as a first guess; taken: the step it was last measured at; alone: one unit for each
+    tensor, once it was needed.
     """
 
     tensors: tuple[WatchedTensor, ...]
+    firsts: frozenset[int]
+    layers: tuple[int, ...]
     columns: Tensor
     counts: tuple[int, ...]
     expected: float
@@ -94,7 +96,9 @@ class SecondTier:
         layers = [self._inventory.table.layers[column] for column in columns]
         counts = tuple(units(layer.shape, tensors[0].axis) for layer in layers)
         place = torch.tensor(columns, device=tensors[0].parameter.device)
-        return Unit(tensors, place, counts, expected_seconds(sum(t.parameter.numel() for t in tensors)))
+        firsts = frozenset([tensor.first for tensor in tensors])
+        expected = expected_seconds(sum(t.parameter.numel() for t in tensors))
+        return Unit(tensors, firsts, tuple(columns), place, counts, expected)
 
     def _nothing(self) -> Bool:
         return np.zeros((len(ROWS), len(self._inventory.table)), np.bool_)
@@ -141,16 +145,16 @@ class SecondTier:
 
     def put_fused(self, fused: FusedRows) -> None:
         """Take over what came with the first tier, for all layers that it came for."""
-        rows = np.zeros((len(FUSED), len(fused.columns)))
-        rows[:3] = fused.row("grad_l1"), fused.row("grad_zero_rows"), fused.row("grad_dot_weight")
-        rows[3] = -fused.factor * fused.row("update_dot_grad")
-        rows[4] = fused.row("first_sq") / fused.corrections[:, 0] ** 2
-        rows[5] = fused.row("second_sum") / fused.corrections[:, 1]
-        with np.errstate(over="ignore"):
-            values = torch.from_numpy(rows.astype(np.float32))
-        self._on(CPU)[FUSED.start : FUSED.stop].index_copy_(1, torch.from_numpy(fused.columns), values)
-        some = fused.row("grad_nonfinite") < fused.entries
-        self._present[FUSED.start : FUSED.stop, fused.columns] = [*[some] * 3, fused.update, *[fused.moments] * 2]
+        put_rows(self._on_host(), self._present, fused)
+
+    def take_medians(self, due: Sequence[Unit], fused: FusedRows, compiled: FusedPass) -> frozenset[int]:
+        """Measure of these units what the compiled pass can after `put_fused`.
+
+        Returns the tensors, by the index of their first layer, of which nothing is left to be measured.
+        """
+        layers = list(chain.from_iterable(unit.layers for unit in due))
+        put_medians(self._on_host(), self._present, fused, compiled, layers)
+        return fused.tensors - set(fused.columns[fused.other_moments].tolist())
 
     def take(
         self,
@@ -160,25 +164,29 @@ class SecondTier:
         marks: LayerMarks,
         skipped: bool,
         early: Container[int],
-        known: Container[int] = (),
+        known: frozenset[int] = frozenset(),
+        whole: frozenset[int] = frozenset(),
     ) -> None:
         """Measure the tensors of a unit after their optimizer has stepped.
 
         optimizer: None where it is not known. marks: of the first tier, at this step. skipped: the optimizer did
-        nothing. early: identities of parameters whose gradient is no longer what it was. known: tensors, by the index
-        of their first layer, that `put_fused` has brought already: of them only what it did not bring is measured.
+        nothing. early: identities of parameters whose gradient is no longer what it was. known, whole: tensors, by the
+        index of their first layer, that `put_fused` has brought already but for their moments, or to which nothing is
+        to be added.
         """
         if unit.taken >= 0:
             self._lap = step - unit.taken
         unit.taken = step
+        if unit.firsts <= whole:
+            return
         for part in self._parts(unit, optimizer, early):
-            fused = all(tensor.first in known for tensor in part.tensors)
+            fused = part.firsts <= known
             if not fused and all(_dense(tensor, early) for tensor in part.tensors):
                 self._gradient(part, marks)
             if not fused and optimizer is not None:
                 self._update(part, optimizer, skipped, early)
-            if optimizer is not None:
-                self._moments(part, optimizer, fused)
+            if optimizer is not None and not part.firsts <= whole:
+                self._moments(part, optimizer)
 
     def _parts(self, unit: Unit, optimizer: Any, early: Container[int]) -> list[Unit]:
         """The unit as a whole, or tensor by tensor where not all have a gradient, or have not taken the same steps."""
@@ -192,8 +200,7 @@ class SecondTier:
         return unit.alone
 
     def _gradient(self, unit: Unit, marks: LayerMarks) -> None:
-        layers = unit.columns.tolist() if len(marks.repaired) else ()
-        broken = {layer: marks.repaired[layer] for layer in layers if layer in marks.repaired}
+        broken = {layer: marks.repaired[layer] for layer in unit.layers if layer in marks.repaired}
         rows = gradient_rows(unit.tensors, unit.counts, any(left.nonfinite for left in broken.values()))
         self._put(unit, OF_GRADIENT, rows)
         for layer, left in broken.items():
@@ -215,11 +222,10 @@ class SecondTier:
             if before is not None:
                 self._put(unit, OF_ROUNDING, rounding_rows(tensor, before, update, scratch))
 
-    def _moments(self, unit: Unit, optimizer: Any, fused: bool) -> None:
-        known = fused and self._present[OF_MOMENTS, unit.tensors[0].first][0]  # not so of amsgrad
-        rows = moment_rows(unit.tensors, optimizer, median_alone=known)
+    def _moments(self, unit: Unit, optimizer: Any) -> None:
+        rows = moment_rows(unit.tensors, optimizer)
         if rows is not None:
-            self._put(unit, OF_MEDIAN if known else OF_MOMENTS, rows)
+            self._put(unit, OF_MOMENTS, rows)
 
     def _put(self, unit: Unit, rows: slice, values: Tensor) -> None:
         self._on(unit.columns.device)[rows].index_copy_(1, unit.columns, values)
@@ -239,6 +245,18 @@ class SecondTier:
         torch.maximum(sizes, largest, out=sizes)
         if lost is not None:
             counts += lost
+
+    def put_outputs(self, columns: Int64, largest: Float64, lost: Float64) -> None:
+        """Take in the outputs on the host of the modules of n layers, of all their forward passes. Arguments: (n,).
+
+        largest: the largest absolute finite entry, -1 without one; lost: how many are not finite.
+        """
+        put_outputs(self._on_host(), self._present, columns, largest, lost)
+
+    def _on_host(self) -> Float32:
+        """The results on the host, to be written to."""
+        rows: Float32 = self._on(CPU).numpy()
+        return rows
 
     def _on(self, device: torch.device) -> Tensor:
         """The results on a device."""

@@ -26,21 +26,75 @@ Direction = Callable[[int, int, Tensor], Tensor]
 Update = tuple[Direction, Number]
 
 
-class Terms(NamedTuple):
-    """The update of a tensor as fused.c measures it: ΔW = −factor·d, and d by its rule.
+class Coefficients(NamedTuple):
+    """What the updates of tensors of one group have in common for fused.c: ΔW = −factor·d, and d by its rule.
 
     ADAM: d = first/(scale·√second + epsilon) + decay·W. LINEAR: d = scale·ḡ + epsilon·first + decay·W.
     corrections: 1 − β₁ᵗ and 1 − β₂ᵗ where first and second are Adam's m and v, else None.
     """
 
     rule: int
-    first: Tensor | None
-    second: Tensor | None
     scale: float
     epsilon: float
     decay: float
     factor: float
     corrections: tuple[float, float] | None
+
+
+Terms = tuple[Tensor | None, Tensor | None, int]
+"""The update of a tensor for fused.c: first, second, and which of UpdateTerms.coefficients are its."""
+
+
+class UpdateTerms:
+    """The updates that one optimizer of a known type has made to its tensors in the step just taken, for fused.c.
+
+    What tensors of one group that have taken as many steps share is made once: coefficients.
+    """
+
+    def __init__(self, optimizer: Any) -> None:
+        self.coefficients: list[Coefficients] = []
+        self._optimizer = optimizer
+        self._state = optimizer.state
+        self._adam = _RULES[type(optimizer)] is _adam
+        self._current = {id(group) for group in optimizer.param_groups}
+        self._places: dict[tuple[int, Any], int | None] = {}
+
+    def of(self, tensor: WatchedTensor) -> Terms | None:
+        """That of a tensor with a gradient; None where it is not known in numbers."""
+        group, state = tensor.group, self._state.get(tensor.parameter) or {}
+        if id(group) not in self._current:
+            group = current_group(self._optimizer, tensor)
+        if group is None:
+            return None
+        key = id(group), _step(state.get("step")) if self._adam else None
+        place = self._places[key] if key in self._places else self._add(key, group)
+        if place is None:
+            return None
+        if self._adam:
+            return state["exp_avg"], state["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"], place
+        buffer = state.get("momentum_buffer") if group["momentum"] else None
+        return None if buffer is None and group["momentum"] else (buffer, None, place)
+
+    def _add(self, key: tuple[int, Any], group: Group) -> int | None:
+        """The place of coefficients that are new: None where they are not known in numbers."""
+        step = key[1]
+        if isinstance(step, Tensor) or isinstance(group["lr"], Tensor):
+            return None
+        found = _adam_coefficients(group, step) if self._adam else _sgd_coefficients(group)
+        if found is None:
+            return None
+        self.coefficients.append(found)
+        self._places[key] = len(self.coefficients) - 1
+        return self._places[key]
+
+
+def current_group(optimizer: Any, tensor: WatchedTensor) -> Group | None:
+    """The tensor's group as the optimizer has it at present: loading a state puts others in the place of all."""
+    group = tensor.group
+    if group is not None and not any(group is own for own in optimizer.param_groups):
+        own = [g for g in optimizer.param_groups if any(p is tensor.parameter for p in g["params"])]
+        group = tensor.group = own[0] if own else None
+    return group
 
 
 def unknown_update(optimizer: Any) -> str | None:
@@ -66,44 +120,31 @@ def intended_update(optimizer: Any, tensors: Sequence[WatchedTensor]) -> Update 
 
     None where the optimizer's type is not known, or the tensors have not taken the same number of steps.
     """
-    rule, group = _RULES.get(type(optimizer)), tensors[0].group
+    rule = _RULES.get(type(optimizer))
+    group = None if rule is None else current_group(optimizer, tensors[0])
     if rule is None or group is None:
         return None
     return rule(group, [optimizer.state.get(tensor.parameter, {}) for tensor in tensors], tensors)
 
 
-def fused_terms(optimizer: Any, tensor: WatchedTensor) -> Terms | None:
-    """The update that the step just taken made to a tensor with a gradient; None where it is not known in numbers."""
-    rule, group = _RULES.get(type(optimizer)), tensor.group
-    if rule is None or group is None or isinstance(group["lr"], Tensor):
-        return None
-    state = optimizer.state.get(tensor.parameter, {})
-    return _adam_terms(group, state) if rule is _adam else _sgd_terms(group, state)
-
-
-def _adam_terms(group: Group, state: State) -> Terms | None:
-    step, (beta1, beta2), amsgrad = _step(state.get("step")), group["betas"], bool(group.get("amsgrad"))
-    if step is None or isinstance(step, Tensor) or isinstance(beta1, Tensor) or isinstance(beta2, Tensor):
+def _adam_coefficients(group: Group, step: Any) -> Coefficients | None:
+    beta1, beta2 = group["betas"]
+    if step is None or isinstance(beta1, Tensor) or isinstance(beta2, Tensor):
         return None
     first, second = 1 - beta1**step, 1 - beta2**step
     decay, factor = _decay(group, bool(group.get("decoupled_weight_decay", False)))
     assert not isinstance(factor, Tensor)
-    squares = state["max_exp_avg_sq" if amsgrad else "exp_avg_sq"]
-    corrections = None if amsgrad else (first, second)
-    scale, epsilon = first / second**0.5, group["eps"] * first
-    return Terms(ADAM, state["exp_avg"], squares, scale, epsilon, decay, factor, corrections)
+    corrections = None if group.get("amsgrad") else (first, second)
+    return Coefficients(ADAM, first / second**0.5, group["eps"] * first, decay, factor, corrections)
 
 
-def _sgd_terms(group: Group, state: State) -> Terms | None:
-    momentum, buffer = group["momentum"], state.get("momentum_buffer")
-    if momentum and buffer is None:
-        return None
-    if momentum and not group["nesterov"]:
-        return Terms(LINEAR, buffer, None, 0.0, 1.0, 0.0, group["lr"], None)
+def _sgd_coefficients(group: Group) -> Coefficients:
+    if group["momentum"] and not group["nesterov"]:
+        return Coefficients(LINEAR, 0.0, 1.0, 0.0, group["lr"], None)
     decay, factor = _decay(group, True)
     assert not isinstance(factor, Tensor)
     sign = -1.0 if group["maximize"] else 1.0
-    return Terms(LINEAR, buffer if momentum else None, None, sign, float(momentum), decay, factor, None)
+    return Coefficients(LINEAR, sign, float(group["momentum"]), decay, factor, None)
 
 
 def adam_moments(optimizer: Any, tensors: Sequence[WatchedTensor]) -> tuple[Tensor, Tensor, Number, Number] | None:
@@ -111,8 +152,8 @@ def adam_moments(optimizer: Any, tensors: Sequence[WatchedTensor]) -> tuple[Tens
 
     None where the optimizer is not of the Adam family, or the tensors have not taken the same number of steps.
     """
-    group = tensors[0].group
-    if _RULES.get(type(optimizer)) is not _adam or group is None:
+    group = current_group(optimizer, tensors[0]) if _RULES.get(type(optimizer)) is _adam else None
+    if group is None:
         return None
     states = [optimizer.state.get(tensor.parameter, {}) for tensor in tensors]
     step, axis = _common_step(states), tensors[0].axis
@@ -182,7 +223,7 @@ def same_steps(optimizer: Any, tensors: Sequence[WatchedTensor]) -> bool:
 
 
 def _step(step: Any) -> Any:
-    return step.item() if isinstance(step, Tensor) and step.device.type == "cpu" else step
+    return step.item() if isinstance(step, Tensor) and step.is_cpu else step
 
 
 def _adam_direction(

@@ -14,6 +14,8 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.utils.checkpoint import checkpoint
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 
 def outputs(model, passes):
     """Largest absolute finite output and number of those that are not finite, by module with parameters of its own."""
@@ -76,6 +78,80 @@ def test_outputs_that_are_not_finite_are_counted_and_the_rest_is_measured(dtype,
     assert value(record, "act_max", "0.weight") == pytest.approx(expected["0"][0], rel=1e-6)
     assert value(record, "act_nonfinite", "2.weight") == 10
     assert value(record, "act_max", "2.weight") is None
+
+
+class Wayward(nn.Linear):
+    """Puts its output out as `form` gives it."""
+
+    form = staticmethod(lambda output: output)
+
+    def forward(self, x):
+        return self.form(super().forward(x))
+
+
+FORMS = {
+    "plain": lambda output: output,
+    "in columns": lambda output: output.t(),
+    "in part": lambda output: output[:, 1:],
+    "repeated": lambda output: output[:1].expand(7, -1),
+    "empty": lambda output: output[:0],
+    "several": lambda output: {"first": output, "second": 9 * output},
+    "wide": lambda output: output.double(),
+    "images in channels last": lambda output: output.reshape(1, 5, 2, 3).to(memory_format=torch.channels_last),
+    "sparse": lambda output: output.to_sparse(),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_output_is_measured_however_it_lies_in_memory(form, kept):
+    torch.manual_seed(3)
+    model = nn.ModuleDict({"first": Wayward(3, 6), "last": nn.Linear(3, 1)})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    x = torch.randn(5, 3)
+    with watched(model, optimizer):
+        model["first"].form = FORMS[form]
+        output = model["first"](x)
+        model["last"](x).sum().backward()
+        optimizer.step()
+    output = output["first"] if form == "several" else output
+    expected = None if form in ("empty", "sparse") else pytest.approx(float(output.detach().abs().max()), rel=1e-6)
+    (record,) = kept()
+    assert value(record, "act_max", "first.weight") == expected
+    assert value(record, "act_max", "last.weight") > 0
+
+
+def test_outputs_of_one_module_in_two_types_are_put_together(kept):
+    model = nn.Sequential(nn.Linear(3, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    broken = torch.ones(2, 3)
+    broken[0] = math.nan
+    with watched(model, optimizer):
+        for order in ((True, False), (False, True), (False,), (True,)):
+            for low in order:
+                x = broken if low else 2 * torch.ones(2, 3)
+                with torch.autocast("cpu", torch.bfloat16, enabled=low):
+                    output = model(x)
+                assert output.dtype is (torch.bfloat16 if low else torch.float32)
+                output.nansum().backward()
+            model[0].weight.grad.zero_()
+            optimizer.step()
+        with torch.no_grad():
+            wide, low = (float(model(size * torch.ones(2, 3)).abs().max()) for size in (2, 1))
+    found = [(value(r, "act_max", "0.weight"), value(r, "act_nonfinite", "0.weight")) for r in kept()]
+    both, alone = (pytest.approx(wide, rel=1e-6), 4), (pytest.approx(wide, rel=1e-6), 0)
+    assert found == [both, both, alone, (pytest.approx(low, rel=1e-2), 4)]
+
+
+def test_transforms_of_a_function_are_left_alone(kept):
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watched(model, optimizer) as watch:
+        for _ in range(4):
+            torch.func.grad(lambda x: model(x).sum())(torch.ones(2, 3))
+            model(torch.ones(2, 3)).sum().backward()
+            optimizer.step()
+        assert not [reason for reason in watch.status()["not_measured"] if "activations" in reason]
+    assert all(value(record, "act_max", "0.weight") > 0 for record in kept())
 
 
 def test_evaluations_copies_and_steps_that_are_not_recorded_are_not_measured(kept):
