@@ -6,7 +6,9 @@ import json
 import queue
 import threading
 import time
+from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -34,16 +36,14 @@ def cut(view: Any, start: int | None, stop: int | None) -> Any:
 
 
 class CannedServer:
-    """Serves runs that stand at step `last`; `advance` moves them on and tells the page."""
+    """Serves runs that stand at step `last`; `advance` moves them on and tells the page.
+
+    streams: event streams opened so far. away: refuse new ones.
+    """
 
     def __init__(self, *, runs: int = 5, last: int = 1200) -> None:
-        self.last = last
         self.listeners: list[queue.Queue[str | None]] = []
-        self.streams = 0
-        self.alerts = synthetic.alerts()
-        self.made: dict[str, list[dict[str, Any]]] = {"tokens": [], "channels": []}
-        now = time.time()
-        self.runs = [self._run(i, now) for i in range(runs)]
+        self.begin(runs, last)
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -65,6 +65,15 @@ class CannedServer:
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
         self.thread = threading.Thread(target=self.http.serve_forever, args=(0.05,), daemon=True)
         self.thread.start()
+
+    def begin(self, runs: int = 5, last: int = 1200) -> None:
+        """Stand where a server just started stands."""
+        self.drop_streams()
+        self.last, self.streams, self.away = last, 0, False
+        self.alerts = synthetic.alerts()
+        self.made: dict[str, list[dict[str, Any]]] = {"tokens": [], "channels": []}
+        now = time.time()
+        self.runs = [self._run(i, now) for i in range(runs)]
 
     def _run(self, i: int, now: float) -> dict[str, Any]:
         names = ("gpt-small-lr3e-3", "gpt-small-lr1e-2", MARKUP, "vit-tiny-baseline", "gpt-small-warmup-500-cosine")
@@ -123,7 +132,8 @@ class CannedServer:
                 }
                 return reply(handler, 404, problem)
         if path == assets.plotly_url():
-            return reply(handler, 200, assets.plotly_script().read_bytes(), "text/javascript")
+            kept = {"Cache-Control": "public, max-age=31536000, immutable"}
+            return reply(handler, 200, assets.plotly_script().read_bytes(), "text/javascript", kept)
         if path.startswith("/static/"):
             file = assets.static_dir() / assets.static_path(path.removeprefix("/static/"))[0]
             if file.is_file():
@@ -245,6 +255,8 @@ class CannedServer:
 
     def stream(self, handler: BaseHTTPRequestHandler) -> None:
         """Server-sent events until the server closes or the page leaves."""
+        if self.away:
+            return reply(handler, 503, {"title": "The server is starting"})
         listener: queue.Queue[str | None] = queue.Queue()
         self.listeners.append(listener)
         self.streams += 1
@@ -265,13 +277,21 @@ def json_number(x: float) -> float | str:
     return float(x) if np.isfinite(x) else "NaN" if np.isnan(x) else "Infinity" if x > 0 else "-Infinity"
 
 
-def reply(handler: BaseHTTPRequestHandler, status: int, body: Any, content_type: str = "application/json") -> None:
+def reply(
+    handler: BaseHTTPRequestHandler,
+    status: int,
+    body: Any,
+    content_type: str = "application/json",
+    headers: Mapping[str, str] = MappingProxyType({}),
+) -> None:
     """Send bytes, or an object as JSON, with the page's policy."""
     data = body if isinstance(body, bytes) else orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
     try:
         handler.send_response(status)
         handler.send_header("Content-Type", content_type)
         handler.send_header("Content-Length", str(len(data)))
+        for name, value in headers.items():
+            handler.send_header(name, value)
         handler.send_header("Content-Security-Policy", assets.CONTENT_SECURITY_POLICY)
         handler.end_headers()
         handler.wfile.write(data)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from frontend.canned import CannedServer
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Error, Page, Request, expect, sync_playwright
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 PATIENCE = 20_000
@@ -36,26 +36,53 @@ def is_fault(said: ConsoleMessage) -> bool:
     return said.type == "error" and not re.search("/api/v1/|/login$", said.location["url"])
 
 
-@pytest.fixture
-def server() -> Iterator[CannedServer]:
+@pytest.fixture(scope="session")
+def standing_server() -> Iterator[CannedServer]:
     server = CannedServer()
     yield server
     server.close()
 
 
 @pytest.fixture
-def page(chromium: Browser, server: CannedServer) -> Iterator[Page]:
-    """A page of 1280 × 1600; fails for an error on the console, and for a request to another host."""
-    complaints: list[str] = []
-    options: dict[str, Any] = {"viewport": {"width": 1280, "height": 1600}, "base_url": server.url}
+def server(standing_server: CannedServer) -> CannedServer:
+    """A server that stands where it began; at one address for all tests, so that a browser keeps what it may keep."""
+    standing_server.begin()
+    return standing_server
+
+
+@pytest.fixture(scope="module")
+def tab(chromium: Browser, standing_server: CannedServer) -> Iterator[Page]:
+    """A tab of 1280 × 1600 that the tests of a module use one after the other."""
+    options: dict[str, Any] = {"viewport": {"width": 1280, "height": 1600}, "base_url": standing_server.url}
     with chromium.new_context(**options) as context:
         page = context.new_page()
         page.set_default_timeout(PATIENCE)
-        page.on("console", lambda said: complaints.append(said.text) if is_fault(said) else None)
-        page.on("pageerror", lambda error: complaints.append(f"page error: {error}"))
-        page.on(
-            "request",
-            lambda call: None if call.url.startswith((server.url, "data:", "blob:")) else complaints.append(call.url),
-        )
         yield page
+
+
+@pytest.fixture
+def page(tab: Page, server: CannedServer) -> Iterator[Page]:
+    """An empty tab that knows nothing; fails for an error on the console, and for a request to another host."""
+    complaints: list[str] = []
+
+    def on_console(said: ConsoleMessage) -> None:
+        complaints.extend([said.text] if is_fault(said) else [])
+
+    def on_error(error: Error) -> None:
+        complaints.append(f"page error: {error}")
+
+    def on_request(call: Request) -> None:
+        complaints.extend([] if call.url.startswith((server.url, "data:", "blob:", "about:")) else [call.url])
+
+    heard = {"console": on_console, "pageerror": on_error, "request": on_request}
+    for event, listener in heard.items():
+        tab.on(event, listener)
+    yield tab
+    tab.unroute_all()
+    tab.goto("about:blank")
+    for event, listener in heard.items():
+        tab.remove_listener(event, listener)
+    devtools = tab.context.new_cdp_session(tab)
+    devtools.send("Storage.clearDataForOrigin", {"origin": server.url, "storageTypes": "cookies,local_storage"})
+    devtools.detach()
     assert complaints == []

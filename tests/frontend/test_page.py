@@ -1,4 +1,4 @@
-"""The page in a real browser, on made-up runs: drawn, live, keyboard, addresses, narrow and dark."""
+"""The page in a real browser, on made-up runs: drawn, live, addresses, narrow and dark."""
 
 from __future__ import annotations
 
@@ -6,25 +6,8 @@ import re
 
 import pytest
 from frontend.canned import MARKUP, CannedServer
-from playwright.sync_api import Browser, Locator, Page, expect
-
-RUN = "/runs/demo00000001"
-DRAWN = re.compile(r"^M[\d.,-]+[LHVC]")
-SCALARS = ("loss", "grad_norm", "noise_scale", "learning_rate", "step_time")
-
-
-def figure(page: Page, name: str) -> Locator:
-    return page.locator(f'figure[data-figure="{name}"]')
-
-
-def expect_drawn(page: Page, name: str) -> None:
-    expect(figure(page, name)).to_have_attribute("data-state", "drawn")
-    expect(figure(page, name).locator(".scatterlayer path.js-line").first).to_have_attribute("d", DRAWN)
-
-
-def span(page: Page, name: str) -> list[float]:
-    """The steps that a figure shows."""
-    return [round(x) for x in figure(page, name).locator(".plot").evaluate("plot => plot.layout.xaxis.range")]
+from frontend.seen import DRAWN, PAGES, RUN, SCALARS, expect_drawn, expect_live, figure, span
+from playwright.sync_api import Browser, Page, expect
 
 
 def test_the_list_says_health_state_loss_progress_and_overhead(page: Page) -> None:
@@ -37,7 +20,7 @@ def test_the_list_says_health_state_loss_progress_and_overhead(page: Page) -> No
     expect(row).to_contain_text("0.84%")
     expect(row.locator("svg.spark path").first).to_have_attribute("d", DRAWN)
     expect(page.locator('tr[data-run="demo00000002"] td.loss')).to_contain_text("NaN")
-    expect(page.locator("body")).to_have_attribute("data-connection", "live")
+    expect_live(page)
 
 
 def test_markup_in_a_name_is_text(page: Page) -> None:
@@ -87,7 +70,7 @@ def test_the_overview_draws_five_curves_and_one_sentence(page: Page) -> None:
 def test_a_new_step_is_drawn_without_a_reload(page: Page, server: CannedServer) -> None:
     page.goto(f"{RUN}/overview")
     expect_drawn(page, "loss")
-    expect(page.locator("body")).to_have_attribute("data-connection", "live")
+    expect_live(page)
     last = server.advance(17)
     for name in SCALARS:
         expect(figure(page, name)).to_have_attribute("data-last-step", str(last))
@@ -98,6 +81,7 @@ def test_zooming_one_curve_zooms_all_and_live_steps_leave_it_alone(page: Page, s
     page.goto(f"{RUN}/overview")
     for name in SCALARS:
         expect_drawn(page, name)
+    expect_live(page)
     box = figure(page, "loss").locator(".nsewdrag").first.bounding_box()
     assert box is not None
     page.mouse.move(box["x"] + 0.25 * box["width"], box["y"] + 0.5 * box["height"])
@@ -113,7 +97,8 @@ def test_zooming_one_curve_zooms_all_and_live_steps_leave_it_alone(page: Page, s
     page.wait_for_timeout(900)
     assert span(page, "loss") == span(page, "step_time") == [start, stop]
     page.locator('[data-action="whole-run"]').click()
-    expect(figure(page, "loss")).to_have_attribute("data-last-step", "1250")
+    for name in ("loss", "grad_norm"):
+        expect(figure(page, name)).to_have_attribute("data-last-step", "1250")
     assert span(page, "grad_norm")[1] >= 1250
 
 
@@ -122,6 +107,7 @@ def test_a_link_shows_the_same_zoom_and_typing_is_left_alone(page: Page, server:
     expect(figure(page, "loss")).to_have_attribute("data-last-step", "899")
     assert span(page, "loss") == [700, 900]
     expect(page.get_by_label("first step shown")).to_have_value("700")
+    expect_live(page)
     page.get_by_label("last step shown").fill("1000")
     server.advance(5)
     expect(page.locator(".run-progress")).to_contain_text("1,205")
@@ -132,6 +118,7 @@ def test_a_link_shows_the_same_zoom_and_typing_is_left_alone(page: Page, server:
 def test_pause_stops_the_drawing_and_going_on_catches_up(page: Page, server: CannedServer) -> None:
     page.goto(f"{RUN}/overview")
     expect_drawn(page, "loss")
+    expect_live(page)
     page.keyboard.press("p")
     expect(page.locator("body")).to_have_attribute("data-paused", "true")
     expect(page.locator(".connection")).to_have_text("paused")
@@ -145,11 +132,14 @@ def test_pause_stops_the_drawing_and_going_on_catches_up(page: Page, server: Can
 def test_the_page_comes_back_by_itself_and_catches_up(page: Page, server: CannedServer) -> None:
     page.goto(f"{RUN}/overview")
     expect_drawn(page, "loss")
+    expect_live(page)
     assert server.streams == 1
+    server.away = True
     server.drop_streams()
     expect(page.locator("body")).to_have_attribute("data-connection", "offline")
     last = server.advance(30)
-    expect(page.locator("body")).to_have_attribute("data-connection", "live")
+    server.away = False
+    expect_live(page)
     expect(figure(page, "loss")).to_have_attribute("data-last-step", str(last))
     assert server.streams == 2
 
@@ -192,6 +182,7 @@ def test_the_spectrum_follows_its_slider_and_the_slider_stays(page: Page, server
     page.get_by_label("earlier").click()
     expect(page).to_have_url(re.compile(r"step=1150"))
     expect(page.locator(".slider output")).to_have_text("1,150")
+    expect_live(page)
     server.advance(100)
     expect(page.locator(".slider")).to_have_attribute("data-steps", "26")
     expect(page.locator(".slider output")).to_have_text("1,150")
@@ -256,6 +247,7 @@ def test_details_are_changed_and_a_run_is_deleted_only_when_sure(page: Page, ser
     page.goto(f"{RUN}/details")
     expect(page.locator("table.pairs").nth(1)).to_contain_text("optimizer.betas")
     page.get_by_label("Tags, separated by commas").fill("a, b")
+    expect_live(page)
     server.advance(5)
     expect(page.locator(".run-progress")).to_contain_text("1,205")
     page.get_by_role("button", name="Save").click()
@@ -296,23 +288,6 @@ def test_every_table_can_be_had_as_a_file_in_every_form(page: Page) -> None:
     )
 
 
-def test_the_keyboard_goes_everywhere(page: Page) -> None:
-    page.goto("/")
-    expect(page.locator("tr.row")).to_have_count(5)
-    page.keyboard.press("j")
-    page.keyboard.press("Enter")
-    expect(page).to_have_url(re.compile(rf"{RUN}/overview"))
-    for key, tab in zip("23456", ("layers", "spectra", "learning-rate", "alerts", "details"), strict=True):
-        page.keyboard.press(key)
-        expect(page.locator(f'[data-tab="{tab}"]')).to_have_attribute("aria-current", "page")
-    page.keyboard.press("j")
-    expect(page).to_have_url(re.compile(r"/runs/demo00000002/details"))
-    page.keyboard.press("?")
-    expect(page.locator("dialog")).to_contain_text("previous and next alert")
-    page.keyboard.press("Escape")
-    expect(page.locator("dialog")).to_have_count(0)
-
-
 def test_a_channel_and_a_token_are_made_from_the_settings(page: Page, server: CannedServer) -> None:
     page.goto("/settings")
     page.get_by_label("Name", exact=True).fill("hook")
@@ -336,7 +311,7 @@ def test_signing_in_goes_on_to_where_one_was(page: Page, server: CannedServer) -
     page.get_by_label("Token").fill("gs_right")
     page.get_by_role("button", name="Sign in").click()
     expect(page).to_have_url(re.compile(rf"{RUN}/alerts$"))
-    expect(page.locator("body")).to_have_attribute("data-connection", "live")
+    expect_live(page)
     page.goto("/login?next=//elsewhere.example/x")
     page.get_by_label("Token").fill("gs_right")
     page.get_by_role("button", name="Sign in").click()
@@ -369,25 +344,16 @@ def test_the_theme_is_the_systems_until_chosen_and_then_kept(chromium: Browser, 
 def test_no_page_is_wider_than_the_window(chromium: Browser, server: CannedServer, width: int) -> None:
     with chromium.new_context(viewport={"width": width, "height": 900}, base_url=server.url) as context:
         page = context.new_page()
-        for path in (
-            "/",
-            f"{RUN}/overview",
-            f"{RUN}/layers",
-            f"{RUN}/learning-rate",
-            f"{RUN}/alerts",
-            f"{RUN}/details",
-            "/settings",
-        ):
+        for path, content in PAGES.items():
             page.goto(path)
-            expect(page.locator(".panel").first).to_be_visible()
-            page.wait_for_timeout(300)
+            expect(page.locator(content).first).to_be_visible()
             assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, path
 
 
 def test_everything_that_is_pressed_has_a_name(page: Page) -> None:
-    for path in ("/", f"{RUN}/overview", f"{RUN}/spectra", f"{RUN}/alerts", f"{RUN}/details", "/settings"):
+    for path, content in PAGES.items():
         page.goto(path)
-        expect(page.locator(".panel").first).to_be_visible()
+        expect(page.locator(content).first).to_be_visible()
         nameless = page.evaluate(
             """[...document.querySelectorAll('button, a[href], input, select, textarea, summary')]
                .filter(e => !(e.textContent.trim() || e.getAttribute('aria-label') || e.labels?.length || e.title))

@@ -1,6 +1,6 @@
 // The keyboard: one table of keys, and the help that shows it.
 
-import { html, useEffect, useLayoutEffect, useRef } from "./html.js";
+import { html, useLayoutEffect, useRef } from "./html.js";
 
 export const KEYS = [
   ["/", "search or filter"],
@@ -17,11 +17,11 @@ export const KEYS = [
 /** Whether a key press belongs to a field. @param {EventTarget | null} target */
 const typing = (target) => target instanceof HTMLElement && Boolean(target.closest("input, textarea, select, [contenteditable]"));
 
-/** React to keys while the component is shown. @param {Record<string, (event: KeyboardEvent) => void>} actions */
+/** React to keys from the moment the component is shown. @param {Record<string, (event: KeyboardEvent) => void>} actions */
 export function useKeys(actions) {
   const latest = useRef(actions);
   latest.current = actions;
-  useEffect(() => {
+  useLayoutEffect(() => {
     const press = (/** @type {KeyboardEvent} */ event) => {
       if (event.key === "Escape" && typing(event.target)) return void (/** @type {HTMLElement} */ (event.target).blur());
       if (event.ctrlKey || event.metaKey || event.altKey || typing(event.target)) return undefined;
@@ -33,6 +33,22 @@ export function useKeys(actions) {
     addEventListener("keydown", press);
     return () => removeEventListener("keydown", press);
   }, []);
+}
+
+/**
+ * Move through a list at once, or as soon as it is there: a key pressed while it is still asked for is not lost.
+ * @param {boolean} there whether the list is there, or will not come
+ * @param {(by: number) => void} move
+ * @returns {(by: number) => () => void}
+ */
+export function useMoves(there, move) {
+  const waiting = useRef(0);
+  useLayoutEffect(() => {
+    const by = waiting.current;
+    waiting.current = 0;
+    if (by) move(by);
+  }, [there]);
+  return (by) => () => (there ? move(by) : void (waiting.current += by));
 }
 
 /** Put the cursor into the page's search field. */
