@@ -81,7 +81,7 @@ class Sharded:
         self._unseen = ""
         layers, tensors = len(inventory.table), inventory.tensors
         device = local(tensors[0].parameter).device if tensors else torch.device("cpu")
-        wait_for_all(group, job_store(), _plan(layers, options))
+        wait_for_all(group, job_store(), _plan(layers, options, optimizer))
         rank, ranks = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
         self.spectra = ShardSpectra(inventory, options.spectra or None, budget, rank == 0, options.spectra != 0)
         self.second: ShardSecond | None = None
@@ -249,8 +249,8 @@ class Sharded:
         self.parts.close()
 
 
-def _plan(layers: int, options: Options) -> str:
+def _plan(layers: int, options: Options, optimizer: Any) -> str:
     """What all ranks must have chosen alike, in words."""
     chosen = {0: "off", None: "auto"}.get(options.spectra, options.spectra)
     measured = f"spectra={chosen}, drift={options.drift}, second_tier={options.second_tier}"
-    return f"{layers} layers, every={options.every}, budget={options.budget}, {measured}"
+    return f"{layers} layers, every={options.every}, budget={options.budget}, {measured}, {type(optimizer).__name__}"

@@ -6,7 +6,11 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from agent.ways.ranks import Conv1D, Mixed
+from gradspectra.budget import Budget
+from gradspectra.inventory import Inventory, choice_of, take_inventory
+from gradspectra.shard_tier import ShardTier
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -56,3 +60,25 @@ def give_gradients(model: nn.Module, whole: dict[str, Tensor | None], rank: int,
             parameter.grad = DTensor.from_local(
                 rows[rank], mesh, [Shard(0)], run_check=False, shape=gradient.shape, stride=gradient.stride()
             )
+
+
+OPTIMIZERS = {
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.03, weight_decay=0.2, betas=(0.8, 0.95)),
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.3, momentum=0.9, weight_decay=0.1),
+}
+
+
+def made(dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A model with the same weights each time."""
+    torch.manual_seed(0)
+    return Large().to(dtype)
+
+
+def tier_of(
+    model: nn.Module, mesh: DeviceMesh, rank: int, kind: str = "adamw", budget: Budget | None = None
+) -> tuple[ShardTier, torch.optim.Optimizer, Inventory]:
+    """The second tier of a sharded model, without a budget if none is given, its optimizer and its inventory."""
+    optimizer = OPTIMIZERS[kind](model.parameters())
+    inventory = take_inventory({"": model}, [optimizer], choice_of(None), True)
+    tier = ShardTier(inventory, budget or Budget(None, 1, True), optimizer, rank, mesh.size())
+    return tier, optimizer, inventory

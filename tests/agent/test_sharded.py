@@ -161,3 +161,21 @@ def test_the_second_tier_can_be_left_out(mesh, kept):
     status = trained(mesh, second_tier="off")
     assert (status["cadence_second"], status["not_measured"]) == (None, [])
     assert not set(SECOND) & {*kept()[-1].statistics, *kept()[-1].count_statistics}
+
+
+def test_what_rounding_loses_is_that_of_a_training_without_shards(mesh, kept):
+    found = []
+    for ranks in (None, mesh):
+        model = attention().bfloat16()
+        if ranks is not None:
+            fully_shard(model, mesh=mesh)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+        with watched(model, optimizer):
+            for step in range(3):
+                loss_of(model, 4, step).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        found.append([column(record, "rounding_lost") for record in kept()])
+    for own, expected in zip(*found, strict=True):
+        assert own["head.weight"] > 0.05
+        assert_close(own, expected, 1e-3, 1e-3)

@@ -37,6 +37,10 @@ class Expected:
         return {name: None if g is None else float(np.abs(g).max()) for name, g in self.gradient.items()}
 
     @property
+    def grad_l1(self) -> dict[str, float | None]:
+        return {name: None if g is None else float(np.abs(g).sum()) for name, g in self.gradient.items()}
+
+    @property
     def norm(self) -> float:
         return float(np.sqrt(sum(square for square in self.grad_sq.values() if square is not None)))
 

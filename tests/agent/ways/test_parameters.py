@@ -118,7 +118,7 @@ def test_what_is_frozen_leaves_and_what_is_unfrozen_or_added_comes(kept, the_way
     assert "embed.1.weight" in kept()[6].table.names
 
 
-@way("Sparse embedding gradients", updates=False)
+@way("Sparse embedding gradients", updates=False, second=False)
 def test_sparse_gradients_of_an_embedding(kept, the_way):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(20, 12, sparse=True), nn.Linear(12, 5))

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
-import torch
 from agent.watched_training import assert_close, attention, column, squares, watched
-from agent.ways.plain import Plain
 from agent.ways.ranks import (
     EXAMPLES,
     RANKS,
     Plan,
-    broken,
-    gathered,
     group,
-    handed,
-    made,
     optimizer_of,
-    part_loss,
     second_rank,
     train,
-    weight_sum,
     wrapped,
 )
+from agent.ways.shards import gathering, run
 from agent.ways.way import way
 from gradspectra.spectra import SHORTEST_INTERVAL
 from gradspectra_core.noise import weight_sums
@@ -44,52 +36,6 @@ PLANS = {
     "exchanged in each pass": Plan(shards=True, parts=2, adamw=True),
     "parts of other weights": Plan(shards=True, parts=2, no_sync=True, weighted=True),
 }
-
-
-def run(plan, folder, look):
-    """Train as rank 0 beside the other rank; returns what that told, the own weights' sum and the watch's status."""
-    with second_rank(folder, plan) as told, group(folder, 0):
-        model = wrapped(made(plan), plan)
-        optimizer = optimizer_of(model, plan)
-        around = look(model)
-        with broken(plan, 0), watched(model, optimizer, enabled=plan.watch, **plan.options) as watch:
-            train(model, optimizer, watch, 0, plan, around)
-            status, state = watch.status(), watch.state_dict()
-        if plan.resumed:
-            with watched(model, optimizer, **plan.options) as watch:
-                watch.load_state_dict(handed(folder, 0, state, plan))
-                train(model, optimizer, watch, 0, plan, around)
-        total = weight_sum(model)
-    return told, total, status
-
-
-def gathering(plan, expected=None):
-    """What is to be done around the steps of a model: gather it where the other rank does; expected gets each step."""
-    inner = made(plan)
-    plain = Plain(inner)
-
-    def look(model):
-        @contextmanager
-        def around(step):
-            gathered(model, inner)
-            losses = [
-                lambda m, r=rank, j=part: part_loss(m, r, step, j, plan) / RANKS
-                for rank in range(RANKS)
-                for part in range(plan.parts)
-            ]
-            if expected is not None:
-                outputs = {}
-                with watched_outputs(plain.twin, outputs):
-                    expected.append(plain.step(inner, *losses))
-                expected[-1].outputs = outputs
-            yield
-            gathered(model, inner)
-            if expected is not None:
-                expected[-1].after = plain.weights(inner)
-
-        return around
-
-    return look
 
 
 def check_second(record, step, plan, steps):
@@ -139,22 +85,6 @@ def moments(steps, plan):
                     mean[name] = before + (1 - beta) * (factor * gradient) ** power
         found.append(of_each(mean, lambda sums, of=1 - beta ** len(steps): sums / of))
     return found
-
-
-@contextmanager
-def watched_outputs(model, found):
-    """Keeps the largest output of each module without children, over all forward passes."""
-
-    def keep(name):
-        def hook(_, __, output):
-            found[name] = max(found.get(name, 0.0), float(output.detach().abs().max()))
-
-        return hook
-
-    handles = [m.register_forward_hook(keep(n)) for n, m in model.named_modules() if not list(m.children())]
-    yield
-    for handle in handles:
-        handle.remove()
 
 
 def far(step, start):
@@ -238,93 +168,6 @@ def test_without_the_average_over_ranks_parts_are_left_out(kept, tmp_path):
     assert all(set(column(record, "part_sq").values()) == {None} for record in kept())
     assert all(column(record, "grad_sq")["head.weight"] > 0 for record in kept())
     assert any("divided by something else than the number of ranks" in reason for reason in status["not_measured"])
-
-
-STAGES = [
-    "gradspectra.measure:FirstTier.take",
-    "gradspectra.measure:FirstTier.repair",
-    "gradspectra.measure:FirstTier.share",
-    "gradspectra.measure:FirstTier.adopt",
-    "gradspectra.session:Session.opens",
-    "gradspectra.session:Session.stepped",
-    "gradspectra.session:Session._account",
-    "gradspectra.measuring:Measuring._follow_on",
-    "gradspectra.watch:Watch._begin",
-    "gradspectra.drift:Drift.begin",
-    "gradspectra.drift:Drift.measure",
-    "gradspectra.shard_parts:WholeTensors._look",
-    "gradspectra.shard_parts:ShardParts.arm",
-    "gradspectra.shard_parts:ShardParts.sums",
-    "gradspectra.parts:PartSquares._arrives",
-    "gradspectra.shard_spectra:ShardSpectra.ready",
-    "gradspectra.shard_spectra:ShardSpectra.numbers",
-    "gradspectra.shard_spectra:ShardSpectra.adopt",
-    "gradspectra.second_measuring:SecondMeasuring.opens",
-    "gradspectra.shard_second:ShardSecond.sums",
-    "gradspectra.shard_tier:ShardTier.adopt",
-    "gradspectra.shard_tier:ShardTier.due",
-    "gradspectra.shard_tier:ShardTier.take_shards",
-    "gradspectra.shard_tier:ShardTier.share",
-    "gradspectra.shard_tier:ShardTier.ready",
-    "gradspectra.shard_tier:ShardTier.finish",
-    "gradspectra.activations:Activations._measure",
-    "gradspectra.sharded:Sharded._share",
-    "gradspectra.sharded:Sharded._adopt",
-    "gradspectra.exchange:Exchange._fill",
-]
-SECOND = ("due", "take_shards", "share", "ready", "adopt", "finish")
-"""Methods without which the second tier is left out, at the latest once they have failed three times."""
-LAYERS = ("FirstTier.take", "repair", "FirstTier.share", "_share", "_fill")
-"""Ends of the stages without which a rank has no layers to bring."""
-LEFT_OUT = {
-    "drift": ("Drift.begin", "Drift.measure", "Watch._begin"),
-    "parts": ("WholeTensors._look", "ShardParts.arm", "ShardParts.sums", "PartSquares._arrives", "Session.stepped"),
-    "spectra": ("ShardSpectra.numbers", "ShardSpectra.ready", "ShardSpectra.adopt"),
-    "second tier": ("ShardSecond.sums", *(f"ShardTier.{name}" for name in SECOND)),
-    "activations": (
-        "Activations._measure",
-        "Session.stepped",
-        "ShardSecond.sums",
-        *(f"ShardTier.{name}" for name in SECOND),
-    ),
-}
-"""What alone is left out where one of these fails."""
-ONE_STATISTIC = ("drift", "parts", "shard_parts", "shard_spectra", "shard_second", "shard_tier", "activations")
-ONE_STATISTIC = tuple(f"gradspectra.{module}:" for module in ONE_STATISTIC)
-"""Starts of the stages whose failure on the rank that sends loses no record."""
-
-
-@pytest.fixture(scope="module")
-def unwatched(tmp_path_factory):
-    """Sums of the two ranks' weights after a training without a watch."""
-    torch.set_num_threads(1)
-    plan = Plan(shards=True, steps=5, parts=2, watch=False)
-    told, total, _ = run(plan, tmp_path_factory.mktemp("plain"), gathering(plan))
-    return told["sum"], total
-
-
-@pytest.mark.parametrize("rank", [0, 1])
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_rank_that_fails_holds_up_nobody_and_changes_nothing(stage, rank, kept, tmp_path, unwatched):
-    plan = Plan(shards=True, steps=5, parts=2, spectra=1, broken=stage, broken_rank=rank)
-    told, total, status = run(plan, tmp_path, gathering(plan))
-    assert (told["sum"], total) == unwatched
-    if stage.endswith(LAYERS):
-        assert any(f"failed on the ranks {rank}" in reason for reason in status["not_measured"])
-        assert all("grad_sq" not in record.statistics for record in kept())
-        return
-    lacking = {name for name, stages in LEFT_OUT.items() if stage.endswith(stages)}
-    if rank == 1 and stage.endswith("ShardTier.adopt"):  # which only the rank that sends does
-        lacking = set()
-    if rank == 1 or stage.startswith(ONE_STATISTIC):
-        assert [record.step for record in kept()] == [1, 2, 3, 4, 5]
-        assert all(column(record, "grad_sq")["head.weight"] > 0 for record in kept())
-        last = kept()[-1]
-        assert ("drift_sq" not in last.statistics) == ("drift" in lacking)
-        assert (column(last, "part_sq")["head.weight"] is None) == ("parts" in lacking)
-        assert (last.spectra == []) == ("spectra" in lacking)
-        assert ("grad_l1" not in last.statistics) == ("second tier" in lacking)
-        assert ("act_max" not in last.statistics) == ("activations" in lacking)
 
 
 def test_ranks_follow_one_plan_within_a_budget(kept, tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 AGENT = Path(__file__).parents[1]
 CLAIM = re.compile(r'^@way\((?:"([^"]+)"|ROW)((?:, \w+=False)*)\)', re.M)
 ROW = re.compile(r'^ROW = "(.+)"', re.M)
-CELLS = ("layers", "updates", "parts")
+CELLS = ("layers", "updates", "parts", "second")
 
 
 def claimed() -> set[tuple[str, ...]]:
