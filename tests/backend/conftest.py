@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import sqlalchemy as sa
 from backend.callers import Caller
+from databases import empty
 from fastapi.testclient import TestClient
 from gradspectra_backend.app import create_app
 from gradspectra_backend.settings import Settings, load_settings
 from gradspectra_store import Store
-from gradspectra_store.schema import metadata
-
-_PLACES = ("postgresql+psycopg://root@/test?host=/var/run/postgresql", "postgresql+psycopg://root@127.0.0.1:5432/test")
 
 
 @pytest.fixture(autouse=True)
@@ -25,27 +21,6 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith("GRADSPECTRA_") and not name.startswith("GRADSPECTRA_TEST_"):
             monkeypatch.delenv(name)
-
-
-@pytest.fixture(scope="session")
-def postgres_url() -> Iterator[str]:
-    """A fresh, empty database; dropped at the end."""
-    places = [os.environ["GRADSPECTRA_TEST_POSTGRES"]] if "GRADSPECTRA_TEST_POSTGRES" in os.environ else _PLACES
-    name = f"gradspectra_test_{secrets.token_hex(4)}"
-    for place in places:
-        server = sa.create_engine(place, isolation_level="AUTOCOMMIT", connect_args={"connect_timeout": 3})
-        try:
-            with server.connect() as conn:
-                conn.execute(sa.text(f"CREATE DATABASE {name}"))
-        except sa.exc.OperationalError:
-            server.dispose()
-            continue
-        yield sa.make_url(place).set(database=name).render_as_string(hide_password=False)
-        with server.connect() as conn:
-            conn.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
-        server.dispose()
-        return
-    pytest.skip("no PostgreSQL answers; set GRADSPECTRA_TEST_POSTGRES to the URL of one")
 
 
 @pytest.fixture
@@ -77,9 +52,7 @@ def anywhere(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Cal
         url = request.getfixturevalue("postgres_url")
         settings = settings.model_copy(update={"database_url": url})
         store = Store.open(url)
-        with store.write() as conn:  # before the server starts, whose first sweep would be in the way
-            for table in reversed(metadata.sorted_tables):
-                conn.execute(table.delete())
+        empty(store)  # before the server starts, whose first sweep would be in the way
         store.close()
     app = create_app(settings)
     with TestClient(app, base_url="http://127.0.0.1:7117", raise_server_exceptions=False) as client:

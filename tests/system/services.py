@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import shutil
 import signal
 import socket
@@ -20,11 +19,9 @@ from typing import Any, TypeVar
 
 import httpx2
 import pytest
-import sqlalchemy as sa
 
 Answer = TypeVar("Answer")
 BIN = Path(sys.executable).parent
-POSTGRES = ("postgresql+psycopg://root@/test?host=/var/run/postgresql", "postgresql+psycopg://root@127.0.0.1:5432/test")
 
 
 def free_port() -> int:
@@ -117,29 +114,6 @@ def socket_answers(port: int) -> bool:
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
         return True
     return False
-
-
-@contextmanager
-def postgres() -> Iterator[str]:
-    """A fresh database of a running PostgreSQL, dropped at the end. Yields its URL."""
-    places = [os.environ["GRADSPECTRA_TEST_POSTGRES"]] if "GRADSPECTRA_TEST_POSTGRES" in os.environ else POSTGRES
-    name = f"gradspectra_system_{secrets.token_hex(4)}"
-    for place in places:
-        server = sa.create_engine(place, isolation_level="AUTOCOMMIT", connect_args={"connect_timeout": 3})
-        try:
-            with server.connect() as conn:
-                conn.execute(sa.text(f"CREATE DATABASE {name}"))
-        except sa.exc.OperationalError:
-            server.dispose()
-            continue
-        try:
-            yield sa.make_url(place).set(database=name).render_as_string(hide_password=False)
-        finally:
-            with server.connect() as conn:
-                conn.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
-            server.dispose()
-        return
-    pytest.skip("no PostgreSQL answers; set GRADSPECTRA_TEST_POSTGRES to the URL of one")
 
 
 class Rest:

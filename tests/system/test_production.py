@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from databases import postgres
 from playwright.sync_api import expect
 from system.browser import PATIENCE, chromium_page, expect_curve, expect_heatmap
 from system.services import (
@@ -24,7 +25,6 @@ from system.services import (
     clean_environment,
     eventually,
     free_port,
-    postgres,
     redis,
     running,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -38,24 +39,27 @@ def numbers(
     steps: int, seed: int = 0, parts: int = 4, examples: int = 64, first: int = 1, table: LayerTable = TABLE
 ) -> dict[str, Any]:
     """The numbers of `steps` steps from `first` on, for the four layers of the table; 0-based arrays."""
+    drawn = _drawn(steps, seed, parts, examples, len(table))
+    run = {name: array.copy() for name, array in drawn.items()} | {"steps": np.arange(first, first + steps)}
+    return run | {"parts": parts, "examples": examples, "table": table}
+
+
+@cache
+def _drawn(steps: int, seed: int, parts: int, examples: int, count: int) -> dict[str, np.ndarray]:
+    """What is the same for each run of so many steps, drawn once."""
     rng = np.random.default_rng(seed)
-    count = len(table)
     size = examples / parts
     direction = np.sqrt(SIGNAL[:count] / DIMENSIONS)[:, None]
     spread = np.sqrt(TR_SIGMA[:count] / DIMENSIONS / size)[:, None]
     part = direction + spread * rng.normal(size=(steps, parts, count, DIMENSIONS))
     whole = part.mean(1)
     return {
-        "steps": np.arange(first, first + steps),
         "loss": 2.0 * np.exp(0.02 * rng.normal(size=steps)),
         "update_norm": 1e-3 * np.exp(0.05 * rng.normal(size=steps)),
         "grad_sq": np.square(whole).sum(-1),
         "part_sq": np.square(part).sum(-1).mean(1),
         "grad_max": np.abs(whole).max(-1),
         "weight_sq": np.ones((steps, count)),
-        "parts": parts,
-        "examples": examples,
-        "table": table,
     }
 
 

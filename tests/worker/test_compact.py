@@ -26,6 +26,10 @@ from gradspectra_worker.derive import derive
 from gradspectra_worker.dispatch import InlineDispatcher
 from worker.synthetic import batches, faulty, numbers, outcome, start, take_in
 
+ON_THE_OTHER_DATABASE_IN_THE_SLOW_SUITE = pytest.mark.parametrize(
+    "url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)], indirect=True
+)
+"""What one process does for itself, it does on SQLite unless told otherwise."""
 MEASURED = ("loss", "grad_norm", "parts")
 
 
@@ -175,6 +179,7 @@ def test_a_round_that_fails_leaves_nothing_behind(store, monkeypatch):
     np.testing.assert_equal(answers(store, run), before)
 
 
+@ON_THE_OTHER_DATABASE_IN_THE_SLOW_SUITE
 def test_the_inline_dispatcher_compacts_what_it_derived(store):
     started = start(store)
     dispatcher = InlineDispatcher(store, sweep_seconds=0.05)
@@ -211,6 +216,7 @@ def test_a_full_disk_stops_compaction_without_harm_until_there_is_space(store, u
     np.testing.assert_equal(answers(store, run), before)
 
 
+@ON_THE_OTHER_DATABASE_IN_THE_SLOW_SUITE
 def test_a_run_that_cannot_be_compacted_holds_up_no_other(store, monkeypatch, caplog):
     runs = sorted(derived_run(store) for _ in range(2))
 
