@@ -17,6 +17,9 @@ from backend.servers import serving
 from gradspectra_backend.live import QUEUE_LENGTH, Hub, stream
 from gradspectra_backend.routes.live import missed
 
+PATIENCE = 30.0
+"""Seconds; on a busy machine an event takes its time."""
+
 
 async def nothing() -> list[dict[str, Any]]:
     return []
@@ -27,7 +30,7 @@ def run_event(run: str, number: int, **more: Any) -> dict[str, Any]:
 
 
 async def take(events: Any, count: int) -> list[Any]:
-    return [await asyncio.wait_for(anext(events), 2) for _ in range(count)]
+    return [await asyncio.wait_for(anext(events), PATIENCE) for _ in range(count)]
 
 
 def test_a_stream_hears_only_of_the_runs_it_asked_for():
@@ -93,11 +96,11 @@ def test_closing_ends_streams_that_wait_and_those_that_come_later():
         await asyncio.sleep(0)
         hub.close_soon()
         with pytest.raises(StopAsyncIteration):
-            await asyncio.wait_for(end, 2)
+            await asyncio.wait_for(end, PATIENCE)
         late = stream(hub, None, nothing)
         await take(late, 1)
         with pytest.raises(StopAsyncIteration):
-            await asyncio.wait_for(anext(late), 2)
+            await asyncio.wait_for(anext(late), PATIENCE)
 
     asyncio.run(scenario())
 
@@ -158,11 +161,11 @@ class Listening(threading.Thread):
             self.clean = True
 
     def _open(self) -> Any:
-        return httpx2.stream("GET", self.url, headers=self.headers, timeout=20, trust_env=False)
+        return httpx2.stream("GET", self.url, headers=self.headers, timeout=PATIENCE, trust_env=False)
 
-    def heard(self, seconds: float, kind: str = "run", **wanted: Any) -> tuple[str, str, Any]:
+    def heard(self, kind: str = "run", **wanted: Any) -> tuple[str, str, Any]:
         """Wait for an event of a kind whose data has these members."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             for event in list(self.events):
                 if event[0] == kind and wanted.items() <= event[2].items():
@@ -172,26 +175,25 @@ class Listening(threading.Thread):
 
 
 def test_a_page_hears_of_a_batch_its_derivation_and_the_alert_and_a_stop_ends_all(tmp_path):
-    with serving(tmp_path) as server, httpx2.Client(base_url=server.url, trust_env=False) as client:
+    with serving(tmp_path) as server, httpx2.Client(base_url=server.url, trust_env=False, timeout=PATIENCE) as client:
         caller = Caller(client)
         run = caller.start()
         listeners = [Listening(f"{server.url}{API}/live") for _ in range(20)]
         listeners.append(Listening(f"{server.url}{API}/live?runs={run['id']}", {"Last-Event-ID": "x.1"}))
         for listener in listeners:
             listener.start()
-        assert all(listener.opened.wait(5) for listener in listeners)
+        assert all(listener.opened.wait(PATIENCE) for listener in listeners)
         caller.must_send(run["id"], batch(run["session"], 1, [1], loss=[float("inf")]))
         for listener in (listeners[0], listeners[-1]):
-            assert listener.heard(2, run=run["id"], step=1)[:2] == ("run", f"{run['id']}.1")
-            listener.heard(2, run=run["id"], derived_step=1)
-        assert listeners[0].heard(2, "alert", run=run["id"])[2]["alert"]["rule"] == "nonfinite"
+            assert listener.heard(run=run["id"], step=1)[:2] == ("run", f"{run['id']}.1")
+            listener.heard(run=run["id"], derived_step=1)
+        assert listeners[0].heard("alert", run=run["id"])[2]["alert"]["rule"] == "nonfinite"
         assert listeners[-1].events[0][0] == "resync"
-        started = time.monotonic()
-        server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(5) in (0, -signal.SIGTERM)
-        assert time.monotonic() - started < 1.0
+        status, log = server.stopped(signal.SIGTERM)
+        assert status in (0, -signal.SIGTERM)
+        assert "graceful shutdown exceeded" not in log, "the streams ended by themselves, before the server's patience"
         for listener in listeners:
-            listener.join(2)
+            listener.join(PATIENCE)
         assert all(listener.clean for listener in listeners)
 
 
