@@ -8,6 +8,11 @@ from gradspectra_store.errors import BadRequest, UnknownRun
 from gradspectra_store.schema import attempts
 
 END = 2**63 - 1
+_of_run = (
+    sa.select(attempts.c.number, attempts.c.first_step)
+    .where(attempts.c.run == sa.bindparam("of_run"))
+    .order_by(attempts.c.number.desc())
+)
 
 
 def visible_spans(conn: sa.Connection, run: str, attempt: int | None = None) -> dict[int, tuple[int, int]]:
@@ -16,8 +21,7 @@ def visible_spans(conn: sa.Connection, run: str, attempt: int | None = None) -> 
     attempt: that attempt by itself, whatever newer ones hide. Raises UnknownRun, and BadRequest for an attempt
     that the run does not have.
     """
-    query = sa.select(attempts.c.number, attempts.c.first_step).where(attempts.c.run == run)
-    rows = conn.execute(query.order_by(attempts.c.number.desc())).all()
+    rows = conn.execute(_of_run, {"of_run": run}).all()
     if not rows:
         raise UnknownRun(run)
     if attempt is not None:

@@ -12,6 +12,12 @@ from gradspectra_core.records import Bool
 
 from gradspectra_store.schema import layer_tables
 
+_of_run = (
+    sa.select(layer_tables.c.digest, layer_tables.c.since_step, layer_tables.c.spectra)
+    .where(layer_tables.c.run == sa.bindparam("of_run"))
+    .order_by(layer_tables.c.position)
+)
+
 
 @dataclass(frozen=True, slots=True)
 class KnownTable:
@@ -66,10 +72,8 @@ class RunTable:
 
 def run_tables(conn: sa.Connection, run: str) -> dict[str, RunTable]:
     """Return the run's tables by digest, in order of arrival."""
-    columns = layer_tables.c.digest, layer_tables.c.since_step, layer_tables.c.spectra
-    rows = conn.execute(sa.select(*columns).where(layer_tables.c.run == run).order_by(layer_tables.c.position)).all()
     found = {}
-    for digest, since, bits in rows:
+    for digest, since, bits in conn.execute(_of_run, {"of_run": run}).all():
         table = read_table(conn, run, digest)
         spectra = np.unpackbits(np.frombuffer(bits, np.uint8), count=len(table), bitorder="little").view(np.bool_)
         found[digest] = RunTable(table, since, spectra)

@@ -9,6 +9,12 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from gradspectra_store.schema import names
 
+_of_scope = (
+    sa.select(names.c.name, names.c.derived)
+    .where(names.c.run == sa.bindparam("of_run"), names.c.scope == sa.bindparam("of_scope"))
+    .order_by(names.c.name)
+)
+
 
 def add_names(
     conn: sa.Connection, run: str, scope: str, wanted: Iterable[str], *, derived: bool, counts: Iterable[str] = ()
@@ -29,8 +35,7 @@ def add_names(
 
 def known_names(conn: sa.Connection, run: str, scope: str) -> dict[str, bool]:
     """Return the names of a scope in alphabetical order, each with whether it is derived."""
-    query = sa.select(names.c.name, names.c.derived).where(names.c.run == run, names.c.scope == scope)
-    return {row.name: row.derived for row in conn.execute(query.order_by(names.c.name))}
+    return {row.name: row.derived for row in conn.execute(_of_scope, {"of_run": run, "of_scope": scope})}
 
 
 def whole_names(conn: sa.Connection, run: str, scope: str) -> set[str]:

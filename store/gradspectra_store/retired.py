@@ -24,6 +24,13 @@ Ends = Mapping[int, tuple[int, int]]
 """As `visible_spans` gives: which steps an attempt speaks for."""
 
 
+_of_names = sa.select(*(retired.c[name] for name in ("width", "attempt", "first", "stop"))).where(
+    *(retired.c[name] == sa.bindparam(f"of_{name}") for name in ("run", "kind", "derived")),
+    retired.c.rank == 0,
+    retired.c.name.in_(sa.bindparam("names", expanding=True)),
+)
+
+
 class Coarse(NamedTuple):
     """Stretches of which only buckets of `width` steps are left."""
 
@@ -35,10 +42,9 @@ def coarse_stretches(
     conn: sa.Connection, run: str, kind: str, names: Sequence[str], *, derived: bool = False
 ) -> list[Coarse]:
     """Return what is left of rank 0's numbers of any of these names, the widest first; no step is in two of them."""
-    place = retired.c.run == run, retired.c.kind == kind, retired.c.derived == derived, retired.c.rank == 0
-    columns = [retired.c[name] for name in ("width", "attempt", "first", "stop")]
+    place = {"of_run": run, "of_kind": kind, "of_derived": derived, "names": list(names)}
     by_width: dict[int, list[Stretch]] = {}
-    for width, attempt, first, stop in conn.execute(sa.select(*columns).where(*place, retired.c.name.in_(names))):
+    for width, attempt, first, stop in conn.execute(_of_names, place):
         by_width.setdefault(width, []).append(Stretch(attempt, first, stop))
     found: list[Coarse] = []
     wider: list[Stretch] = []

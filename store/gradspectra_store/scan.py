@@ -34,11 +34,14 @@ def _select_reaches(table: sa.Table) -> sa.Select[Any]:
     return _of_rank_0(table, *columns).group_by(table.c.attempt)
 
 
-_in_range = {False: _select_in_range(segments), True: _select_in_range(derived_segments)}
-_in_segments = {False: _select_reaches(segments), True: _select_reaches(derived_segments)}
 _in_blocks = sa.select(extents.c.attempt, extents.c.first_step, extents.c.last_step).where(
     *(extents.c[name] == sa.bindparam(f"of_{name}") for name in ("run", "kind", "derived")), extents.c.rank == 0
 )
+_in_range = {False: _select_in_range(segments), True: _select_in_range(derived_segments)}
+_reaching = {
+    derived: sa.union_all(_select_reaches(table), _in_blocks)
+    for derived, table in ((False, segments), (True, derived_segments))
+}
 
 
 class _Part(Protocol):
@@ -77,11 +80,11 @@ def reaches(conn: sa.Connection, run: str, kind: str, *, derived: bool) -> Reach
     Whether the numbers lie in segments or in blocks makes no difference.
     """
     found: Reaches = {}
-    key = {"of_run": run, "of_kind": kind}
-    in_blocks = conn.execute(_in_blocks, key | {"of_derived": derived})
-    for row in [*conn.execute(_in_segments[derived], key), *in_blocks]:
-        first, last = found.get(row.attempt, (row.first_step, row.last_step))
-        found[row.attempt] = min(first, row.first_step), max(last, row.last_step)
+    for attempt, begin, end in conn.execute(
+        _reaching[derived], {"of_run": run, "of_kind": kind, "of_derived": derived}
+    ):
+        first, last = found.get(attempt, (begin, end))
+        found[attempt] = min(first, begin), max(last, end)
     return found
 
 
