@@ -38,7 +38,7 @@ _in_blocks = sa.select(extents.c.attempt, extents.c.first_step, extents.c.last_s
     *(extents.c[name] == sa.bindparam(f"of_{name}") for name in ("run", "kind", "derived")), extents.c.rank == 0
 )
 _in_range = {False: _select_in_range(segments), True: _select_in_range(derived_segments)}
-_reaching = {
+_reaching: dict[bool, sa.CompoundSelect[Any]] = {
     derived: sa.union_all(_select_reaches(table), _in_blocks)
     for derived, table in ((False, segments), (True, derived_segments))
 }
