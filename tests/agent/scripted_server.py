@@ -18,9 +18,12 @@ Script = Callable[["Handler"], bool]
 
 
 class ScriptedServer:
-    """Keeps runs by session key and batches by session. `script` decides over each POST of records, `scripts` queue."""
+    """Keeps runs by session key and batches by session. `scripts` decide over the POSTs of records, one over each.
 
-    def __init__(self, port: int = 0) -> None:
+    away: refuse connections, on a port that nobody else can take, until `listen` is called.
+    """
+
+    def __init__(self, away: bool = False) -> None:
         self.runs: dict[str, dict[str, Any]] = {}
         self.batches: list[Batch] = []
         self.repeated = 0
@@ -33,11 +36,17 @@ class ScriptedServer:
         self.stop_at_step: int | None = None
         self.viewed = True
         self.expected_token: str | None = None
-        self._http = _Server(("127.0.0.1", port), Handler)
+        self._http = _Server(("127.0.0.1", 0), Handler, bind_and_activate=False)
+        self._http.server_bind()
         self._http.owner = self
-        self.port = self._http.server_address[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True)
+        if not away:
+            self.listen()
+
+    def listen(self) -> None:
+        """Take connections from now on."""
+        self._http.server_activate()
         self._thread.start()
 
     def steps(self) -> list[int]:
@@ -48,7 +57,7 @@ class ScriptedServer:
         """All gaps received."""
         return [(gap.first, gap.last, gap.what) for batch in self.batches for gap in batch.gaps]
 
-    def wait_for(self, condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 60.0) -> None:
         """Wait until the condition holds; fails the test if it does not in time."""
         end = time.monotonic() + seconds
         while not condition():
@@ -69,8 +78,8 @@ class _Server(ThreadingHTTPServer):
     block_on_close = False
     owner: ScriptedServer
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         self.connections: set[socket.socket] = set()
 
     def handle_error(self, *_: Any) -> None:
