@@ -6,13 +6,14 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from typing import Any
+from contextlib import contextmanager
 
 import pytest
 from frontend.canned import CannedServer
-from playwright.sync_api import Browser, ConsoleMessage, Error, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Error, Page, Request, ViewportSize, expect, sync_playwright
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+WINDOW: ViewportSize = {"width": 1280, "height": 1600}
 PATIENCE = 20_000
 """Milliseconds; on a busy machine a page takes its time."""
 
@@ -50,19 +51,18 @@ def server(standing_server: CannedServer) -> CannedServer:
     return standing_server
 
 
-@pytest.fixture(scope="module")
-def tab(chromium: Browser, standing_server: CannedServer) -> Iterator[Page]:
-    """A tab of 1280 × 1600 that the tests of a module use one after the other."""
-    options: dict[str, Any] = {"viewport": {"width": 1280, "height": 1600}, "base_url": standing_server.url}
-    with chromium.new_context(**options) as context:
+@contextmanager
+def a_page(chromium: Browser, url: str) -> Iterator[Page]:
+    """A page of 1280 × 1600 in a browser that knows nothing."""
+    with chromium.new_context(viewport=WINDOW, base_url=url) as context:
         page = context.new_page()
         page.set_default_timeout(PATIENCE)
         yield page
 
 
-@pytest.fixture
-def page(tab: Page, server: CannedServer) -> Iterator[Page]:
-    """An empty tab that knows nothing; fails for an error on the console, and for a request to another host."""
+@contextmanager
+def without_complaints(page: Page, url: str) -> Iterator[None]:
+    """Fails for an error on the console, and for a request to another host."""
     complaints: list[str] = []
 
     def on_console(said: ConsoleMessage) -> None:
@@ -72,17 +72,39 @@ def page(tab: Page, server: CannedServer) -> Iterator[Page]:
         complaints.append(f"page error: {error}")
 
     def on_request(call: Request) -> None:
-        complaints.extend([] if call.url.startswith((server.url, "data:", "blob:", "about:")) else [call.url])
+        complaints.extend([] if call.url.startswith((url, "data:", "blob:", "about:")) else [call.url])
 
     heard = {"console": on_console, "pageerror": on_error, "request": on_request}
     for event, listener in heard.items():
-        tab.on(event, listener)
-    yield tab
-    tab.unroute_all()
-    tab.goto("about:blank")
+        page.on(event, listener)
+    yield
+    page.unroute_all()
+    page.goto("about:blank")
     for event, listener in heard.items():
-        tab.remove_listener(event, listener)
-    devtools = tab.context.new_cdp_session(tab)
+        page.remove_listener(event, listener)
+    assert complaints == []
+
+
+@pytest.fixture(scope="module")
+def standing_page(chromium: Browser, standing_server: CannedServer) -> Iterator[Page]:
+    """The page that the tests of a module use one after the other."""
+    with a_page(chromium, standing_server.url) as page:
+        yield page
+
+
+@pytest.fixture
+def page(standing_page: Page, server: CannedServer) -> Iterator[Page]:
+    """An empty page without anything stored; what it has fetched for ever it may still have."""
+    standing_page.set_viewport_size(WINDOW)
+    devtools = standing_page.context.new_cdp_session(standing_page)
     devtools.send("Storage.clearDataForOrigin", {"origin": server.url, "storageTypes": "cookies,local_storage"})
     devtools.detach()
-    assert complaints == []
+    with without_complaints(standing_page, server.url):
+        yield standing_page
+
+
+@pytest.fixture
+def own_page(chromium: Browser, server: CannedServer) -> Iterator[Page]:
+    """A page of the test's own, which may add scripts to it: they stay as long as the page does."""
+    with a_page(chromium, server.url) as page, without_complaints(page, server.url):
+        yield page

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 
 import pytest
-from frontend.canned import CannedServer
 from frontend.seen import RUN, expect_drawn
-from playwright.sync_api import Browser, Page, Route, expect
+from playwright.sync_api import Page, Route, expect
 
 
 def test_the_keyboard_goes_everywhere(page: Page) -> None:
@@ -27,18 +26,16 @@ def test_the_keyboard_goes_everywhere(page: Page) -> None:
     expect(page.locator("dialog")).to_have_count(0)
 
 
-def test_keys_work_from_the_moment_that_a_list_is_shown(chromium: Browser, server: CannedServer) -> None:
-    page = chromium.new_page(base_url=server.url)
-    page.add_init_script(
+def test_keys_work_from_the_moment_that_a_list_is_shown(own_page: Page) -> None:
+    own_page.add_init_script(
         """new MutationObserver((_, watcher) => {
              if (document.querySelectorAll("tr.row").length < 5) return;
              watcher.disconnect();
              dispatchEvent(new KeyboardEvent("keydown", { key: "j" }));
            }).observe(document, { childList: true, subtree: true })"""
     )
-    page.goto("/")
-    expect(page.locator("tr.row.chosen")).to_have_attribute("data-run", "demo00000001")
-    page.close()
+    own_page.goto("/")
+    expect(own_page.locator("tr.row.chosen")).to_have_attribute("data-run", "demo00000001")
 
 
 @pytest.mark.parametrize(

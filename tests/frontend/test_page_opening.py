@@ -27,19 +27,19 @@ def test_figures_are_drawn_before_the_run_has_answered(page: Page, tab: str, nam
 
 
 @pytest.mark.parametrize("width", [1280, 420])
-def test_a_heatmap_is_painted_once_a_drawing(page: Page, width: int) -> None:
-    page.set_viewport_size({"width": width, "height": 900})
-    page.add_init_script(
+def test_a_heatmap_is_painted_once_a_drawing(own_page: Page, width: int) -> None:
+    own_page.set_viewport_size({"width": width, "height": 900})
+    own_page.add_init_script(
         "window.painted = 0; const own = HTMLCanvasElement.prototype.toDataURL;"
         "HTMLCanvasElement.prototype.toDataURL = function (...how) {"
         " window.painted += 1; return own.apply(this, how); };"
     )
-    page.goto(f"{RUN}/layers")
-    expect(figure(page, "layers")).to_have_attribute("data-state", "drawn")
-    page.wait_for_timeout(500)
-    kinds = figure(page, "layers").locator(".heatmaplayer image").count()
-    drawn = int(figure(page, "layers").get_attribute("data-drawn") or 0)
-    assert page.evaluate("window.painted") == kinds * drawn >= 1
+    own_page.goto(f"{RUN}/layers")
+    expect(figure(own_page, "layers")).to_have_attribute("data-state", "drawn")
+    own_page.wait_for_timeout(500)
+    kinds = figure(own_page, "layers").locator(".heatmaplayer image").count()
+    drawn = int(figure(own_page, "layers").get_attribute("data-drawn") or 0)
+    assert own_page.evaluate("window.painted") == kinds * drawn >= 1
 
 
 def test_a_run_that_is_not_there_says_so_in_place_of_figures(page: Page) -> None:
