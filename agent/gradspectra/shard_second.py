@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gradspectra.budget import Budget
 from gradspectra.flat import OneThread
+from gradspectra.fused import FusedPass
 from gradspectra.guard import Guard
 from gradspectra.inventory import Inventory
 from gradspectra.measure import LayerMarks
@@ -21,9 +22,10 @@ from gradspectra.step import OpenStep
 
 
 class ShardSecond(SecondMeasuring):
-    """Measures the shards of this rank when the ranks exchange. optimizer, rank, ranks: as for `ShardTier`.
+    """Measures the shards of this rank when the ranks exchange.
 
-    seconds: what that took at the exchange at hand.
+    optimizer, rank, ranks: as for `ShardTier`. fused: the compiled pass, for outputs. seconds: what that took at the
+    exchange at hand.
     """
 
     def __init__(
@@ -35,9 +37,10 @@ class ShardSecond(SecondMeasuring):
         optimizer: Any,
         rank: int,
         ranks: int,
+        fused: FusedPass | None = None,
     ) -> None:
         self.shards = ShardTier(inventory, budget, optimizer, rank, ranks)
-        super().__init__(models, inventory, budget, guard, self.shards)
+        super().__init__(models, inventory, budget, guard, self.shards, fused)
         self.seconds = 0.0
         self._failures = 0
         self._begun = False
@@ -58,6 +61,7 @@ class ShardSecond(SecondMeasuring):
 
     def sums(self, step: OpenStep, marks: LayerMarks) -> Tensor:
         """What this rank brings to the exchange, (N,) float64 where its shards lie. marks: of its own first tier."""
+        self._guard.run("activations", self.activations.collect)
         self._count_forward(step)
         began = time.perf_counter()
         with OneThread(), torch.no_grad():

@@ -87,7 +87,7 @@ class Sharded:
         self.second: ShardSecond | None = None
         room = self.spectra.room
         if options.second_tier != "off" and tensors:
-            self.second = ShardSecond(models, inventory, budget, guard, optimizer, rank, ranks)
+            self.second = ShardSecond(models, inventory, budget, guard, optimizer, rank, ranks, tier.fused)
             room += self.second.shards.room
         self.exchange = Exchange(group, layers, options.every, device, guard, room)
         self.parts = ShardParts(list(models.values()), tensors, layers, backward, guard, self.exchange.size)

@@ -10,6 +10,8 @@ import torch
 from agent.watched_training import assert_close, attention, column, loss_of, watched
 from gradspectra import sharded
 from gradspectra.budget import Budget
+from gradspectra.shard_second import ShardSecond
+from gradspectra.shard_tier import ShardTier
 from torch import distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -136,6 +138,19 @@ def test_after_a_loss_that_is_not_finite_the_outputs_of_all_layers_are_followed(
     assert not any("grad_l1" in record.statistics for record in kept())
 
 
+def test_after_the_loss_of_another_rank_was_not_finite_they_are_followed_too(mesh, kept, monkeypatch):
+    agree = ShardSecond.agree
+    monkeypatch.setattr(ShardSecond, "agree", lambda self, turns, _: agree(self, turns, True))
+    model = fully_shard(attention(), mesh=mesh)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with watched(model, optimizer, budget=1e-9):
+        for step in range(2):
+            loss_of(model, 4, step).backward()
+            optimizer.step()
+    assert ["act_max" in record.statistics for record in kept()] == [False, True]
+    assert sum(x is not None for x in column(kept()[1], "act_max").values()) == 6
+
+
 def test_within_a_budget_the_second_tier_comes_in_turn_and_is_that_of_a_training_without_shards(
     mesh, kept, monkeypatch
 ):
@@ -144,7 +159,12 @@ def test_within_a_budget_the_second_tier_comes_in_turn_and_is_that_of_a_training
     monkeypatch.setattr(Budget, "second_seconds", lambda budget: 0.4 * budget.second_lap_seconds)
     monkeypatch.setattr(Budget, "too_large", lambda *_: False)
     monkeypatch.setattr(Budget, "_choose", lambda *_: None)
+    monkeypatch.setattr("gradspectra.shard_tier.LARGEST_PIECE", 1.0)
+    costs = []
+    monkeypatch.setattr(ShardTier, "learn", lambda _, taken, seconds: costs.append((len(taken), seconds)))
     status = trained(mesh, steps=12, budget=1.0)
+    assert len(costs) > 5
+    assert all(0 < units < 11 and seconds > 0 for units, seconds in costs)
     assert 2 <= status["cadence_second"] <= 4
     seen = set()
     for own, expected in zip(kept(), whole, strict=True):

@@ -41,6 +41,7 @@ STAGES = [
     "gradspectra.shard_tier:ShardTier.ready",
     "gradspectra.shard_tier:ShardTier.finish",
     "gradspectra.activations:Activations._measure",
+    "gradspectra.activations:Activations.collect",
     "gradspectra.sharded:Sharded._share",
     "gradspectra.sharded:Sharded._adopt",
     "gradspectra.exchange:Exchange._fill",
@@ -56,6 +57,7 @@ LEFT_OUT = {
     "second tier": ("ShardSecond.sums", *(f"ShardTier.{name}" for name in SECOND)),
     "activations": (
         "Activations._measure",
+        "Activations.collect",
         "Session.stepped",
         "ShardSecond.sums",
         *(f"ShardTier.{name}" for name in SECOND),
