@@ -68,9 +68,20 @@ def _sqlite(url: sa.URL, synchronous: str, foreign_keys: bool) -> sa.Engine:
     def _begin(conn: sa.Connection) -> None:
         options = conn.get_execution_options()
         if options.get("isolation_level") != "AUTOCOMMIT":
-            conn.exec_driver_sql("BEGIN" if options.get("read_only") else "BEGIN IMMEDIATE")
+            driver_execute(conn, "BEGIN" if options.get("read_only") else "BEGIN IMMEDIATE").close()
 
     return engine
+
+
+def driver_execute(conn: sa.Connection, text: str, values: Any = ()) -> Any:
+    """Run a statement by the driver of the connection; returns its cursor, raises SQLAlchemy's errors."""
+    cursor = conn.connection.cursor()
+    try:
+        cursor.execute(text, values)
+    except conn.dialect.loaded_dbapi.Error as error:
+        kinds = conn.dialect.loaded_dbapi.Error
+        raise sa.exc.DBAPIError.instance(text, values, error, kinds, dialect=conn.dialect) from error
+    return cursor
 
 
 def set_up_sqlite(dbapi: Any, pragmas: Sequence[str]) -> None:

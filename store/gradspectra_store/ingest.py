@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import sqlalchemy as sa
@@ -14,21 +14,43 @@ from gradspectra_store import sparkline
 from gradspectra_store.errors import BadBatch, SequenceGap, UnknownRun, UnknownSession
 from gradspectra_store.layer_tables import KnownTable, known_table, note_spectra, store_table
 from gradspectra_store.names import add_names
-from gradspectra_store.schema import gaps, layer_tables, runs, segments, sessions
+from gradspectra_store.prepared import Prepared
+from gradspectra_store.schema import JsonText, gaps, layer_tables, runs, segments, sessions
 from gradspectra_store.segments import pack_layers, pack_scalars, pack_spectra
 
 MAX_STEP = 2**53
-_State = Any  # a row of `_state_query`: SQLAlchemy's row types count their columns
-_state_query = (
-    sa.select(
-        *(sessions.c[name] for name in ("attempt", "rank", "last_sequence", "last_step", "complete_through")),
-        *(sessions.c[name] for name in ("names_digest", "ended_at")),
-        runs.c.attempt.label("run_attempt"),
-        runs.c.last_step.label("run_last_step"),
-        *(runs.c[name] for name in ("state", "last_batch", "sparkline", "stop_at_step")),
-        layer_tables.c.size.label("table_size"),
-        layer_tables.c.spectra.label("table_spectra"),
-    )
+_json = JsonText()
+
+
+class _State(NamedTuple):
+    """Where a session and its run stand, and what is known of the layer table that the batch speaks of."""
+
+    attempt: int
+    rank: int
+    last_sequence: int
+    last_step: int
+    complete_through: int
+    names_digest: str
+    ended_at: float | None
+    run_attempt: int
+    run_last_step: int
+    state: str
+    last_batch: int
+    sparkline: str
+    stop_at_step: int | None
+    table_size: int | None
+    table_spectra: bytes | None
+
+
+_COLUMNS = {
+    "run_attempt": runs.c.attempt,
+    "run_last_step": runs.c.last_step,
+    "table_size": layer_tables.c.size,
+    "table_spectra": layer_tables.c.spectra,
+    **{name: runs.c[name] for name in ("state", "last_batch", "sparkline", "stop_at_step")},
+}
+_state_query = Prepared(
+    sa.select(*(_COLUMNS[name] if name in _COLUMNS else sessions.c[name] for name in _State._fields))
     .select_from(
         runs.join(sessions, sessions.c.run == runs.c.id).outerjoin(
             layer_tables,
@@ -38,14 +60,14 @@ _state_query = (
     .where(runs.c.id == sa.bindparam("of_run"), sessions.c.id == sa.bindparam("of_session"))
     .with_for_update(key_share=True, of=(runs, sessions))
 )
-_advance_run = (
+_advance_run = Prepared(
     sa.update(runs)
     .where(runs.c.id == sa.bindparam("of_run"))
     .values(last_batch=runs.c.last_batch + 1)
     .values({name: sa.bindparam(name) for name in ("last_step", "updated_at", "state", "sparkline")})
     .returning(runs.c.last_batch)
 )
-_advance_session = (
+_advance_session = Prepared(
     sa.update(sessions)
     .where(sessions.c.id == sa.bindparam("of_session"))
     .values(
@@ -55,7 +77,11 @@ _advance_session = (
         }
     )
 )
-_insert_segments = sa.insert(segments)
+_insert_segment = Prepared(
+    sa.insert(segments)
+    .values({column.name: sa.bindparam(column.name) for column in segments.c if column.name != "id"})
+    .inline()
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +105,10 @@ def ingest(conn: sa.Connection, run: str, batch: Batch, now: float) -> Ingested:
     """
     digest = _digest_of(batch)
     key = {"of_run": run, "of_session": batch.session, "of_digest": digest or ""}
-    state = conn.execute(_state_query, key).one_or_none()
-    if state is None:
+    found = _state_query.rows(conn, key)
+    if not found:
         raise _unknown(conn, run, batch.session)
+    state = _State(*found[0])
     stop = state.stop_at_step if state.attempt == state.run_attempt else None
     if batch.sequence <= state.last_sequence:
         return Ingested("repeated", state.last_batch, state.run_last_step, stop)
@@ -92,7 +119,8 @@ def ingest(conn: sa.Connection, run: str, batch: Batch, now: float) -> Ingested:
         _check_layers(conn, run, batch, digest, state)
     last_step, number = _move_run(conn, run, batch, state, now)
     _move_session(conn, run, batch, state, now)
-    conn.execute(_insert_segments, _rows(run, batch, state, number))
+    for row in _rows(run, batch, state, number):
+        _insert_segment.run(conn, row)
     _store_gaps(conn, run, batch, state.attempt)
     return Ingested("stored", number, last_step, stop)
 
@@ -124,7 +152,7 @@ def _digest_of(batch: Batch) -> str | None:
 
 def _check_layers(conn: sa.Connection, run: str, batch: Batch, digest: str, state: _State) -> None:
     """See that layers and spectra fit the table, which is stored where it is new."""
-    table = None if state.table_size is None else KnownTable(state.table_size, state.table_spectra)
+    table = None if state.table_size is None else KnownTable(state.table_size, state.table_spectra or b"")
     own = batch.layer_table
     if own is not None and (table is None or own.digest != digest) and known_table(conn, run, own.digest) is None:
         store_table(conn, run, own, _span(batch.steps, state)["first_step"])
@@ -162,7 +190,7 @@ def _rows(run: str, batch: Batch, state: _State, number: int) -> list[dict[str, 
         "sequence": batch.sequence,
     }
     scalars: dict[str, Any] = {"digest": None, "members": None, "payload": pack_scalars(batch)}
-    rows = [{"kind": "scalars", **_span(batch.steps, state), **scalars}]
+    rows: list[dict[str, Any]] = [{"kind": "scalars", **_span(batch.steps, state), **scalars}]
     if batch.layers is not None and len(batch.layers.steps):
         layers = {"digest": batch.layers.digest, "members": None, "payload": pack_layers(batch.layers)}
         rows.append({"kind": "layers", **_span(batch.layers.steps, state), **layers})
@@ -201,7 +229,12 @@ def _store_names(conn: sa.Connection, run: str, batch: Batch, known: str) -> str
 
 def _move_run(conn: sa.Connection, run: str, batch: Batch, state: _State, now: float) -> tuple[int, int]:
     """Move the run on to this batch; returns its last step and the number of the batch."""
-    values = {"last_step": state.run_last_step, "state": state.state, "sparkline": state.sparkline, "updated_at": now}
+    values: dict[str, Any] = {
+        "last_step": state.run_last_step,
+        "state": state.state,
+        "sparkline": state.sparkline,
+        "updated_at": now,
+    }
     if state.attempt == state.run_attempt:  # else a spool of an older attempt, sent late
         if len(batch.steps):
             values["last_step"] = max(state.run_last_step, int(batch.steps[-1]))
@@ -210,8 +243,10 @@ def _move_run(conn: sa.Connection, run: str, batch: Batch, state: _State, now: f
         if state.rank == 0 and "loss" in batch.scalars.names:
             at = batch.scalars.names.index("loss")
             columns = batch.scalars.values[at], batch.scalars.present[at]
-            values["sparkline"] = sparkline.extended(state.sparkline, batch.steps, *columns)
-    number: int = conn.execute(_advance_run, {"of_run": run} | values).scalar_one()
+            line = _json.process_result_value(state.sparkline, conn.dialect)
+            line = sparkline.extended(line, batch.steps, *columns)
+            values["sparkline"] = _json.process_bind_param(line, conn.dialect)
+    ((number,),) = _advance_run.rows(conn, {"of_run": run} | values)
     return values["last_step"], number
 
 
@@ -223,4 +258,4 @@ def _move_session(conn: sa.Connection, run: str, batch: Batch, state: _State, no
         "names_digest": _store_names(conn, run, batch, state.names_digest),
         "last_seen": now,
     }
-    conn.execute(_advance_session, {"of_session": batch.session} | values)
+    _advance_session.run(conn, {"of_session": batch.session} | values)
