@@ -16,6 +16,10 @@ from gradspectra_store.runs import SILENT_SECONDS
 from gradspectra_store.schema import attempts, cursors, derive_states, derived_segments, runs, segments, sessions
 from gradspectra_store.segments import pack_columns, pack_layers, unpack_layers, unpack_scalars, unpack_spectra
 
+_delete_derived = sa.delete(derived_segments).where(
+    derived_segments.c.run == sa.bindparam("of_run"), derived_segments.c.batch == sa.bindparam("of_batch")
+)
+
 
 @dataclass(slots=True)
 class Cursor:
@@ -62,13 +66,22 @@ def advance(conn: sa.Connection, run: str, cursor: Cursor) -> None:
     conn.execute(sa.update(cursors).where(cursors.c.run == run).values(values))
 
 
-def pending(conn: sa.Connection, run: str, after_batch: int, limit: int, now: float | None = None) -> list[StoredBatch]:
+def pending(
+    conn: sa.Connection,
+    run: str,
+    after_batch: int,
+    limit: int,
+    now: float | None = None,
+    *,
+    steps: int | None = None,
+) -> list[StoredBatch]:
     """Return up to `limit` batches after one, in order, up to the first whose steps may not be derived yet.
 
     A batch may be derived when every live session of its attempt has completed its steps. Live are sessions that
-    have sent a batch, have not ended and were heard within 60 s.
+    have sent a batch, have not ended and were heard within 60 s. steps: read no further than the batch with which
+    so many steps are reached.
     """
-    numbers = _ready(conn, run, after_batch, limit, time.time() if now is None else now)
+    numbers = _ready(conn, run, after_batch, limit, time.time() if now is None else now, steps)
     if not numbers:
         return []
     wanted = segments.c.batch.between(numbers[0], numbers[-1])
@@ -98,8 +111,7 @@ def save_derived(
     columns: steps (S,) and run-level series over them; layer_metrics: blocks of layer metrics, each over its own
     steps and layer table.
     """
-    of_batch = derived_segments.c.run == run, derived_segments.c.batch == batch_number
-    conn.execute(sa.delete(derived_segments).where(*of_batch))
+    conn.execute(_delete_derived, {"of_run": run, "of_batch": batch_number})
     rows: list[dict[str, Any]] = []
     if columns is not None and len(columns[0]):
         rows.append({"kind": "scalars", "payload": pack_columns(*columns), **_span(columns[0]), "digest": None})
@@ -149,8 +161,10 @@ def _span(steps: Int64) -> dict[str, int]:
     return {"first_step": int(steps.min()), "last_step": int(steps.max())}
 
 
-def _ready(conn: sa.Connection, run: str, after: int, limit: int, now: float) -> list[int]:
-    columns = segments.c.batch, segments.c.attempt, segments.c.last_step
+def _ready(
+    conn: sa.Connection, run: str, after: int, limit: int, now: float, most_steps: int | None = None
+) -> list[int]:
+    columns = segments.c.batch, segments.c.attempt, segments.c.first_step, segments.c.last_step
     of_run = segments.c.run == run, segments.c.kind == "scalars", segments.c.batch > after
     rows = conn.execute(sa.select(*columns).where(*of_run).order_by(segments.c.batch).limit(limit)).all()
     if not rows:
@@ -163,10 +177,12 @@ def _ready(conn: sa.Connection, run: str, after: int, limit: int, now: float) ->
     )
     bounds = {row.attempt: row.through for row in conn.execute(live)}
     ready: list[int] = []
-    for batch, attempt, last_step in rows:
-        if last_step > bounds.get(attempt, last_step):
+    steps = 0
+    for batch, attempt, first_step, last_step in rows:
+        if last_step > bounds.get(attempt, last_step) or (most_steps is not None and steps >= most_steps):
             break
         ready.append(batch)
+        steps += last_step - first_step + 1
     return ready
 
 

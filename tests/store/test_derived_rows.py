@@ -102,6 +102,16 @@ def test_pending_gives_at_most_what_was_asked_for(store: Store) -> None:
     assert numbers(store, run.run, after=1, limit=3) == [2, 3, 4]
 
 
+def test_pending_reads_no_further_than_the_batch_with_the_last_step_asked_for(store: Store) -> None:
+    run = started(store)
+    for sequence in range(1, 6):
+        stored(store, run.run, a_batch(run.session, sequence, [3 * sequence - 2, 3 * sequence - 1, 3 * sequence]))
+    with store.read() as conn:
+        for steps, expected in ((1, [1]), (3, [1]), (4, [1, 2]), (9, [1, 2, 3]), (100, [1, 2, 3, 4, 5])):
+            found = pending(conn, run.run, 0, 100, 1001.0, steps=steps)
+            assert [batch.batch_number for batch in found] == expected
+
+
 def test_a_batch_waits_for_what_other_live_sessions_have_not_completed(store: Store) -> None:
     run = started(store)
     other = started(store, resume=run.run, rank=1)

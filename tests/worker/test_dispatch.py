@@ -84,6 +84,29 @@ def test_requests_for_one_run_are_coalesced(store, monkeypatch):
     assert calls == ["a", "b", "a"]
 
 
+@pytest.mark.parametrize(
+    ("worked", "batches", "flooded", "rest"),
+    [(0.25, 16, True, 0.75), (0.01, 16, True, 0.05), (0.25, 16, False, 0.05), (0.25, 64, False, 0.0)],
+)
+def test_a_run_whose_batches_do_not_cease_is_derived_a_quarter_of_the_time(
+    store, monkeypatch, worked, batches, flooded, rest
+):
+    clock = [100.0]
+
+    def derived(_store, run, **_):
+        clock[0] += worked
+        if flooded:
+            dispatcher.request(run)
+        return batches
+
+    monkeypatch.setattr(dispatch, "derive", derived)
+    monkeypatch.setattr(dispatch.time, "monotonic", lambda: clock[0])
+    dispatcher = InlineDispatcher(store, sweep_seconds=60.0)
+    dispatcher.request("a")
+    dispatcher._take_turn("a")
+    assert dispatcher._resting["a"] == pytest.approx(clock[0] + rest)
+
+
 def test_a_failure_is_logged_and_the_sweep_tries_again(store, monkeypatch, caplog):
     failures = iter([True, True])
 

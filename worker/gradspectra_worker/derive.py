@@ -98,7 +98,7 @@ def _derive_chunk(store: Store, run: str, chunk: int) -> _Done | None:
 
 def _prepared(conn: sa.Connection, run: str, chunk: int) -> _Chain | None:
     cursor = claim(conn, run)
-    batches = [] if cursor is None else pending(conn, run, cursor.batch, chunk)
+    batches = [] if cursor is None else pending(conn, run, cursor.batch, chunk, steps=STEPS_PER_TRANSACTION)
     if cursor is None or not batches:
         return None
     attempts = {attempt["attempt"]: attempt for attempt in list_attempts(conn, run)}

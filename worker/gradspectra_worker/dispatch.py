@@ -22,6 +22,10 @@ REST_SECONDS = 0.05
 """A run just derived waits this long before its next turn: what arrives meanwhile is derived together, at a fraction
 of the cost, and ingest has the database and the processor to itself."""
 
+DERIVE_SHARE = 0.25
+"""Share of its time that the deriving thread works on a run whose batches come faster than it rests: a flood is taken
+in first, and derived at full speed when it is over."""
+
 COMPACT_SHARE = 0.2
 """Share of its time that the compacting thread works: what it leaves undone waits until fewer batches come."""
 
@@ -67,6 +71,7 @@ class InlineDispatcher:
         self._allow_hosts = allow_hosts
         self._waiting: dict[str, None] = {}
         self._resting: dict[str, float] = {}
+        self._asked: dict[str, float] = {}
         self._wake = threading.Condition()
         self._stopping = threading.Event()
         self._alerts = threading.Event()
@@ -76,6 +81,11 @@ class InlineDispatcher:
 
     def request(self, run: str) -> None:
         """Ask for a run to be derived; returns at once."""
+        self._asked[run] = time.monotonic()
+        if run not in self._waiting:  # else the thread knows: to be woken for each batch of a flood would slow it down
+            self._wait_for_turn(run)
+
+    def _wait_for_turn(self, run: str) -> None:
         with self._wake:
             self._waiting[run] = None
             self._wake.notify()
@@ -128,14 +138,18 @@ class InlineDispatcher:
 
     def _take_turn(self, run: str) -> None:
         """Derive one chunk of a run, and ask again for what came meanwhile: runs that never pause share the thread."""
+        begin = time.monotonic()
         done = derive(self._store, run, announce=self._tell, turns=1)
         now = time.monotonic()
+        rest = REST_SECONDS if done < CHUNK else 0.0
+        if now - self._asked.pop(run, 0.0) < REST_SECONDS:
+            rest = max(rest, (now - begin) * (1 / DERIVE_SHARE - 1))
         with self._wake:
             self._resting = {other: end for other, end in self._resting.items() if end > now}
-            self._resting[run] = now + (REST_SECONDS if done < CHUNK else 0.0)
+            self._resting[run] = now + rest
         with self._store.read() as conn:
             if behind(conn, run):
-                self.request(run)
+                self._wait_for_turn(run)
 
     def _tell(self, announcement: Announcement) -> None:
         if announcement["type"] == "alert":
