@@ -51,4 +51,9 @@ def context_of(request: Request) -> Context:
     return context
 
 
-Shared = Annotated[Context, Depends(context_of)]
+async def _shared(request: Request) -> Context:
+    """As `context_of`; FastAPI would send a plain function to a thread at each call."""
+    return context_of(request)
+
+
+Shared = Annotated[Context, Depends(_shared)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gradspectra_frontend.assets import CONTENT_SECURITY_POLICY
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,6 +19,11 @@ SECURITY_HEADERS = {
 }
 
 
+_SECURITY_HEADERS = [(name.lower().encode(), value.encode()) for name, value in SECURITY_HEADERS.items()]
+_SECURITY_NAMES = frozenset(name for name, _ in _SECURITY_HEADERS)
+_NOT_KEPT = (b"cache-control", b"no-store")
+
+
 class SecurityHeaders:
     """Adds the security headers to every answer, and `Cache-Control: no-store` where an answer says nothing."""
 
@@ -32,22 +37,31 @@ class SecurityHeaders:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in SECURITY_HEADERS.items():
-                    headers[name] = value
-                headers.setdefault("Cache-Control", "no-store")
+                said = message.get("headers", ())
+                headers = [header for header in said if header[0] not in _SECURITY_NAMES] + _SECURITY_HEADERS
+                if not any(name == b"cache-control" for name, _ in said):
+                    headers.append(_NOT_KEPT)
+                message = {**message, "headers": headers}
             await send(message)
 
         await self.app(scope, receive, send_with_headers)
 
 
+MOST_HOSTS = 64
+"""Host headers remembered: a wildcard among the allowed names lets any number of them pass."""
+
+
 class TrustedHosts:
-    """Refuses Host headers that are not ours, as a problem document; the check itself is Starlette's."""
+    """Refuses Host headers that are not ours, as a problem document; the check itself is Starlette's.
+
+    A Host that has passed is not checked again: it is one of a few, which every request repeats.
+    """
 
     def __init__(self, app: ASGIApp, hosts: tuple[str, ...]) -> None:
         self.app = app
         self.hosts = hosts
         self._check = TrustedHostMiddleware(self._trusted, hosts, www_redirect=False)
+        self._passed: set[str] = set()
 
     @staticmethod
     async def _trusted(scope: Scope, _receive: Receive, _send: Send) -> None:
@@ -55,18 +69,22 @@ class TrustedHosts:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-
-            async def ignore(_: Message) -> None:
-                """The check's own answer, in place of which a problem document is sent."""
-
-            await self._check(scope, receive, ignore)
-            if not scope.pop("gradspectra.trusted", False):
-                host = Headers(scope=scope).get("host", "")
-                await Problem("wrong-host", f"this server does not answer to the host name {host[:200]!r}").response()(
-                    scope, receive, send
-                )
+            host = Headers(scope=scope).get("host", "")
+            if host not in self._passed and not await self._passes(host, scope, receive):
+                problem = Problem("wrong-host", f"this server does not answer to the host name {host[:200]!r}")
+                await problem.response()(scope, receive, send)
                 return
         await self.app(scope, receive, send)
+
+    async def _passes(self, host: str, scope: Scope, receive: Receive) -> bool:
+        async def ignore(_: Message) -> None:
+            """The check's own answer, in place of which a problem document is sent."""
+
+        await self._check(scope, receive, ignore)
+        passes = bool(scope.pop("gradspectra.trusted", False))
+        if passes and len(self._passed) < MOST_HOSTS:
+            self._passed.add(host)
+        return passes
 
 
 class RequestBounds:

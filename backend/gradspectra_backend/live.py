@@ -75,9 +75,12 @@ class Hub:
             self._loop.call_soon_threadsafe(self.close)
 
     def announce(self, announcement: dict[str, Any]) -> None:
-        """Tell every stream that wants it. Losing one does no harm: the database is the truth."""
+        """Tell every stream that wants it. Losing one does no harm: the database is the truth.
+
+        The loop is not woken where no stream is open: one that opens now reads what it missed.
+        """
         loop = self._loop
-        if loop is not None and not loop.is_closed():
+        if self._listeners and loop is not None and not loop.is_closed():
             loop.call_soon_threadsafe(self.publish, announcement)
 
     def publish(self, announcement: dict[str, Any]) -> None:

@@ -92,10 +92,10 @@ def _check_layers(block: LayerBlock, steps: Int64, table: LayerTable | None, lim
 
 def _is_subset(few: Int64, many: Int64) -> bool:
     """Whether strictly increasing `few` all occur in strictly increasing `many`."""
+    if len(few) >= len(many):
+        return len(few) == len(many) and bool((few == many).all())
     if not len(few):
         return True
-    if len(few) > len(many):
-        return False
     at = many.searchsorted(few).clip(max=len(many) - 1)
     return bool((many[at] == few).all())
 

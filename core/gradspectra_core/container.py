@@ -25,6 +25,8 @@ MAX_DIMENSIONS = 8
 MAX_EXTENT = 1 << 40
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _LENGTH = struct.Struct("<Q")
+_META = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+_HEADER = json.JSONEncoder(separators=(",", ":"))
 
 
 def pack(meta: dict[str, Any], blocks: Mapping[str, NDArray[Any]]) -> bytes:
@@ -35,13 +37,13 @@ def pack(meta: dict[str, Any], blocks: Mapping[str, NDArray[Any]]) -> bytes:
     Source of the layout: the safetensors format.
     """
     arrays = sorted(((name, _little_endian(name, block)) for name, block in blocks.items()), key=_by_item_size)
-    text = json.dumps(meta, separators=(",", ":"), allow_nan=False)
+    text = _META.encode(meta)
     header: dict[str, Any] = {"__metadata__": {"format": FORMAT, "gradspectra": text}}
     end = 0
     for name, array in arrays:
         begin, end = end, end + array.nbytes
         header[name] = {"dtype": _CODES[array.dtype], "shape": array.shape, "data_offsets": (begin, end)}
-    head = json.dumps(header, separators=(",", ":")).encode()
+    head = _HEADER.encode(header).encode()
     head += b" " * (-len(head) % 8)
     return b"".join((_LENGTH.pack(len(head)), head, *(array.data for _, array in arrays)))
 
@@ -75,7 +77,7 @@ def unpack(
 def json_object(text: bytes | str, field: str) -> dict[str, Any]:
     """Parse strict JSON (UTF-8, no NaN literals) that must be an object. Raises WireError naming `field`."""
     try:
-        found = json.loads(text if isinstance(text, str) else text.decode(), parse_constant=_refuse_constant)
+        found = _STRICT.decode(text if isinstance(text, str) else text.decode())
     except (ValueError, RecursionError) as error:
         raise WireError(field, f"is not JSON: {error}") from error
     if not isinstance(found, dict):
@@ -85,6 +87,9 @@ def json_object(text: bytes | str, field: str) -> dict[str, Any]:
 
 def _refuse_constant(literal: str) -> NoReturn:
     raise ValueError(f"{literal} is not a JSON number")
+
+
+_STRICT = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
 def _by_item_size(entry: tuple[str, NDArray[Any]]) -> int:
@@ -124,13 +129,14 @@ def _entry(name: str, value: object) -> tuple[str, np.dtype[Any], list[int], int
         raise WireError(f"{name}.dtype", f"must be one of {', '.join(DTYPES)}, got {shown(code)}")
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or not all(map(_is_extent, shape)):
         raise WireError(f"{name}.shape", f"must be a list of at most {MAX_DIMENSIONS} whole numbers ≥ 0")
-    if math.prod(max(extent, 1) for extent in shape) > MAX_EXTENT:
+    count = math.prod(shape)
+    if max(count, math.prod(max(extent, 1) for extent in shape) if 0 in shape else 0) > MAX_EXTENT:
         raise WireError(f"{name}.shape", "is too large")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(_is_extent, offsets)):
         raise WireError(f"{name}.data_offsets", "must be two whole numbers ≥ 0")
     begin, end = offsets
     dtype = DTYPES[code]
-    size = math.prod(shape) * dtype.itemsize
+    size = count * dtype.itemsize
     if end - begin != size:
         raise WireError(f"{name}.data_offsets", f"must span the {size} bytes of the shape, span {end - begin}")
     return name, dtype, shape, begin, end

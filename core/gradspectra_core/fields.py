@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 from gradspectra_core.layers import Layer, LayerTable
@@ -27,11 +28,22 @@ def check_name(name: object, field: str, longest: int) -> str:
 
 def check_names(names: object, field: str, longest: int, most: int) -> tuple[str, ...]:
     """Return a list of at most `most` different names as a tuple, else raise WireError."""
-    found = expect_list(names, field, most)
-    for name in found:
+    found = tuple(expect_list(names, field, most))
+    try:
+        return _checked(found, field, longest)
+    except TypeError:  # one of them cannot be hashed, so it is no string
+        for name in found:
+            check_name(name, field, longest)
+        raise
+
+
+@lru_cache(maxsize=64)
+def _checked(names: tuple[Any, ...], field: str, longest: int) -> tuple[str, ...]:
+    """Check names; those of the batches before, which a session sends again and again, are known to be good."""
+    for name in names:
         check_name(name, field, longest)
-    check_unique(found, field)
-    return tuple(found)
+    check_unique(names, field)
+    return names
 
 
 def check_unique(names: Iterable[str], field: str) -> None:

@@ -53,6 +53,25 @@ def test_a_stream_hears_only_of_the_runs_it_asked_for():
     asyncio.run(scenario())
 
 
+def test_the_loop_is_woken_for_open_streams_alone():
+    async def scenario() -> None:
+        hub = Hub()
+        woken = []
+        loop = asyncio.get_running_loop()
+        loop.call_soon_threadsafe = lambda call, *given: woken.append((call, given))
+        hub.open(loop)
+        hub.announce(run_event("a", 1))
+        assert woken == []
+        listener = hub.subscribe(None)
+        hub.announce(run_event("a", 2))
+        assert woken == [(hub.publish, (run_event("a", 2),))]
+        hub.unsubscribe(listener)
+        hub.announce(run_event("a", 3))
+        assert len(woken) == 1
+
+    asyncio.run(scenario())
+
+
 def test_a_stream_that_is_too_slow_is_told_to_ask_anew():
     async def scenario() -> None:
         hub = Hub()

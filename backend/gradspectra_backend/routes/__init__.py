@@ -19,9 +19,9 @@ from gradspectra_backend.routes import (
 )
 
 API = (
+    records.router,
     runs.router,
     lifecycle.router,
-    records.router,
     series.router,
     layers.router,
     export.router,
@@ -33,7 +33,7 @@ API = (
     channels.router,
     retention.router,
 )
-"""Below /api/v1."""
+"""Below /api/v1. Routes are tried in this order: the call that comes most is first."""
 
 OPERATION = (health.router, sign_in.router)
 """At the root."""

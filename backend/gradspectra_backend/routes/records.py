@@ -12,7 +12,6 @@ from gradspectra_core.records import Batch
 from gradspectra_core.wire import CONTENT_TYPE, Limits, WireError, decode_batch
 from gradspectra_store.errors import SequenceGap, StoreError
 from gradspectra_store.ingest import Ingested, ingest
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from gradspectra_backend import schemas
@@ -20,6 +19,7 @@ from gradspectra_backend.answers import answer, plain
 from gradspectra_backend.auth import INGEST
 from gradspectra_backend.bodies import decoded
 from gradspectra_backend.context import Context, Shared
+from gradspectra_backend.lane import Lane
 from gradspectra_backend.problems import Problem
 from gradspectra_backend.routes.fields import RunId
 from gradspectra_backend.routes.lifecycle import fresh_alerts
@@ -27,6 +27,7 @@ from gradspectra_backend.routes.lifecycle import fresh_alerts
 router = APIRouter(prefix="/api/v1", tags=["a training job"])
 
 LIMITS = Limits()
+_lane = Lane("gradspectra-ingest")
 
 BODY = {
     "requestBody": {
@@ -50,7 +51,7 @@ async def post_records(context: Shared, run: RunId, request: Request) -> Respons
     body = await request.body()
     content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
     encoding = request.headers.get("content-encoding", "")
-    return await run_in_threadpool(_store, context, run, body, content_type, encoding)
+    return await _lane.run(_store, context, run, body, content_type, encoding)
 
 
 def _store(context: Context, run: str, body: bytes, content_type: str, encoding: str) -> Response:
