@@ -64,6 +64,8 @@ LEFT_OUT = {
     ),
 }
 """What alone is left out where one of these fails."""
+TOLD = {"ShardTier.take_shards": "numbers of the second tier", "Activations._measure": "activations"}
+"""What the status says where these fail."""
 ONE_STATISTIC = ("drift", "parts", "shard_parts", "shard_spectra", "shard_second", "shard_tier", "activations")
 ONE_STATISTIC = tuple(f"gradspectra.{module}:" for module in ONE_STATISTIC)
 """Starts of the stages whose failure on the rank that sends loses no record."""
@@ -91,6 +93,10 @@ def test_a_rank_that_fails_holds_up_nobody_and_changes_nothing(stage, rank, kept
     lacking = {name for name, stages in LEFT_OUT.items() if stage.endswith(stages)}
     if rank == 1 and stage.endswith("ShardTier.adopt"):  # which only the rank that sends does
         lacking = set()
+    for end, text in TOLD.items():
+        if stage.endswith(end):
+            assert any(f"{text} were left out at some steps" in reason for reason in status["not_measured"])
+            assert any(f"failed on the ranks {rank}" in reason for reason in status["not_measured"])
     if rank == 1 or stage.startswith(ONE_STATISTIC):
         assert [record.step for record in kept()] == [1, 2, 3, 4, 5]
         assert all(column(record, "grad_sq")["head.weight"] > 0 for record in kept())
