@@ -122,7 +122,7 @@ def matrices(gradient):
 
 
 @pytest.mark.parametrize("plan", [Plan(clip=0.01), Plan(clip_value=1e-4)], ids=["norm", "values"])
-def test_spectra_are_those_of_the_whole_gradient_before_clipping(plan, kept, tmp_path):
+def test_matrices_of_all_shapes_are_measured_as_the_whole_before_clipping(plan, kept, tmp_path):
     plan, expected = replace(plan, shards=True, mixed=True, spectra=1), []
     _, _, status = run(plan, tmp_path, gathering(plan, expected))
     assert not [reason for reason in status["not_measured"] if "spectrum" in reason]
@@ -130,6 +130,13 @@ def test_spectra_are_those_of_the_whole_gradient_before_clipping(plan, kept, tmp
         exact = matrices(step.gradient)
         found = {record.table.names[spectrum.layer]: spectrum for spectrum in record.spectra}
         assert found.keys() == exact.keys()
+        if plan.clip_value is None:
+            for name, matrix in exact.items():
+                outputs = matrix.T if name.startswith("c_attn") else matrix
+                assert column(record, "grad_l1")[name] == pytest.approx(np.abs(matrix).sum(), rel=1e-4)
+                assert column(record, "grad_zero_rows")[name] == zero_rows(outputs)
+        else:
+            assert "grad_l1" not in record.statistics
         for name, spectrum in found.items():
             values = np.linalg.svd(exact[name], compute_uv=False)
             assert spectrum.values == pytest.approx(values, rel=1e-4, abs=1e-5 * values[0])
