@@ -21,6 +21,10 @@ import gradspectra
 import torch
 from models import Task
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+FORWARD_HOOKS = torch_module._global_forward_hooks
+"""What is hooked into the forward passes of all modules: each variant finds there what it put there itself, alone."""
 
 
 def nothing() -> None:
@@ -60,6 +64,8 @@ class Variant:
         self.steps = 0
         self.sent_within = 0.0
         self.addition = ADDITIONS[name](self)
+        self.hooks = dict(FORWARD_HOOKS)
+        FORWARD_HOOKS.clear()
         self.watch = self.addition.watch
 
     def begin(self, first: Variant) -> None:
@@ -80,6 +86,7 @@ class Variant:
     def step(self) -> None:
         """One optimizer step, timed."""
         data = [self.task.draw(self.generator) for _ in range(self.task.parts)]
+        FORWARD_HOOKS.update(self.hooks)
         sent = self.sent()
         self.steps += 1
         began, busy = time.perf_counter(), time.thread_time()
@@ -95,6 +102,8 @@ class Variant:
         self.optimizer.zero_grad()
         self.seconds.append(time.perf_counter() - began)
         self.processor.append(time.thread_time() - busy)
+        self.hooks = dict(FORWARD_HOOKS)
+        FORWARD_HOOKS.clear()
         self.marked.append(self.due())
         self.sent_within += self.sent() - sent
 

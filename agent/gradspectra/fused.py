@@ -36,7 +36,7 @@ BYTES = 4
 """Of a number in float32."""
 UNKNOWN = Coefficients(NO_UPDATE, 0.0, 0.0, 0.0, 1.0, None)
 """Of tensors whose update is not known."""
-KEPT_LAYOUTS = 8
+KEPT_LAYOUTS = 256
 """Sets of tensors that were measured together whose layout is kept at most."""
 
 
@@ -194,19 +194,25 @@ class FusedPass:
         compiled = self.compiled
         if compiled is None:
             return None
-        vectors: list[tuple[int, int]] = []
-        columns: list[int] = []
+        found: list[int] = []
+        places: list[int] = []
         left: list[int] = []
         for index, (tensor, gradient) in enumerate(held):
-            at = address(gradient, self._entries[tensor.first]) if tensor.first in self._entries else 0
-            if not at:
+            entries = self._entries.get(tensor.first)
+            place = address(gradient, entries) if entries is not None else 0
+            if place:
+                found.append(tensor.first)
+                places.append(place)
+            else:
                 left.append(index)
-                continue
-            vectors += [(at + BYTES * start, stop - start) for start, stop in tensor.pieces]
-            columns += range(tensor.first, tensor.first + len(tensor.pieces))
-        table, sums = np.array(vectors, VECTOR), np.empty(len(vectors))
-        compiled.squares(len(vectors), table.ctypes.data, sums.ctypes.data)
-        return sums, columns, left
+        if not found:
+            return np.empty(0), [], left
+        layout = self._layout(tuple(found))
+        table, sums = np.empty(len(layout.of), VECTOR), np.empty(len(layout.of))
+        table["numbers"] = np.array(places, np.uint64)[layout.of] + layout.starts[:, 0]
+        table["count"] = layout.entries
+        compiled.squares(len(table), table.ctypes.data, sums.ctypes.data)
+        return sums, layout.columns.tolist(), left
 
 
 def fits(tensor: WatchedTensor) -> bool:

@@ -120,26 +120,26 @@ def test_an_output_is_measured_however_it_lies_in_memory(form, kept):
     assert value(record, "act_max", "last.weight") > 0
 
 
-def test_outputs_of_one_module_in_two_types_are_put_together(kept):
-    model = nn.Sequential(nn.Linear(3, 4))
+@pytest.mark.parametrize(("of_wide", "of_low"), [(2.0, 1.0), (1.0, 2.0)])
+def test_outputs_of_one_module_in_two_types_are_put_together(of_wide, of_low, kept):
+    model = nn.Sequential(nn.Linear(3, 4, bias=False))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    broken = torch.ones(2, 3)
+    broken = torch.full((2, 3), of_low)
     broken[0] = math.nan
     with watched(model, optimizer):
         for order in ((True, False), (False, True), (False,), (True,)):
             for low in order:
-                x = broken if low else 2 * torch.ones(2, 3)
                 with torch.autocast("cpu", torch.bfloat16, enabled=low):
-                    output = model(x)
+                    output = model(broken if low else torch.full((2, 3), of_wide))
                 assert output.dtype is (torch.bfloat16 if low else torch.float32)
                 output.nansum().backward()
             model[0].weight.grad.zero_()
             optimizer.step()
         with torch.no_grad():
-            wide, low = (float(model(size * torch.ones(2, 3)).abs().max()) for size in (2, 1))
+            one = float(model(torch.ones(2, 3)).abs().max())
     found = [(value(r, "act_max", "0.weight"), value(r, "act_nonfinite", "0.weight")) for r in kept()]
-    both, alone = (pytest.approx(wide, rel=1e-6), 4), (pytest.approx(wide, rel=1e-6), 0)
-    assert found == [both, both, alone, (pytest.approx(low, rel=1e-2), 4)]
+    both, wide, low = (pytest.approx(size * one, rel=1e-2) for size in (max(of_wide, of_low), of_wide, of_low))
+    assert found == [(both, 4), (both, 4), (wide, 0), (low, 4)]
 
 
 def test_transforms_of_a_function_are_left_alone(kept):
