@@ -23,7 +23,7 @@ REST_SECONDS = 0.05
 of the cost, and ingest has the database and the processor to itself."""
 
 DERIVE_SHARE = 0.25
-"""Share of its time that the deriving thread works on a run whose batches come faster than it rests: a flood is taken
+"""Share of its time that the deriving thread works on a run of which batches come even while it does: a flood is taken
 in first, and derived at full speed when it is over."""
 
 COMPACT_SHARE = 0.2
@@ -142,7 +142,7 @@ class InlineDispatcher:
         done = derive(self._store, run, announce=self._tell, turns=1)
         now = time.monotonic()
         rest = REST_SECONDS if done < CHUNK else 0.0
-        if now - self._asked.pop(run, 0.0) < REST_SECONDS:
+        if self._asked.pop(run, begin) > begin:
             rest = max(rest, (now - begin) * (1 / DERIVE_SHARE - 1))
         with self._wake:
             self._resting = {other: end for other, end in self._resting.items() if end > now}
