@@ -27,6 +27,7 @@ from gradspectra_backend.audience import Audience
 from gradspectra_backend.context import Context
 from gradspectra_backend.door import RequestBounds, SecurityHeaders, TrustedHosts
 from gradspectra_backend.live import Hub
+from gradspectra_backend.memory import give_back_freed
 from gradspectra_backend.meters import Meters
 from gradspectra_backend.news import AlertNews
 from gradspectra_backend.pump import Pump
@@ -73,6 +74,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     settings: Settings = app.state.settings
     hub: Hub = app.state.hub
+    give_back_freed()
     hub.open(asyncio.get_running_loop())
     restore = _close_on_signals(hub)
     store = await asyncio.to_thread(_opened, settings)

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from typing import Any, Protocol
 
-CACHE_BYTES = 96 * 2**20
+CACHE_BYTES = 64 * 2**20
 _OVERHEAD = 400  # bytes of Python objects around an entry, about
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query
@@ -16,6 +17,7 @@ from gradspectra_backend import schemas
 from gradspectra_backend.answers import answer
 from gradspectra_backend.auth import READ
 from gradspectra_backend.context import Shared
+from gradspectra_backend.memory import large_answer
 from gradspectra_backend.problems import Problem
 from gradspectra_backend.routes.fields import LARGEST_STEP, RunId, names_of
 from gradspectra_backend.routes.runs import run_object
@@ -58,14 +60,17 @@ def read_figure(
     options = query.options()
     if name == "layer_curves" and query.layer:
         options["layer"] = names_of(query.layer)
-    with context.store.read() as conn:
-        run_object(conn, run)
-        data = _data(conn, run, needs, query)
-        shaded = _alerts(conn, run)
-    try:
-        return answer(build(name, data=data, alerts=shaded, theme=query.theme, **options))
-    except (TypeError, ValueError) as error:
-        raise Problem("bad-request", f"the figure {name!r} cannot be drawn so: {error}") from None
+    with large_answer() if needs[0] == "layers" else nullcontext():
+        with context.store.read() as conn:
+            run_object(conn, run)
+            data = _data(conn, run, needs, query)
+            shaded = _alerts(conn, run)
+        try:
+            figure = build(name, data=data, alerts=shaded, theme=query.theme, **options)
+        except (TypeError, ValueError) as error:
+            raise Problem("bad-request", f"the figure {name!r} cannot be drawn so: {error}") from None
+        del data  # three times the size of what is drawn
+        return answer(figure)
 
 
 def _data(conn: Connection, run: str, needs: tuple[Any, ...], query: FigureQuery) -> Any:

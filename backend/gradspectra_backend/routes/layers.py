@@ -17,6 +17,7 @@ from gradspectra_backend.axes import positions
 from gradspectra_backend.context import Shared
 from gradspectra_backend.forms import JSON, RESPONSES, answer_layers, unchanged_or
 from gradspectra_backend.layer_choice import Choice
+from gradspectra_backend.memory import large_answer
 from gradspectra_backend.routes.fields import Attempt, Columns, RunId, Start, Stop
 from gradspectra_backend.routes.runs import run_object
 from gradspectra_backend.routes.series import AxisOf
@@ -52,13 +53,14 @@ def read_layers(
     axis: AxisOf = "step",
 ) -> Response:
     """One statistic or metric of all layers: per layer and bucket mean, minimum, maximum, and count of non-finite."""
-    with context.store.read() as conn:
-        members = run_object(conn, run)
-        names = choice.of(conn, run)
-        values = choice.shown(read.read_layers(conn, run, statistic, start, stop, columns, names, attempt))
-        steps = np.asarray(values.x, np.int64)
-        placed = replace(values, axis=axis, x=positions(conn, members, axis, steps, attempt))
-    return answer_layers(request, placed, steps)
+    with large_answer():
+        with context.store.read() as conn:
+            members = run_object(conn, run)
+            names = choice.of(conn, run)
+            values = choice.shown(read.read_layers(conn, run, statistic, start, stop, columns, names, attempt))
+            steps = np.asarray(values.x, np.int64)
+            placed = replace(values, axis=axis, x=positions(conn, members, axis, steps, attempt))
+        return answer_layers(request, placed, steps)
 
 
 @router.get("/runs/{run}/spectra", response_model=retention_schemas.SpectraPage, dependencies=[READ])

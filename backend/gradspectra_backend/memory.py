@@ -1,0 +1,36 @@
+"""What bounds the memory of a server: large answers are made one at a time, and what was freed goes back at once."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_ARENA_MAX, _MMAP_THRESHOLD = -8, -3
+"""Names of the settings in glibc's malloc.h."""
+_ARENAS = 2
+_LARGE_BYTES = 1 << 20
+_one_at_a_time = threading.Lock()
+
+
+@contextmanager
+def large_answer() -> Iterator[None]:
+    """Make an answer of tens of megabytes while nobody else does.
+
+    Beside each other such answers would be no quicker, since they share one interpreter, and their room would add up.
+    """
+    with _one_at_a_time:
+        yield
+
+
+def give_back_freed() -> bool:
+    """Have glibc return large arrays to the system as soon as they are freed; False where there is no glibc.
+
+    Otherwise it keeps for each thread what the largest answer took.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    return bool(mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)) and bool(mallopt(_ARENA_MAX, _ARENAS))
