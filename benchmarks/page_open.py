@@ -2,9 +2,10 @@
 
 python benchmarks/page_open.py [--layers 2000] [--statistics 14] [--steps 2000] [--tabs overview layers] [--repeat 10]
 
-A real server is sent the run; then Chromium opens its page anew again and again. The clock is the page's own: it starts
-with the navigation and stops when the first, and when every figure in sight, stands in a frame. The very first opening,
-with nothing decoded in the server and no script compiled in the browser, is given by itself.
+A real server is sent the run; then Chromium opens its page again and again, each time in a new tab that has the files
+of the one before. The clock is the page's own: it starts with the navigation and stops when the first, and when every
+figure in sight, stands in a frame. The very first opening, with nothing decoded in the server and no file in the
+browser, is given by itself. cpu_ms_per_opening tells what server and browser spent, whatever else ran on the machine.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ import shutil
 import sys
 import time
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ingest import Job, encode_batch, peak_megabytes, serving
+from ingest import Job, cpu_seconds, encode_batch, peak_megabytes, serving
 from peers import settings
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import BrowserContext, sync_playwright
 
 WATCH = """
 window.drawn = {};
@@ -35,9 +37,9 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-backgroun
 SETTLED_MS = 1500
 
 
-def opened(browser: Browser, address: str) -> dict[str, float]:
+def opened(context: BrowserContext, address: str) -> dict[str, float]:
     """Open a page in a new tab; milliseconds from the navigation to each figure."""
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
     page.add_init_script(WATCH)
     page.goto(address)
     page.locator("figure[data-last-step]").first.wait_for(timeout=60_000)
@@ -45,6 +47,27 @@ def opened(browser: Browser, address: str) -> dict[str, float]:
     found: dict[str, float] = page.evaluate("window.drawn")
     page.close()
     return found
+
+
+def browser_cpu_seconds() -> float:
+    """CPU of all of Chromium's processes below this one, and of those that have ended, so far."""
+    parents, spent = {}, {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, _, rest = stat.read_text().partition("(")[2].rpartition(")")
+        except OSError:
+            continue
+        fields = rest.split()
+        parents[int(stat.parent.name)] = int(fields[1])
+        if name.startswith("chrom"):
+            spent[int(stat.parent.name)] = sum(int(field) for field in fields[11:15]) / os.sysconf("SC_CLK_TCK")
+
+    def below(process: int) -> bool:
+        while process in parents and process != os.getpid():
+            process = parents[process]
+        return process == os.getpid()
+
+    return sum(seconds for process, seconds in spent.items() if below(process))
 
 
 def sent(job: Job, steps: int) -> None:
@@ -87,7 +110,13 @@ def main() -> int:
         for tab in options.tabs:
             browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
             place = f"http://{address[0]}:{address[1]}/runs/{job.run['id']}/{tab}"
-            result[tab] = summary([opened(browser, place) for _ in range(options.repeat + 1)])
+            context = browser.new_context(viewport={"width": 1280, "height": 900})
+            times = [opened(context, place)]
+            begin = cpu_seconds(server.pid), browser_cpu_seconds()
+            times += [opened(context, place) for _ in range(options.repeat)]
+            spent = cpu_seconds(server.pid) - begin[0], browser_cpu_seconds() - begin[1]
+            each = [round(seconds * 1e3 / options.repeat) for seconds in spent]
+            result[tab] = summary(times) | {"cpu_ms_per_opening": {"server": each[0], "browser": each[1]}}
             result["chromium"] = browser.version
             browser.close()
         result["server_peak_megabytes"] = peak_megabytes(server.pid)
