@@ -21,7 +21,7 @@ _PRAGMAS = (
     "busy_timeout=30000",
     "temp_store=MEMORY",
     "cache_size=-16384",
-    "mmap_size=268435456",
+    "mmap_size=67108864",
     f"wal_autocheckpoint={WAL_BOUND_PAGES}",
     "journal_size_limit=67108864",
 )
