@@ -46,8 +46,13 @@ def _missing(noise: NoiseState, low: float, high: float) -> str | None:
     if not np.isfinite(low):
         return "the gradient's signal is lost in its noise"
     if noise.confidence(low, high) is None:
-        return f"the interval of the noise scale spans a factor of {high / low:.3g}, at most 4 is usable"
+        return f"the interval of the noise scale {_span(low, high)}, at most 4 is usable"
     return None
+
+
+def _span(low: float, high: float) -> str:
+    """How wide an interval is, in words; its low end may have been rounded to 0."""
+    return f"spans a factor of {high / low:.3g}" if low > 0 else f"goes from 0 to {high:.3g}, without a bounded factor"
 
 
 def _run_evidence(noise: NoiseState, low: float, high: float) -> dict[str, Any]:
@@ -169,7 +174,7 @@ def _multiplier(
 def _layer_reason(low: float, high: float) -> str:
     if not np.isfinite(low):
         return "too few recorded steps, or the layer's signal is lost in its noise"
-    return f"the interval of the layer's noise scale spans a factor of {high / low:.3g}, at most 4 is usable"
+    return f"the interval of the layer's noise scale {_span(low, high)}, at most 4 is usable"
 
 
 def _compared(layer: float, run: float) -> str:
