@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from gradspectra.compiling import MOST_BLOCKS, SAMPLE, compilation
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -29,7 +29,6 @@ def extremes(compiled, *outputs):
     return found.tolist()
 
 
-@settings(deadline=None)
 @given(numbers=arrays(np.float32, st.integers(0, 70), elements=NUMBERS))
 def test_extremes_are_those_of_the_finite_entries(compiled, numbers):
     finite = np.abs(numbers[np.isfinite(numbers)])
@@ -52,7 +51,6 @@ def median(compiled, numbers, stride=1):
     return found[0]
 
 
-@settings(deadline=None)
 @given(
     numbers=arrays(np.float32, st.integers(1, 90), elements=st.floats(width=32, allow_nan=False)),
     stride=st.integers(1, 5),

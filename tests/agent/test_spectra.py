@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 10), st.floats(-12, 12))
 def test_singular_values_are_those_of_a_float64_svd(rows, columns, rank, power):
     generator = torch.Generator().manual_seed(rows * 31 + columns)

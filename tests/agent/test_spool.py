@@ -102,7 +102,7 @@ def ten(tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, list[int]]:
     return (folder / "batches").read_bytes(), ends
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data())
 def test_a_file_cut_at_any_byte_keeps_exactly_its_whole_batches(
     ten: tuple[bytes, list[int]], data: st.DataObject
@@ -121,7 +121,7 @@ def test_a_file_cut_at_any_byte_keeps_exactly_its_whole_batches(
         spool.close()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_a_flipped_byte_never_gives_a_wrong_batch(ten: tuple[bytes, list[int]], data: st.DataObject) -> None:
     content, ends = ten
@@ -135,7 +135,7 @@ def test_a_flipped_byte_never_gives_a_wrong_batch(ten: tuple[bytes, list[int]], 
         spool.close()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(actions=st.lists(st.sampled_from(["append", "acknowledge", "kill", "forget"]), max_size=40))
 def test_whatever_happens_nothing_is_lost_and_nothing_doubles(actions: list[str]) -> None:
     """A model server that stores in order, against a spool that is killed and opened again at any moment."""

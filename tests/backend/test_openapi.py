@@ -35,7 +35,7 @@ def _running() -> Iterator[None]:
 
 
 @schema.exclude(path_regex="/live$|/test$").parametrize()
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, suppress_health_check=list(HealthCheck))
 def test_no_input_makes_a_call_fail(case):
     response = case.call(base_url="http://127.0.0.1:7117")
     checks = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]

@@ -43,7 +43,7 @@ def _layers(rng: np.random.Generator, names: tuple[str, ...], dead: bool) -> Lay
     return LayerObservation(names, names, grad**2, grad, bad, grad, here, here, np.ones(count, np.bool_), here)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(streams(), st.data())
 def test_a_stream_cut_anywhere_gives_the_findings_of_the_whole(stream, data):
     whole = DetectorSet()
@@ -59,7 +59,7 @@ def test_a_stream_cut_anywhere_gives_the_findings_of_the_whole(stream, data):
     assert pieces.state() == whole.state()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(streams())
 def test_every_episode_opens_once_worsens_only_and_closes_once(stream):
     detectors = DetectorSet()

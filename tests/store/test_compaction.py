@@ -51,7 +51,7 @@ def test_answers_have_the_same_bits_before_during_and_after_compaction(store: St
 
 @pytest.mark.slow
 @given(seed=st.integers(0, 2**32 - 1), steps=st.sampled_from([40, 300, 700]))
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @pytest.mark.usefixtures("small")
 def test_answers_of_any_run_have_the_same_bits(store: Store, seed: int, steps: int) -> None:
     compare_answers(store, seed, steps)

@@ -263,7 +263,7 @@ def test_an_index_alone_tells_which_segments_have_a_spectrum_of_a_layer(store: S
 
 
 @given(bits=st.binary(max_size=3), place=st.integers(0, 40))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_bit_of_a_bitmap_is_what_numpy_says(store: Store, bits: bytes, place: int) -> None:
     told = np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")
     with store.read() as conn:
@@ -300,9 +300,7 @@ floats = st.floats(width=32) | st.sampled_from([float("nan"), float("inf"), -flo
 
 
 @given(data=st.data())
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_buckets_over_segments_are_buckets_over_the_plain_numbers(store: Store, data: st.DataObject) -> None:
     sizes = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=6), label="steps of each batch")
     gaps = data.draw(st.lists(st.integers(1, 5), min_size=sum(sizes), max_size=sum(sizes)), label="strides")
