@@ -52,6 +52,24 @@ def test_special_numbers_in_a_spectrum_come_back_as_their_words(anywhere: Caller
     assert found["operator"] == word
 
 
+@pytest.mark.parametrize(("cells", "fewest", "drawn"), [(16, 1, 8), (400_000, 100, 64), (1, 16, 16)])
+def test_a_heatmap_of_many_layers_has_no_more_cells_than_a_screen_shows(
+    anywhere: Caller, monkeypatch: pytest.MonkeyPatch, cells: int, fewest: int, drawn: int
+):
+    monkeypatch.setattr("gradspectra_backend.routes.figures.MOST_CELLS", cells)
+    monkeypatch.setattr("gradspectra_backend.routes.figures.FEWEST_COLUMNS", fewest)
+    run = anywhere.start()
+    of = table()
+    assert len(of) == 2
+    steps = list(range(64))
+    block = layer_block(of, [step + 1 for step in steps], weight_sq=[[step + 1.0, 2.0] for step in steps])
+    anywhere.must_send(run["id"], batch(run["session"], 1, block.steps.tolist(), layer_table=of, layers=block))
+    figure = anywhere.get(f"/runs/{run['id']}/figures/layers", statistic="weight_sq", columns=64)
+    rows, columns = map(int, figure["data"][0]["z"]["shape"].split(","))
+    assert rows == 2
+    assert drawn / 2 < columns <= drawn + 1
+
+
 def test_figures_of_special_numbers_are_drawn(anywhere: Caller):
     run = anywhere.start()
     of = table()

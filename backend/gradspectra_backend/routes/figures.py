@@ -25,6 +25,9 @@ from gradspectra_backend.routes.runs import run_object
 router = APIRouter(prefix="/api/v1", tags=["figures"])
 
 MOST_ALERTS = 1000
+MOST_CELLS = 400_000
+"""Layers times columns of a figure, about as many as a screen shows: more would be made, sent and not be seen."""
+FEWEST_COLUMNS = 100
 
 
 class FigureQuery(BaseModel):
@@ -36,7 +39,9 @@ class FigureQuery(BaseModel):
     step: int | None = Field(None, ge=0, le=LARGEST_STEP, description="Step to show, for the spectrum.")
     start: int | None = Field(None, ge=0, le=LARGEST_STEP)
     stop: int | None = Field(None, ge=0, le=LARGEST_STEP)
-    columns: int = Field(1000, ge=1, le=2000)
+    columns: int = Field(
+        1000, ge=1, le=2000, description=f"At most; of very many layers no more than make {MOST_CELLS:,} cells in all."
+    )
     of: Literal["gradient", "weight", "update"] = "gradient"
     order: Literal["depth", "role", "name"] | None = Field(None, description="Order of the layers.")
     smooth: float | None = Field(None, ge=0, le=1e9, description="Time constant of the smoothed line, in entries.")
@@ -79,7 +84,9 @@ def _data(conn: Connection, run: str, needs: tuple[Any, ...], query: FigureQuery
     if needs[0] == "layers":
         statistic = query.statistic or needs[1]
         layers = names_of(query.layer) or None
-        return read.read_layers(conn, run, statistic, query.start, query.stop, query.columns, layers)
+        rows = len(layers or read.layer_list(conn, run))
+        columns = min(query.columns, max(MOST_CELLS // max(rows, 1), FEWEST_COLUMNS))
+        return read.read_layers(conn, run, statistic, query.start, query.stop, columns, layers)
     if needs[0] == "spectra":
         if not query.layer:
             raise Problem("bad-request", "layer: this figure is of one layer, name it", field="layer")
