@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import sqlalchemy as sa
 from gradspectra_core.records import Batch, Columns, Int64, LayerBlock
 
@@ -15,6 +16,9 @@ from gradspectra_store.names import add_names
 from gradspectra_store.runs import SILENT_SECONDS
 from gradspectra_store.schema import attempts, cursors, derive_states, derived_segments, runs, segments, sessions
 from gradspectra_store.segments import pack_columns, pack_layers, unpack_layers, unpack_scalars, unpack_spectra
+
+PENDING_BYTES = 16 << 20
+"""Batches of so many bytes are read to be derived together, so that wide models take no more memory than others."""
 
 _delete_derived = sa.delete(derived_segments).where(
     derived_segments.c.run == sa.bindparam("of_run"), derived_segments.c.batch == sa.bindparam("of_batch")
@@ -79,16 +83,27 @@ def pending(
 
     A batch may be derived when every live session of its attempt has completed its steps. Live are sessions that
     have sent a batch, have not ended and were heard within 60 s. steps: read no further than the batch with which
-    so many steps are reached.
+    so many steps are reached. Neither is more read than about PENDING_BYTES, and one batch.
     """
     numbers = _ready(conn, run, after_batch, limit, time.time() if now is None else now, steps)
     if not numbers:
         return []
+    if len(numbers) > 1:
+        numbers = _bounded(conn, run, numbers)
     wanted = segments.c.batch.between(numbers[0], numbers[-1])
     found: dict[int, dict[str, sa.Row[Any]]] = {number: {} for number in numbers}
     for row in conn.execute(sa.select(segments).where(segments.c.run == run, wanted)):
         found[row.batch][row.kind] = row
     return [_stored(conn, run, rows) for rows in found.values()]
+
+
+def _bounded(conn: sa.Connection, run: str, numbers: list[int]) -> list[int]:
+    """The first of these batches, up to the one with which PENDING_BYTES are reached."""
+    size = sa.func.sum(sa.func.length(segments.c.payload))
+    query = sa.select(size).where(segments.c.run == run, segments.c.batch.between(numbers[0], numbers[-1]))
+    sizes = conn.execute(query.group_by(segments.c.batch).order_by(segments.c.batch)).scalars()
+    reached = np.cumsum([int(one) for one in sizes])
+    return numbers[: int(np.searchsorted(reached, PENDING_BYTES)) + 1]
 
 
 def behind(conn: sa.Connection, run: str, now: float | None = None) -> bool:

@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 from gradspectra_core.records import Columns
 from gradspectra_store import Store
 from gradspectra_store.derived import (
@@ -22,6 +23,7 @@ from gradspectra_store.ingest import ingest
 from gradspectra_store.read import read_series, series_names
 from gradspectra_store.run_views import get_run
 from gradspectra_store.runs import finish_run, heartbeat
+from gradspectra_store.schema import segments
 from store.batches import TABLE, a_batch, layer_block, started, stored
 
 
@@ -110,6 +112,19 @@ def test_pending_reads_no_further_than_the_batch_with_the_last_step_asked_for(st
         for steps, expected in ((1, [1]), (3, [1]), (4, [1, 2]), (9, [1, 2, 3]), (100, [1, 2, 3, 4, 5])):
             found = pending(conn, run.run, 0, 100, 1001.0, steps=steps)
             assert [batch.batch_number for batch in found] == expected
+
+
+def test_pending_reads_no_more_than_a_bounded_number_of_bytes_but_one_batch(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = started(store)
+    for sequence in range(1, 5):
+        stored(store, run.run, a_batch(run.session, sequence, [sequence]))
+    with store.read() as conn:
+        sizes = conn.execute(sa.select(sa.func.length(segments.c.payload)).order_by(segments.c.batch)).scalars().all()
+    for most, expected in ((1, [1]), (sizes[0], [1]), (sizes[0] + 1, [1, 2]), (sum(sizes) - 1, [1, 2, 3, 4])):
+        monkeypatch.setattr("gradspectra_store.derived.PENDING_BYTES", most)
+        assert numbers(store, run.run) == expected
 
 
 def test_a_batch_waits_for_what_other_live_sessions_have_not_completed(store: Store) -> None:
