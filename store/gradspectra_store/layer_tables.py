@@ -80,6 +80,11 @@ def run_tables(conn: sa.Connection, run: str) -> dict[str, RunTable]:
     return found
 
 
+def layer_count(conn: sa.Connection, run: str) -> int:
+    """Return how many layers the run has ever had."""
+    return len({name for table in run_tables(conn, run).values() for name in table.table.names})
+
+
 def layer_list(conn: sa.Connection, run: str) -> list[dict[str, Any]]:
     """Return every layer the run has ever had, in order of arrival.
 

@@ -1,6 +1,6 @@
 """The door to everything read back: series, times, layer values, layers and spectra over a range of steps."""
 
-from gradspectra_store.layer_tables import layer_list
+from gradspectra_store.layer_tables import layer_count, layer_list
 from gradspectra_store.layer_values import read_layers
 from gradspectra_store.recorded import read_recorded, read_recorded_layers
 from gradspectra_store.retired import layers_left, spectra_left
@@ -9,6 +9,7 @@ from gradspectra_store.spectra import read_spectra
 from gradspectra_store.times import read_times
 
 __all__ = [
+    "layer_count",
     "layer_list",
     "layers_left",
     "read_layers",

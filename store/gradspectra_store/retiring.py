@@ -13,7 +13,7 @@ from gradspectra_core.widths import finer_than
 from gradspectra_store.block_rows import Source, find_blocks, portions
 from gradspectra_store.block_schema import blocks, extents
 from gradspectra_store.compaction import NewBlock, delete_rows, insert_into
-from gradspectra_store.layer_tables import layer_list
+from gradspectra_store.layer_tables import layer_count
 from gradspectra_store.layer_values import layer_quantity
 from gradspectra_store.levels import Levels
 from gradspectra_store.retention import Retention
@@ -149,7 +149,7 @@ def _made(
     found: list[NewBlock] = []
     if source.derived:
         return found
-    rows = len(layer_list(conn, source.run))
+    rows = layer_count(conn, source.run)
     recorded = set(conn.execute(sa.select(blocks.c.name).where(*_of(source), blocks.c.level == 0).distinct()).scalars())
     for name, metric in METRICS.items():
         if metric.function is None or name in recorded or not recorded >= set(metric.inputs):

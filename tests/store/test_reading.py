@@ -15,7 +15,7 @@ from gradspectra_store import Store
 from gradspectra_store.bitmaps import has_bit
 from gradspectra_store.derived import save_derived
 from gradspectra_store.errors import BadRequest, UnknownLayer, UnknownRun, UnknownStatistic
-from gradspectra_store.read import layer_list, read_layers, read_series, read_spectra
+from gradspectra_store.read import layer_count, layer_list, read_layers, read_series, read_spectra
 from gradspectra_store.runs import delete_run
 from gradspectra_store.segments import unpack_spectra
 from hypothesis import HealthCheck, given, settings
@@ -285,6 +285,7 @@ def test_the_newest_table_says_what_a_layer_is(store: Store) -> None:
     stored(store, run.run, a_batch(run.session, 2, [9], layer_table=type(TABLE).of([wider])))
     with store.read() as conn:
         layers = layer_list(conn, run.run)
+        assert layer_count(conn, run.run) == len(layers) == len(TABLE)
     assert layers[0] == {
         "name": "embedding.weight",
         "role": "embedding",

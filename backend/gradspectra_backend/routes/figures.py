@@ -84,7 +84,7 @@ def _data(conn: Connection, run: str, needs: tuple[Any, ...], query: FigureQuery
     if needs[0] == "layers":
         statistic = query.statistic or needs[1]
         layers = names_of(query.layer) or None
-        rows = len(layers or read.layer_list(conn, run))
+        rows = len(layers) if layers else read.layer_count(conn, run)
         columns = min(query.columns, max(MOST_CELLS // max(rows, 1), FEWEST_COLUMNS))
         return read.read_layers(conn, run, statistic, query.start, query.stop, columns, layers)
     if needs[0] == "spectra":
