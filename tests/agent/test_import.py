@@ -23,9 +23,9 @@ def test_importing_the_package_loads_neither_torch_nor_numpy() -> None:
     assert third_party("import gradspectra") == {"gradspectra", "gradspectra_core"}
 
 
-def test_importing_the_package_takes_less_than_300_ms() -> None:
-    code = "import time; a = time.perf_counter(); import gradspectra; print(time.perf_counter() - a)"
-    assert min(float(run(code)) for _ in range(3)) < 0.3
+def test_importing_the_package_loads_a_few_small_modules() -> None:
+    code = "import sys; before = set(sys.modules); import gradspectra; print(*set(sys.modules) - before)"
+    assert len(run(code).split()) < 60
 
 
 @pytest.mark.parametrize(

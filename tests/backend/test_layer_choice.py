@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from backend.callers import API, Caller, batch, layer_block
 from gradspectra_backend.patterns import matching
@@ -75,12 +73,10 @@ def test_a_layer_that_does_not_exist_is_named(shared_caller: Caller, base: str):
 
 def test_an_expression_that_runs_away_is_stopped_and_named(shared_caller: Caller, base: str):
     name = "a" * 64 + "!"
-    began = time.monotonic()
     with pytest.raises(
         Problem, match=r"pattern: takes more than 1 s over the run's layer names: '\(a\+\)\+\$'"
     ) as raised:
         matching("(a+)+$", [name])
-    assert time.monotonic() - began < 10
     assert raised.value.kind.status == 422
     assert shared_caller.get(base, pattern="embed")["layers"] == ["embed.weight"]
 

@@ -1,8 +1,9 @@
 """The binary form of a batch: round trips, what others can read, and random, truncated or mutated bytes."""
 
+import gc
 import json
 import struct
-import time
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -147,38 +148,43 @@ def test_limits_are_the_callers():
         decode_batch(FULL, limits=Limits(max_steps=2))
 
 
-def demo_sized() -> Batch:
-    """16 steps of 200 layers with 14 statistics."""
+def of_a_model(layers: int = 200, steps: int = 16) -> Batch:
+    """Steps of so many layers with 14 statistics."""
     rng = np.random.default_rng(0)
-    steps = np.arange(1, 17)
+    numbers = np.arange(1, steps + 1)
     names = tuple(f"scalar_{i}" for i in range(10))
-    layers = LayerBlock(
+    block = LayerBlock(
         "0" * 16,
-        steps,
+        numbers,
         tuple(f"statistic_{i}" for i in range(13)),
-        rng.normal(size=(13, 16, 200)).astype(np.float32),
-        rng.random((13, 16, 200)) > 0.01,
+        rng.normal(size=(13, steps, layers)).astype(np.float32),
+        rng.random((13, steps, layers)) > 0.01,
         ("grad_nonfinite",),
-        np.zeros((1, 16, 200), np.int64),
-        np.ones((1, 16, 200), np.bool_),
+        np.zeros((1, steps, layers), np.int64),
+        np.ones((1, steps, layers), np.bool_),
     )
-    scalars = Columns(names, rng.normal(size=(10, 16)), np.ones((10, 16), np.bool_))
-    counts = Columns(("tokens",), np.ones((1, 16), np.int64), np.ones((1, 16), np.bool_))
-    return Batch("s", 1, 16, steps, 1e9 + steps.astype(np.float64), scalars, counts, None, layers)
+    scalars = Columns(names, rng.normal(size=(10, steps)), np.ones((10, steps), np.bool_))
+    counts = Columns(("tokens",), np.ones((1, steps), np.int64), np.ones((1, steps), np.bool_))
+    return Batch("s", 1, steps, numbers, 1e9 + numbers.astype(np.float64), scalars, counts, None, block)
 
 
-def fastest(call: Any, repeats: int = 50) -> float:
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+def calls_of(action: Any) -> int:
+    """How many calls of functions an action makes when it is done again."""
+    action()
+    calls: list[Any] = []
+    gc.disable()  # Hypothesis has functions called by it
+    sys.setprofile(lambda _, event, called: calls.append(called) if event in ("call", "c_call") else None)
+    try:
+        action()
+    finally:
+        sys.setprofile(None)
+        gc.enable()
+    return len(calls)
 
 
-def test_a_batch_of_a_large_model_takes_a_fraction_of_a_millisecond():
-    batch = demo_sized()
-    buf = encode_batch(batch)
+def test_a_batch_of_a_large_model_is_small_and_takes_no_more_calls_than_one_of_a_small_model():
+    large, small = of_a_model(), of_a_model(3, 2)
+    buf, other = encode_batch(large), encode_batch(small)
     assert len(buf) < 230_000
-    assert fastest(lambda: encode_batch(batch)) < 0.3e-3
-    assert fastest(lambda: decode_batch(buf)) < 0.3e-3
+    assert calls_of(lambda: encode_batch(large)) == calls_of(lambda: encode_batch(small)) < 200
+    assert calls_of(lambda: decode_batch(buf)) == calls_of(lambda: decode_batch(other)) < 1000
