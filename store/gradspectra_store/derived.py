@@ -21,7 +21,8 @@ PENDING_BYTES = 16 << 20
 """Batches of so many bytes are read to be derived together, so that wide models take no more memory than others."""
 
 _delete_derived = sa.delete(derived_segments).where(
-    derived_segments.c.run == sa.bindparam("of_run"), derived_segments.c.batch == sa.bindparam("of_batch")
+    derived_segments.c.run == sa.bindparam("of_run"),
+    derived_segments.c.batch.between(sa.bindparam("first"), sa.bindparam("last")),
 )
 
 
@@ -113,32 +114,48 @@ def behind(conn: sa.Connection, run: str, now: float | None = None) -> bool:
     return done is not None and bool(_ready(conn, run, done, 1, time.time() if now is None else now))
 
 
-def save_derived(
-    conn: sa.Connection,
-    run: str,
-    attempt: int,
-    batch_number: int,
-    columns: tuple[Int64, Columns] | None,
-    layer_metrics: Sequence[LayerBlock] = (),
-) -> None:
-    """Save what was derived from one batch, in place of what was saved for it before.
-
-    columns: steps (S,) and run-level series over them; layer_metrics: blocks of layer metrics, each over its own
-    steps and layer table.
+@dataclass(frozen=True, slots=True)
+class DerivedBatch:
+    """What was derived from one batch. columns: steps (S,) and run-level series over them; layer_metrics: blocks of
+    layer metrics, each over its own steps and layer table.
     """
-    conn.execute(_delete_derived, {"of_run": run, "of_batch": batch_number})
+
+    attempt: int
+    batch_number: int
+    columns: tuple[Int64, Columns] | None
+    layer_metrics: Sequence[LayerBlock] = ()
+
+
+def save_derived(conn: sa.Connection, run: str, derived: Sequence[DerivedBatch]) -> None:
+    """Save what was derived from batches that follow each other, in place of what was saved for them before."""
+    if not derived:
+        return
+    span = {"first": derived[0].batch_number, "last": derived[-1].batch_number}
+    conn.execute(_delete_derived, {"of_run": run, **span})
+    series: dict[str, None] = {}
+    statistics: dict[str, None] = {}
     rows: list[dict[str, Any]] = []
-    if columns is not None and len(columns[0]):
-        rows.append({"kind": "scalars", "payload": pack_columns(*columns), **_span(columns[0]), "digest": None})
-        add_names(conn, run, "run", columns[1].names, derived=True)
-    for block in layer_metrics:
-        if len(block.steps):
-            rows.append({"kind": "layers", "payload": pack_layers(block), **_span(block.steps), "digest": block.digest})
-            add_names(conn, run, "layer", block.statistics + block.count_statistics, derived=True)
+    for one in derived:
+        common = {"run": run, "batch": one.batch_number, "attempt": one.attempt}
+        own: list[dict[str, Any]] = []
+        if one.columns is not None and len(one.columns[0]):
+            own.append(
+                {"kind": "scalars", "payload": pack_columns(*one.columns), **_span(one.columns[0]), "digest": None}
+            )
+            series.update(dict.fromkeys(one.columns[1].names))
+        for block in one.layer_metrics:
+            if len(block.steps):
+                own.append(
+                    {"kind": "layers", "payload": pack_layers(block), **_span(block.steps), "digest": block.digest}
+                )
+                statistics.update(dict.fromkeys(block.statistics + block.count_statistics))
+        rows += [common | row | {"part": part} for part, row in enumerate(own)]
+    if series:
+        add_names(conn, run, "run", series, derived=True)
+    if statistics:
+        add_names(conn, run, "layer", statistics, derived=True)
     if rows:
-        common = {"run": run, "batch": batch_number, "attempt": attempt}
-        numbered = [common | row | {"part": part} for part, row in enumerate(rows)]
-        conn.execute(sa.insert(derived_segments), numbered)
+        conn.execute(sa.insert(derived_segments), rows)
 
 
 def checkpoint_state(conn: sa.Connection, run: str, attempt: int, step: int, state: dict[str, Any]) -> None:

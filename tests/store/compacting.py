@@ -12,7 +12,7 @@ from gradspectra_core.records import Batch, Columns, LayerBlock
 from gradspectra_store import Store
 from gradspectra_store.block_schema import blocks
 from gradspectra_store.compaction import write_round
-from gradspectra_store.derived import advance, claim, save_derived
+from gradspectra_store.derived import DerivedBatch, advance, claim, save_derived
 from gradspectra_store.read import read_layers, read_series
 from gradspectra_store.rounds import next_round
 from gradspectra_store.run_views import get_run
@@ -68,7 +68,7 @@ def grown(store: Store, rng: np.random.Generator, run: str, session: str, attemp
         noise = Columns(("noise_scale",), values(rng, 1, len(own)).astype(np.float64), np.ones((1, len(own)), np.bool_))
         blocks = [block(rng, derived, table, ("effective_rank",))] if len(derived) else []
         with store.write() as conn:
-            save_derived(conn, run, attempt, number, (own, noise) if len(own) else None, blocks)
+            save_derived(conn, run, [DerivedBatch(attempt, number, (own, noise) if len(own) else None, blocks)])
     return at - 1
 
 

@@ -13,7 +13,7 @@ from gradspectra_core.records import Columns
 from gradspectra_store import Store, levels
 from gradspectra_store.block_schema import blocks
 from gradspectra_store.compaction import compactable_runs, note_compacted, rounds_of, write_round
-from gradspectra_store.derived import save_derived
+from gradspectra_store.derived import DerivedBatch, save_derived
 from gradspectra_store.read import read_layers, read_series
 from gradspectra_store.rounds import next_round
 from gradspectra_store.runs import delete_run
@@ -123,13 +123,15 @@ def test_numbers_that_come_late_are_laid_over_what_is_compacted(store: Store) ->
     run = a_plain_run(store, 600)
     early = layer_block(list(range(1, 500)), {"effective_rank": np.ones((499, 3))})
     with store.write() as conn:
-        save_derived(conn, run, 1, 1, None, [early])
+        save_derived(conn, run, [DerivedBatch(1, 1, None, [early])])
     compacted(store, run)
     assert rows_of(store, run, "entries", name="effective_rank", level=2) == [(7,)]
     late = layer_block([100, 130, 200], {"effective_rank": np.array([[5, 6, 7], [5, 6, 7], [9, 9, 9]])})
     with store.write() as conn:
-        save_derived(conn, run, 1, 2, None, [late])
-        save_derived(conn, run, 1, 3, None, [layer_block([590], {"effective_rank": np.array([[4, 4, 4]])})])
+        save_derived(conn, run, [DerivedBatch(1, 2, None, [late])])
+        save_derived(
+            conn, run, [DerivedBatch(1, 3, None, [layer_block([590], {"effective_rank": np.array([[4, 4, 4]])})])]
+        )
         answer = read_layers(conn, run, "effective_rank", columns=10)
     assert answer.max.tolist()[2] == [1, 7, 7, 9, 1, 1, 1, 1, 4]
     before = ranks(store, run)
@@ -205,7 +207,7 @@ def test_a_gap_alone_and_numbers_far_apart_are_compacted_too(store: Store) -> No
         stored(store, run.run, a_batch(run.session, sequence, [step], scalars=losses))
     noise = Columns(("noise_scale",), np.ones((1, 1)), np.ones((1, 1), np.bool_))
     with store.write() as conn:
-        save_derived(conn, run.run, 1, 2, (np.array([10**6]), noise))
+        save_derived(conn, run.run, [DerivedBatch(1, 2, (np.array([10**6]), noise))])
     derived_through(store, run.run)
     with store.read() as conn:
         before = [read_series(conn, run.run, ["loss", "noise_scale"], columns=columns) for columns in (1, 2, 1000)]
@@ -221,7 +223,7 @@ def ranked(store: Store, run: str, batch: int, steps: list[int]) -> None:
     """Derive an effective rank of each layer, the step itself, at these steps."""
     block = layer_block(steps, {"effective_rank": np.outer(steps, np.ones(3))})
     with store.write() as conn:
-        save_derived(conn, run, 1, batch, None, [block] if steps else [])
+        save_derived(conn, run, [DerivedBatch(1, batch, None, [block] if steps else [])])
 
 
 @pytest.mark.parametrize("late", [[], list(range(300, 330))])
@@ -249,11 +251,11 @@ def test_a_question_reads_at_most_eight_buckets_a_column(store: Store, monkeypat
     compacted(store, run)
     read: list[int] = []
 
-    def counting(parts: list[Level]) -> Level:
+    def counting(parts: list[Level]) -> list[Level]:
         read.append(sum(len(part.numbers) for part in parts))
-        return joined(parts)
+        return ordered(parts)
 
-    monkeypatch.setattr(levels, "joined", counting)
+    monkeypatch.setattr(levels, "ordered", counting)
     with store.read() as conn:
         for start, stop in ((None, None), (1003, 5009)):
             read.clear()
@@ -268,7 +270,7 @@ def test_of_two_numbers_in_one_place_the_later_batch_counts_in_whatever_order_th
     for batch, steps, rank in ((1, [*range(1, 300), 399], 1), (2, [100, 399], 2), (3, [50, 100], 3)):
         block = layer_block(steps, {"effective_rank": np.full((len(steps), 3), rank)})
         with store.write() as conn:
-            save_derived(conn, run, 1, batch, None, [block])
+            save_derived(conn, run, [DerivedBatch(1, batch, None, [block])])
     before = ranks(store, run)
     compacted(store, run)
     np.testing.assert_equal(ranks(store, run), before)

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from gradspectra_store import Store
 from gradspectra_store.block_schema import blocks
 from gradspectra_store.checking import DamagedPlace, check_blocks
-from gradspectra_store.derived import save_derived
+from gradspectra_store.derived import DerivedBatch, save_derived
 from gradspectra_store.read import read_layers, read_series
 from store.batches import a_batch, columns, layer_block, started, stored
 from store.compacting import a_plain_run, compacted, derived_through
@@ -103,11 +103,13 @@ def test_a_bucket_made_again_for_late_numbers_says_what_it_lacks(store: Store) -
     run = a_plain_run(store, 600)
     early = layer_block(list(range(1, 500)), {"effective_rank": np.ones((499, 3))})
     with store.write() as conn:
-        save_derived(conn, run, 1, 1, None, [early])
+        save_derived(conn, run, [DerivedBatch(1, 1, None, [early])])
     compacted(store, run)
     damage(store, run, name="effective_rank", level=0)
     with store.write() as conn:
-        save_derived(conn, run, 1, 2, None, [layer_block([100], {"effective_rank": np.full((1, 3), 5)})])
+        save_derived(
+            conn, run, [DerivedBatch(1, 2, None, [layer_block([100], {"effective_rank": np.full((1, 3), 5)})])]
+        )
     compacted(store, run)
     with store.read() as conn:
         fine = read_layers(conn, run, "effective_rank", 0, 128, columns=128)

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from gradspectra_core.records import Columns
 from gradspectra_store import Store
 from gradspectra_store.derived import (
+    DerivedBatch,
     advance,
     behind,
     checkpoint_state,
@@ -23,7 +24,7 @@ from gradspectra_store.ingest import ingest
 from gradspectra_store.read import read_series, series_names
 from gradspectra_store.run_views import get_run
 from gradspectra_store.runs import finish_run, heartbeat
-from gradspectra_store.schema import segments
+from gradspectra_store.schema import derived_segments, segments
 from store.batches import TABLE, a_batch, layer_block, started, stored
 
 
@@ -65,7 +66,7 @@ def test_a_claimed_run_is_passed_over_and_takes_batches_meanwhile(store: Store) 
     run = started(store)
     with store.write() as holder:
         assert claim(holder, run.run) is not None
-        save_derived(holder, run.run, 1, 1, None)
+        save_derived(holder, run.run, [DerivedBatch(1, 1, None)])
         with store.write() as other:
             assert claim(other, run.run) is None
             assert ingest(other, run.run, a_batch(run.session, 1, [1]), 1001.0).batch == 1
@@ -191,10 +192,29 @@ def test_derived_rows_saved_twice_are_there_once(store: Store) -> None:
     for value in (1.0, 2.0):
         with store.write() as conn:
             columns = Columns(("signal_sq",), np.full((1, 2), value), np.ones((1, 2), np.bool_))
-            save_derived(conn, run.run, 1, 1, (np.array([1, 2]), columns))
+            save_derived(conn, run.run, [DerivedBatch(1, 1, (np.array([1, 2]), columns))])
         with store.read() as conn:
             assert read_series(conn, run.run, ["signal_sq"]).series["signal_sq"].mean.tolist() == [value, value]
             assert series_names(conn, run.run) == ["loss", "signal_sq"]
+
+
+def test_rows_of_several_batches_replace_theirs_and_leave_the_others(store: Store) -> None:
+    run = started(store)
+    for batch in (1, 2, 3, 4):
+        stored(store, run.run, a_batch(run.session, batch, [batch]))
+
+    def of(batch: int, value: float) -> DerivedBatch:
+        columns = Columns(("signal_sq",), np.full((1, 1), value), np.ones((1, 1), np.bool_))
+        return DerivedBatch(1, batch, (np.array([batch]), columns), [layer_block([batch], {"ratio": [[value] * 3]})])
+
+    for rows in ([of(1, 1.0), of(2, 1.0), of(3, 1.0), of(4, 1.0)], [of(2, 2.0), DerivedBatch(1, 3, None)], []):
+        with store.write() as conn:
+            save_derived(conn, run.run, rows)
+    with store.read() as conn:
+        signal = read_series(conn, run.run, ["signal_sq"])
+        kinds = conn.execute(sa.select(derived_segments.c.batch, derived_segments.c.kind)).all()
+        assert (signal.x.tolist(), signal.series["signal_sq"].mean.tolist()) == ([1, 2, 4], [1.0, 2.0, 1.0])
+    assert sorted(map(tuple, kinds)) == [(batch, kind) for batch in (1, 2, 4) for kind in ("layers", "scalars")]
 
 
 def test_a_new_attempt_goes_on_from_the_last_state_before_it(store: Store) -> None:

@@ -13,7 +13,7 @@ from gradspectra_core.buckets import bucket, bucket_width
 from gradspectra_core.records import Columns, SpectrumBlock
 from gradspectra_store import Store
 from gradspectra_store.bitmaps import has_bit
-from gradspectra_store.derived import save_derived
+from gradspectra_store.derived import DerivedBatch, save_derived
 from gradspectra_store.errors import BadRequest, UnknownLayer, UnknownRun, UnknownStatistic
 from gradspectra_store.read import layer_count, layer_list, read_layers, read_series, read_spectra
 from gradspectra_store.runs import delete_run
@@ -174,7 +174,7 @@ def test_derived_series_stand_beside_measured_ones(store: Store) -> None:
     metrics = layer_block([2], {"effective_rank": np.array([[1, 2, 3]])})
     stored(store, run.run, a_batch(run.session, 2, [], layer_table=TABLE))
     with store.write() as conn:
-        save_derived(conn, run.run, 1, 1, (np.array([2, 3]), noise), [metrics])
+        save_derived(conn, run.run, [DerivedBatch(1, 1, (np.array([2, 3]), noise), [metrics])])
     with store.read() as conn:
         series = read_series(conn, run.run, ["noise_scale", "loss"])
         ranks = read_layers(conn, run.run, "effective_rank", layers=[TABLE.names[1]])

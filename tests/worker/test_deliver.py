@@ -245,3 +245,8 @@ def test_one_private_address_among_public_ones_forbids_the_name(monkeypatch):
     with pytest.raises(ForbiddenDestination, match=r"is 10\.0\.0\.1, which is not a public address"):
         destination("https://hooks.example.org/")
     assert destination("https://hooks.example.org/", ["HOOKS.example.org"])[1] == ["93.184.216.34", "10.0.0.1"]
+
+
+def test_where_nothing_is_due_no_certificates_are_read(store, monkeypatch):
+    monkeypatch.delattr("httpx2.Client")
+    assert deliver_due(store, now=1000.0) == 0

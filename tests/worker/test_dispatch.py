@@ -85,11 +85,19 @@ def test_requests_for_one_run_are_coalesced(store, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("worked", "batches", "flooded", "rest"),
-    [(0.25, 16, True, 0.75), (0.01, 16, True, 0.05), (0.25, 16, False, 0.05), (0.25, 64, False, 0.0)],
+    ("worked", "batches", "left", "flooded", "rest"),
+    [
+        (0.25, 16, True, True, 0.75),
+        (0.01, 16, True, True, 0.05),
+        (0.01, 16, False, True, 0.05),
+        (0.01, 32, True, True, 0.25),
+        (0.25, 16, False, False, 0.05),
+        (0.25, 256, False, False, 0.05),
+        (0.25, 16, True, False, 0.0),
+    ],
 )
-def test_a_run_whose_batches_do_not_cease_is_derived_a_quarter_of_the_time(
-    store, monkeypatch, worked, batches, flooded, rest
+def test_a_run_rests_by_what_its_turn_left_and_by_what_came_meanwhile(
+    store, monkeypatch, worked, batches, left, flooded, rest
 ):
     clock = [100.0]
 
@@ -100,11 +108,24 @@ def test_a_run_whose_batches_do_not_cease_is_derived_a_quarter_of_the_time(
         return batches
 
     monkeypatch.setattr(dispatch, "derive", derived)
+    monkeypatch.setattr(dispatch, "behind", lambda _conn, _run: left)
     monkeypatch.setattr(dispatch.time, "monotonic", lambda: clock[0])
     dispatcher = InlineDispatcher(store, sweep_seconds=60.0)
     dispatcher.request("a")
+    dispatcher._waiting.clear()
     dispatcher._take_turn("a")
     assert dispatcher._resting["a"] == pytest.approx(clock[0] + rest)
+    assert ("a" in dispatcher._waiting) == (left or flooded)
+
+
+def test_a_turn_that_ended_at_its_bound_of_steps_is_followed_by_the_next_at_once(store, monkeypatch):
+    monkeypatch.setattr("gradspectra_worker.derive.STEPS_PER_TRANSACTION", 16)
+    started = start(store)
+    take_in(store, started, batches(numbers(80), started.session))
+    dispatcher = InlineDispatcher(store, sweep_seconds=60.0)
+    dispatcher._take_turn(started.run)
+    assert derived_step(store, started.run) == 16
+    assert dispatcher._next(0.0) == started.run
 
 
 def test_a_failure_is_logged_and_the_sweep_tries_again(store, monkeypatch, caplog):

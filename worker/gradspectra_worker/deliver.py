@@ -37,13 +37,15 @@ def deliver_due(
     A delivery is taken for a minute in one transaction, sent outside of any, and its outcome recorded in another:
     killed between these it is sent again, so a receiver may see it twice, with the same X-Gradspectra-Delivery.
     """
-    own = httpx2.Client(timeout=TIMEOUT, follow_redirects=False, trust_env=False) if client is None else client
+    own = client
     tries = 0
     try:
         while True:
             with store.write() as conn:
                 due = due_deliveries(conn, now, AT_ONCE)
             for delivery in due:
+                if own is None:  # made where there is something to send: reading the certificates takes a while
+                    own = httpx2.Client(timeout=TIMEOUT, follow_redirects=False, trust_env=False)
                 outcome = send(own, delivery, now, allow_hosts)
                 with store.write() as conn:
                     record_delivery(conn, delivery["id"], outcome.ok, outcome.status, outcome.error, now)
@@ -51,7 +53,7 @@ def deliver_due(
             if len(due) < AT_ONCE:
                 return tries
     finally:
-        if client is None:
+        if own is not None and client is None:
             own.close()
 
 

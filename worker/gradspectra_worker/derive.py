@@ -11,11 +11,11 @@ from typing import Any
 import sqlalchemy as sa
 from gradspectra_core.alerts import Finding, Suggestion
 from gradspectra_core.catalogue import RULES
-from gradspectra_core.records import Columns, Int64, LayerBlock
 from gradspectra_store import Store
 from gradspectra_store.alerts import apply_findings, supersede_alerts
 from gradspectra_store.derived import (
     Cursor,
+    DerivedBatch,
     StoredBatch,
     advance,
     behind,
@@ -34,7 +34,7 @@ from gradspectra_worker.deriver import Deriver, spectra_metrics
 STEPS_PER_TRANSACTION = 1024
 """A transaction ends with the batch that reaches this many steps, so that it never holds up writers for long."""
 
-CHUNK = 64
+CHUNK = 256
 """Batches in a transaction, at most."""
 
 CHECKPOINT_STEPS = 1000
@@ -109,9 +109,6 @@ def _prepared(conn: sa.Connection, run: str, chunk: int) -> _Chain | None:
     return chain
 
 
-_Rows = tuple[StoredBatch, tuple[Int64, Columns] | None, list[LayerBlock]]
-
-
 class _Chain:
     """A walk over batches: the state is read once before it, and all that came out is written at its end.
 
@@ -126,7 +123,7 @@ class _Chain:
         self._attempts = attempts
         self._deriver = Deriver.restore(cursor.state)
         self._taken: list[StoredBatch] = []
-        self._rows: list[_Rows] = []
+        self._rows: list[DerivedBatch] = []
         self._findings: list[tuple[int, Finding, float]] = []
         self._checkpoints: list[tuple[int, dict[str, Any]]] = []
         self._suggestions: tuple[list[Suggestion], int] | None = None
@@ -148,7 +145,7 @@ class _Chain:
         self._taken.append(stored)
         if not follows:
             block = spectra_metrics(batch)
-            self._rows.append((stored, None, [block] if block else []))
+            self._rows.append(DerivedBatch(stored.attempt, stored.batch_number, None, [block] if block else []))
         else:
             self._follow(stored)
         return sum(len(taken.batch.steps) for taken in self._taken) < STEPS_PER_TRANSACTION
@@ -156,8 +153,7 @@ class _Chain:
     def write(self, conn: sa.Connection) -> _Done:
         """Write rows, alerts, suggestions, state and watermark in the caller's transaction."""
         changed = self._begin_attempt(conn, self._new_attempt) if self._new_attempt is not None else []
-        for stored, columns, blocks in self._rows:
-            save_derived(conn, self._run, stored.attempt, stored.batch_number, columns, blocks)
+        save_derived(conn, self._run, self._rows)
         for step, state in self._checkpoints:
             checkpoint_state(conn, self._run, self._cursor.attempt, step, state)
         for attempt, group in groupby(self._findings, key=itemgetter(0)):
@@ -175,7 +171,7 @@ class _Chain:
             stored.batch, stored.attempt, optimizer_family(environment), optimizer_betas(environment)
         )
         self._findings += derived.findings
-        self._rows.append((stored, derived.columns, list(derived.layer_metrics)))
+        self._rows.append(DerivedBatch(stored.attempt, stored.batch_number, derived.columns, derived.layer_metrics))
         before = cursor.derived_step
         if len(steps):
             cursor.derived_step = max(before, int(steps[-1]))

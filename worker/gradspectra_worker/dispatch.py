@@ -14,7 +14,7 @@ from gradspectra_store.derived import behind
 from gradspectra_worker.announce import Announce, Announcement
 from gradspectra_worker.compact import compact
 from gradspectra_worker.deliver import deliver_due
-from gradspectra_worker.derive import CHUNK, derive
+from gradspectra_worker.derive import derive
 from gradspectra_worker.retain import RETAIN_SECONDS, RETAIN_TURNS, retain_due
 from gradspectra_worker.sweep import sweep
 
@@ -25,6 +25,10 @@ of the cost, and ingest has the database and the processor to itself."""
 DERIVE_SHARE = 0.25
 """Share of its time that the deriving thread works on a run of which batches come even while it does: a flood is taken
 in first, and derived at full speed when it is over."""
+
+FLOOD_BATCHES, FLOOD_REST_SECONDS = 32, 0.25
+"""Where a turn had so many batches and more came during it, the next one waits at least this long: most of what a turn
+costs it costs once, however many batches it takes."""
 
 COMPACT_SHARE = 0.2
 """Share of its time that the compacting thread works: what it leaves undone waits until fewer batches come."""
@@ -141,15 +145,26 @@ class InlineDispatcher:
         begin = time.monotonic()
         done = derive(self._store, run, announce=self._tell, turns=1)
         now = time.monotonic()
-        rest = REST_SECONDS if done < CHUNK else 0.0
-        if self._asked.pop(run, begin) > begin:
-            rest = max(rest, (now - begin) * (1 / DERIVE_SHARE - 1))
+        with self._store.read() as conn:
+            more = behind(conn, run)
+        rest = self._rest(done, more, now - begin, self._asked.pop(run, begin) > begin)
         with self._wake:
             self._resting = {other: end for other, end in self._resting.items() if end > now}
             self._resting[run] = now + rest
-        with self._store.read() as conn:
-            if behind(conn, run):
-                self._wait_for_turn(run)
+        if more:
+            self._wait_for_turn(run)
+
+    @staticmethod
+    def _rest(done: int, more: bool, worked: float, asked: bool) -> float:
+        """Seconds until a run's next turn, after one of `done` batches that took `worked` seconds.
+
+        more: whether batches are left; asked: whether any came during the turn. Those of a turn that reached its
+        bounds, with none come since, are what a burst left: they do not wait.
+        """
+        if not asked:
+            return 0.0 if more else REST_SECONDS
+        least = FLOOD_REST_SECONDS if done >= FLOOD_BATCHES else REST_SECONDS
+        return max(least, worked * (1 / DERIVE_SHARE - 1))
 
     def _tell(self, announcement: Announcement) -> None:
         if announcement["type"] == "alert":
