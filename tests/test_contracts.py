@@ -26,7 +26,7 @@ ROOMS = {
         "wandb",
     },
     "store": {"numpy", "sqlalchemy", "alembic", "psycopg"},
-    "worker": {"numpy", "sqlalchemy", "celery", "kombu", "redis", "httpx2"},
+    "worker": {"numpy", "sqlalchemy", "billiard", "celery", "kombu", "redis", "httpx2"},
     "frontend": {"numpy"},
     "backend": {
         "numpy",

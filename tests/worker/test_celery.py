@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import redis
 import sqlalchemy as sa
+from billiard import pool as billiard_pool
 from databases import postgres
 from gradspectra_store import Store
 from gradspectra_store.channels import add_channel, delete_channel
@@ -26,7 +28,7 @@ from gradspectra_store.retention import adopt_retention
 from gradspectra_store.run_views import get_run
 from gradspectra_store.schema import segments
 from gradspectra_worker.announce import LIVE_CHANNEL, RedisAnnouncer
-from gradspectra_worker.app import DERIVE, RETAIN_DUE, SWEEP, make_app
+from gradspectra_worker.app import DERIVE, HEARD_SECONDS, RETAIN_DUE, SWEEP, make_app
 from gradspectra_worker.celery_dispatch import CeleryDispatcher, DirectDispatcher
 from gradspectra_worker.derive import derive
 from gradspectra_worker.redis_urls import for_celery, for_redis
@@ -282,6 +284,16 @@ def test_the_app_sends_small_safe_messages():
     assert (conf.task_acks_late, conf.task_reject_on_worker_lost, conf.worker_prefetch_multiplier) == (True, True, 1)
     assert (conf.task_ignore_result, conf.accept_content, conf.result_backend) == (True, ["json"], None)
     assert conf.task_time_limit < conf.broker_transport_options["visibility_timeout"]
+
+
+def test_a_process_of_a_worker_that_no_longer_listens_waits_two_seconds_for_it(monkeypatch):
+    """billiard's own 30 s are as long as docker-compose.yml gives a worker to stop."""
+    make_app("unix:///tmp/r.sock")
+    naps: list[float] = []
+    monkeypatch.setattr(billiard_pool.time, "sleep", naps.append)
+    unheard = SimpleNamespace(on_ready_counter=SimpleNamespace(value=0))
+    assert not billiard_pool.Worker._ensure_messages_consumed(unheard, completed=1)
+    assert sum(naps) == pytest.approx(HEARD_SECONDS)
 
 
 def test_without_a_redis_the_worker_says_which_setting_is_missing():

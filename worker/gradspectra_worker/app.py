@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from billiard import pool as billiard_pool
 from celery import Celery, bootsteps
 from kombu.transport import redis as redis_transport
 
@@ -25,6 +26,11 @@ TASK_SECONDS = 300
 
 VISIBILITY_SECONDS = 600
 """A message that was taken and not finished is given out again after this; longer than any task."""
+
+HEARD_SECONDS = 2.0
+"""How long a process that ends waits for the worker to hear of its last task. A worker told to stop between giving a
+task out and hearing that it was begun never listens, and billiard would wait 30 s; the sweep asks for the task again.
+"""
 
 
 class _Deliveries(redis_transport.QoS):
@@ -72,6 +78,8 @@ class _Living(bootsteps.StartStopStep):  # type: ignore[misc]
 def make_app(redis_url: str) -> Celery:
     """Make the application on a Redis. It keeps no results: what matters is in the database."""
     redis_transport.Channel.QoS = _Deliveries
+    looks = HEARD_SECONDS / billiard_pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_INTERVAL
+    billiard_pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = round(looks)
     made = Celery("gradspectra", broker=for_celery(redis_url), include=["gradspectra_worker.tasks"])
     made.conf.update(
         accept_content=["json"],
