@@ -7,10 +7,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_ARENA_MAX, _MMAP_THRESHOLD = -8, -3
+_ARENA_MAX, _MMAP_THRESHOLD, _TRIM_THRESHOLD = -8, -3, -1
 """Names of the settings in glibc's malloc.h."""
 _ARENAS = 2
 _LARGE_BYTES = 1 << 20
+_KEPT_BYTES = 16 << 20
+"""Of what was freed of smaller things so much stays at hand: to get pages again takes longer than to use them."""
 _one_at_a_time = threading.Lock()
 
 
@@ -33,4 +35,5 @@ def give_back_freed() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    return bool(mallopt(_MMAP_THRESHOLD, _LARGE_BYTES)) and bool(mallopt(_ARENA_MAX, _ARENAS))
+    wanted = ((_MMAP_THRESHOLD, _LARGE_BYTES), (_TRIM_THRESHOLD, _KEPT_BYTES), (_ARENA_MAX, _ARENAS))
+    return all(bool(mallopt(name, value)) for name, value in wanted)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradspectra_core.pyramid import Level, coarser, leaves
+from gradspectra_core.pages import wide_array
+from gradspectra_core.pyramid import Level, coarser, joined, leaves, same_in_all
 from gradspectra_core.records import Bool, Float64, Int64
 from gradspectra_core.widths import FACTOR, ladder, level_at, width_of
 
@@ -50,12 +53,22 @@ def bucket(steps: Int64, values: NDArray[Any], present: Bool, width: int) -> Buc
     return shown(level, width // reached)
 
 
-def shown(level: Level, factor: int = 1) -> Bucketed:
-    """Return what `bucket` does from a level of the pyramid, `factor` (1, 2 or 4) of its buckets in each."""
+def shown(levels: Level | Sequence[Level], factor: int = 1) -> Bucketed:
+    """Return what `bucket` does from a level of the pyramid, `factor` (1, 2 or 4) of its buckets in each.
+
+    levels: one, or several of one level with different buckets; they are not put together before they must be.
+    """
+    parts = [levels] if isinstance(levels, Level) else _filled(levels)
     if factor > 1:
-        level = coarser(level, factor)
-    last = level.mean if level.last is None else level.last
-    arrays = _float64(level.mean, level.low, level.high, last)
+        apart = all(part.numbers[0] % factor == 0 for part in parts[1:])
+        parts = [coarser(part, factor) for part in parts] if apart else [coarser(joined(parts), factor)]
+    if len(parts) > 1 and not all(map(_whole, parts)):
+        parts = [joined(parts)]
+    arrays, spare = _float64(parts)
+    if len(parts) > 1 or _whole(parts[0]):
+        spare[...] = 0
+        return np.concatenate([part.first for part in parts]), *arrays, spare, np.ones(spare.shape, np.bool_)
+    (level,) = parts
     counts = [one for one in (level.nan, level.up, level.down) if one is not None]
     nonfinite: Int64 = sum(counts[1:], start=counts[0]) if counts else np.zeros(level.mean.shape, np.int64)
     bare = level.finite == 0
@@ -67,14 +80,32 @@ def shown(level: Level, factor: int = 1) -> Bucketed:
 _Four = tuple[Float64, Float64, Float64, Float64]
 
 
-def _float64(*arrays: NDArray[Any]) -> _Four:
-    """The arrays as float64, an array that is given twice converted once."""
-    found: dict[int, Float64] = {}
-    for array in arrays:
-        if id(array) not in found:
-            found[id(array)] = array.astype(np.float64)
-    mean, low, high, last = (found[id(array)] for array in arrays)
-    return mean, low, high, last
+def _filled(levels: Sequence[Level]) -> list[Level]:
+    """The levels that have buckets, in one where they do not follow each other."""
+    parts = [level for level in levels if len(level.numbers)] or list(levels[:1])
+    in_order = all(one.numbers[-1] < other.numbers[0] for one, other in pairwise(parts))
+    return parts if in_order else [joined(parts)]
+
+
+def _whole(level: Level) -> bool:
+    """Whether every row has a finite value in every bucket, and none that is not."""
+    counts = level.nan, level.up, level.down
+    return all(one is None for one in counts) and bool((same_in_all(level.finite) > 0).all())
+
+
+def _float64(parts: Sequence[Level]) -> tuple[_Four, Int64]:
+    """Mean, low, high and last of levels side by side, an array that is given twice converted once; room for counts."""
+    columns = [(level.mean, level.low, level.high, level.mean if level.last is None else level.last) for level in parts]
+    own = list(zip(*columns, strict=True))
+    keys = [tuple(map(id, arrays)) for arrays in own]
+    distinct = dict(zip(keys, own, strict=True))
+    rows, count = parts[0].rows, sum(len(level.numbers) for level in parts)
+    room = wide_array((len(distinct) + 1, rows, count))
+    found = dict(zip(distinct, room, strict=False))
+    for key, arrays in distinct.items():
+        np.concatenate(arrays, axis=1, out=found[key])
+    mean, low, high, last = (found[key] for key in keys)
+    return (mean, low, high, last), room[-1].view(np.int64)
 
 
 def _fill(level: Level, bare: Bool, arrays: _Four) -> _Four:

@@ -125,7 +125,7 @@ def coarser(level: Level, factor: int = FACTOR, dtype: np.dtype[Any] | None = No
         return joined([coarser(part, factor, dtype) for part in parts])
     starts = np.flatnonzero(np.concatenate(([True], numbers[1:] != numbers[:-1])))
     dense = _Slots.of(level, numbers, starts, factor)
-    held = _thin(level.finite)
+    held = same_in_all(level.finite)
     finite = dense.total(held)
     counts = [None if array is None else dense.total(array) for array in (level.nan, level.up, level.down)]
     low, high = level.low, level.high
@@ -268,8 +268,8 @@ def _constant(counts: Numbers) -> Any:
     return counts.flat[0] if counts.size and counts.strides == (0, 0) else None
 
 
-def _thin(counts: Int64) -> Int64:
-    """Counts as one row where all rows are known to have the same."""
+def same_in_all(counts: Int64) -> Int64:
+    """Return counts (R, N) as one row, (1, N), where all rows are known to have the same, else as they are."""
     return counts[:1] if counts.strides[0] == 0 else counts
 
 

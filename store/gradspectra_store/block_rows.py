@@ -14,6 +14,7 @@ from gradspectra_core.records import Int64
 from gradspectra_core.widths import width_of
 
 from gradspectra_store.block_schema import blocks
+from gradspectra_store.prepared import PreparedAmong
 from gradspectra_store.segment_cache import SegmentCache
 from gradspectra_store.stretches import Stretch, united
 
@@ -56,19 +57,21 @@ class BlockRow:
 
 Content = Recorded | Level | DamagedBlock
 _COLUMNS = [blocks.c[name] for name in ("id", "attempt", "name", "level", "first", "stop", "entries")]
-_overlapping = sa.select(*_COLUMNS).where(
-    *(blocks.c[field] == sa.bindparam(f"of_{field}") for field in (*Source._fields, "level")),
-    blocks.c.name.in_(sa.bindparam("names", expanding=True)),
-    blocks.c.first >= sa.bindparam("reach"),
-    blocks.c.first < sa.bindparam("until"),
-    blocks.c.stop > sa.bindparam("since"),
+_overlapping = PreparedAmong(
+    lambda names: sa.select(*_COLUMNS).where(
+        *(blocks.c[field] == sa.bindparam(f"of_{field}") for field in (*Source._fields, "level")),
+        blocks.c.name.in_(names),
+        blocks.c.first >= sa.bindparam("reach"),
+        blocks.c.first < sa.bindparam("until"),
+        blocks.c.stop > sa.bindparam("since"),
+    )
 )
 _of_level = sa.select(*_COLUMNS).where(
     *(blocks.c[field] == sa.bindparam(f"of_{field}") for field in (*Source._fields, "name", "level"))
 )
 _newest = _of_level.order_by(blocks.c.first.desc()).limit(sa.bindparam("most", type_=sa.Integer))
 _oldest = _of_level.order_by(blocks.c.first).limit(1)
-_contents = sa.select(blocks.c.id, blocks.c.payload).where(blocks.c.id.in_(sa.bindparam("ids", expanding=True)))
+_contents = PreparedAmong(lambda ids: sa.select(blocks.c.id, blocks.c.payload).where(blocks.c.id.in_(ids)))
 
 
 def find_blocks(
@@ -85,10 +88,11 @@ def find_blocks(
     for own in by_attempt.values():
         ranges = own if len(own) <= _RANGES else [Stretch(own[0].attempt, own[0].first, own[-1].stop)]
         for one in ranges:
-            place = _bound(source._replace(attempt=one.attempt), of_level=level, names=list(names))
+            place = _bound(source._replace(attempt=one.attempt), of_level=level)
             reach = max(one.first - SPAN * width_of(level), 0)
-            for row in conn.execute(_overlapping, place | {"reach": reach, "until": one.stop, "since": one.first}):
-                found[row.id] = BlockRow(*row)
+            place |= {"reach": reach, "until": one.stop, "since": one.first}
+            for row in _overlapping.each(conn, names, place):
+                found[row[0]] = BlockRow(*row)
     return sorted(found.values(), key=lambda row: (row.attempt, row.name, row.first))
 
 
@@ -121,7 +125,7 @@ def load_blocks(conn: sa.Connection, rows: Sequence[BlockRow]) -> dict[int, Cont
             found[row.id] = kept
     ids = list(missing)
     for begin in range(0, len(ids), _AT_ONCE):
-        for identity, payload in conn.execute(_contents, {"ids": ids[begin : begin + _AT_ONCE]}):
+        for identity, payload in _contents.each(conn, ids[begin : begin + _AT_ONCE], {}):
             found[identity] = content = _content(payload, missing[identity])
             if cache is not None and not isinstance(content, DamagedBlock):
                 cache.put(("block", identity), content)

@@ -79,9 +79,14 @@ def driver_execute(conn: sa.Connection, text: str, values: Any = ()) -> Any:
     try:
         cursor.execute(text, values)
     except conn.dialect.loaded_dbapi.Error as error:
-        kinds = conn.dialect.loaded_dbapi.Error
-        raise sa.exc.DBAPIError.instance(text, values, error, kinds, dialect=conn.dialect) from error
+        raise driver_error(conn, error, text, values) from error
     return cursor
+
+
+def driver_error(conn: sa.Connection, error: Exception, text: str, values: Any) -> BaseException:
+    """Return SQLAlchemy's error for one that the driver of the connection raised in a statement."""
+    kinds = conn.dialect.loaded_dbapi.Error
+    return sa.exc.DBAPIError.instance(text, values, error, kinds, dialect=conn.dialect)
 
 
 def set_up_sqlite(dbapi: Any, pragmas: Sequence[str]) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
 from gradspectra_core.layers import Layer, LayerTable
-from gradspectra_core.records import Bool
+from gradspectra_core.records import Bool, Int64
 
+from gradspectra_store.prepared import Prepared
 from gradspectra_store.schema import layer_tables
 
-_of_run = (
+_of_run = Prepared(
     sa.select(layer_tables.c.digest, layer_tables.c.since_step, layer_tables.c.spectra)
     .where(layer_tables.c.run == sa.bindparam("of_run"))
     .order_by(layer_tables.c.position)
@@ -73,16 +75,47 @@ class RunTable:
 def run_tables(conn: sa.Connection, run: str) -> dict[str, RunTable]:
     """Return the run's tables by digest, in order of arrival."""
     found = {}
-    for digest, since, bits in conn.execute(_of_run, {"of_run": run}).all():
+    for digest, since, bits in _of_run.rows(conn, {"of_run": run}):
         table = read_table(conn, run, digest)
         spectra = np.unpackbits(np.frombuffer(bits, np.uint8), count=len(table), bitorder="little").view(np.bool_)
         found[digest] = RunTable(table, since, spectra)
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class RunLayers:
+    """Every layer of a run in order of arrival, each as the newest table has it, and where the tables' rows belong.
+
+    order: the place of each layer by its name; places: of the layers of each table, by its digest, (L,) each.
+    """
+
+    layers: tuple[Layer, ...]
+    order: dict[str, int]
+    places: dict[str, Int64]
+
+
+def run_layers(conn: sa.Connection, run: str) -> RunLayers:
+    """Return the run's layers. What is made of the same tables before is kept, whichever run they were of."""
+    digests = tuple(digest for digest, _, _ in _of_run.rows(conn, {"of_run": run}))
+    found = _made.get(digests)
+    if found is None:
+        found = _made_of({digest: read_table(conn, run, digest) for digest in digests})
+        if len(_made) >= _PARSED:
+            _made.clear()
+        _made[digests] = found
+    return found
+
+
+def _made_of(tables: dict[str, LayerTable]) -> RunLayers:
+    newest = {layer.name: layer for table in tables.values() for layer in table.layers}
+    order = {name: at for at, name in enumerate(newest)}
+    places = {digest: np.array([order[name] for name in table.names], np.int64) for digest, table in tables.items()}
+    return RunLayers(tuple(newest.values()), order, places)
+
+
 def layer_count(conn: sa.Connection, run: str) -> int:
     """Return how many layers the run has ever had."""
-    return len({name for table in run_tables(conn, run).values() for name in table.table.names})
+    return len(run_layers(conn, run).layers)
 
 
 def layer_list(conn: sa.Connection, run: str) -> list[dict[str, Any]]:
@@ -117,4 +150,5 @@ def read_table(conn: sa.Connection, run: str, digest: str) -> LayerTable:
 
 
 _PARSED = 64
+_made: dict[Sequence[str], RunLayers] = {}
 _parsed: dict[str, LayerTable] = {}  # a digest tells the whole content of a table, whichever run it is of

@@ -18,9 +18,9 @@ from gradspectra_core.views import LayerSeries
 from gradspectra_store.attempts import visible_spans
 from gradspectra_store.block_rows import Source
 from gradspectra_store.errors import UnknownLayer, UnknownStatistic
-from gradspectra_store.layer_tables import RunTable, run_tables
+from gradspectra_store.layer_tables import RunLayers, run_layers
 from gradspectra_store.levels import Levels, Quantity
-from gradspectra_store.names import known_names
+from gradspectra_store.names import known_name, known_names
 from gradspectra_store.pieces import joined_buckets, merged_damage
 from gradspectra_store.ranges import Grid, Range
 from gradspectra_store.retired import beside, coarse_stretches, read_beside, told
@@ -46,21 +46,18 @@ def read_layers(
     """
     wanted = Range.of(start, stop, columns)
     spans = visible_spans(conn, run, attempt)
-    known = known_names(conn, run, "layer")
-    if statistic not in known and statistic not in STATISTICS and statistic not in METRICS:
-        raise UnknownStatistic(statistic, known.keys() | STATISTICS.keys() | METRICS.keys())
-    tables = run_tables(conn, run)
-    every = _every(tables)
-    rows = _chosen(every, layers)
+    known = known_name(conn, run, "layer", statistic)
+    if known is None and statistic not in STATISTICS and statistic not in METRICS:
+        raise UnknownStatistic(statistic, known_names(conn, run, "layer").keys() | STATISTICS.keys() | METRICS.keys())
+    every = run_layers(conn, run)
+    places = _chosen(every, layers)
     metric = METRICS.get(statistic)
     computed = metric is not None and metric.function is not None
-    derived = not computed and known.get(statistic, statistic in METRICS)
-    quantity = layer_quantity(statistic, len(every))
+    derived = not computed and (statistic in METRICS if known is None else known)
+    quantity = layer_quantity(statistic, len(every.layers))
     coarse = coarse_stretches(conn, run, "layers", [statistic, *quantity.inputs], derived=derived)
     found = beside(find(conn, run, "layers", spans, wanted.start, wanted.stop, derived=derived), coarse)
-    segments = partial(_segments, conn, derived, row_places(tables))
-    order = {name: at for at, name in enumerate(every)}
-    places = np.array([order[layer.name] for layer in rows], np.int64)
+    segments = partial(_segments, conn, derived, every.places)
     reach = reaches(conn, run, "layers", derived=derived)
     retired = [own for one in coarse for own in one.stretches]
     levels = Levels(conn, Source(run, "layers", derived, 0, 0), found, segments, reach, places, retired)
@@ -68,10 +65,11 @@ def read_layers(
     number = level_of(grid.width)
     widest = max((one.width for one in coarse), default=1)
     answers = []
-    for first, end in grid.pieces(len(every) * len(quantity.inputs), number, levels.loose, widest):
+    for first, end in grid.pieces(len(every.layers) * len(quantity.inputs), number, levels.loose, widest):
         stretches = Range(max(first, wanted.start), min(end, wanted.stop)).stretches(spans)
         answers.append(_there(read_beside(levels, quantity, grid.width, stretches, spans, coarse)))
-    buckets = joined_buckets(answers, len(rows))
+    buckets = joined_buckets(answers, len(places))
+    rows = every.layers if layers is None else [every.layers[at] for at in places]
     values = _shown(statistic, rows, buckets, merged_damage([levels]), keep_empty=layers is not None)
     left = told(coarse, wanted.stretches(spans), grid.width)
     return replace(values, x=np.maximum(values.x, wanted.start), retired=left)
@@ -83,12 +81,6 @@ def layer_quantity(name: str, rows: int) -> Quantity:
     if metric is None or metric.function is None:
         return Quantity(name, (name,), rows, last=False)
     return Quantity(name, metric.inputs, rows, last=False, function=metric.function)
-
-
-def row_places(tables: dict[str, RunTable]) -> dict[str, Int64]:
-    """Return for each table of a run, by digest, the place of its layers in the order of the run's layers."""
-    place = {name: at for at, name in enumerate(_every(tables))}
-    return {digest: np.array([place[name] for name in table.table.names]) for digest, table in tables.items()}
 
 
 def placed(part: LayerPart, places: Int64) -> Recorded:
@@ -114,44 +106,39 @@ def _segments(
             yield segment, placed(part, places[segment.digest or ""])
 
 
-def _every(tables: dict[str, RunTable]) -> dict[str, Layer]:
-    """The run's layers in order of arrival: of one that changed its shape, the newest."""
-    return {layer.name: layer for table in tables.values() for layer in table.table.layers}
-
-
-def _chosen(every: dict[str, Layer], names: Sequence[str] | None) -> list[Layer]:
+def _chosen(every: RunLayers, names: Sequence[str] | None) -> Int64:
     if names is None:
-        return list(every.values())
+        return np.arange(len(every.layers))
     for name in names:
-        if name not in every:
+        if name not in every.order:
             raise UnknownLayer(name)
-    return [every[name] for name in dict.fromkeys(names)]
+    return np.array([every.order[name] for name in dict.fromkeys(names)], np.int64)
 
 
 def _there(buckets: Bucketed) -> Bucketed:
     """The buckets in which any of the layers has a value."""
     x, mean, low, high, last, nonfinite, present = buckets
-    some: Bool = np.any(present, axis=0)
-    if some.all():
+    if present.all():
         return buckets
+    some: Bool = np.any(present, axis=0)
     return x[some], mean[:, some], low[:, some], high[:, some], last[:, some], nonfinite[:, some], present[:, some]
 
 
 def _shown(
-    statistic: str, rows: list[Layer], buckets: Bucketed, damaged: tuple[tuple[int, int], ...], *, keep_empty: bool
+    statistic: str, rows: Sequence[Layer], buckets: Bucketed, damaged: tuple[tuple[int, int], ...], *, keep_empty: bool
 ) -> LayerSeries:
     x, mean, low, high, _, nonfinite, present = buckets
-    keep: Bool = np.any(present, axis=1)
-    if not keep_empty and not keep.all():
+    whole = present.size > 0 and present.all()
+    if not keep_empty and not whole and not (keep := np.any(present, axis=1)).all():
         rows = [layer for layer, kept in zip(rows, keep.tolist(), strict=True) if kept]
         mean, low, high, nonfinite, present = mean[keep], low[keep], high[keep], nonfinite[keep], present[keep]
     return LayerSeries(
         statistic=statistic,
         axis="step",
         x=x,
-        layers=tuple(layer.name for layer in rows),
-        roles=tuple(layer.role for layer in rows),
-        depths=tuple(layer.depth for layer in rows),
+        layers=tuple([layer.name for layer in rows]),
+        roles=tuple([layer.role for layer in rows]),
+        depths=tuple([layer.depth for layer in rows]),
         mean=mean,
         min=low,
         max=high,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,21 @@ class Quantity:
     last: bool
     function: Callable[..., Any] | None = None
 
+    def apart(self, pieces: Sequence[Sequence[Recorded]]) -> Iterator[tuple[Recorded, ...]]:
+        """Give the inputs' pieces of the same steps, where they follow one another and lack nothing; else nothing.
+
+        pieces: of each input. Numbers made of such pieces one by one are those that they make together.
+        """
+        rest = [part for own in pieces for part in own]
+        kinds = {(part.values.dtype, part.values.shape[0], part.present is None) for part in rest}
+        if not rest or len(kinds) > 1 or not kinds <= {(rest[0].values.dtype, self.rows, True)}:
+            return
+        if len({len(own) for own in pieces}) > 1 or not _in_order([part.steps for part in pieces[0]]):
+            return
+        together = list(zip(*pieces, strict=True))
+        if all(np.array_equal(part.steps, own[0].steps) for own in together for part in own[1:]):
+            yield from together
+
     def leaves(self, recorded: Sequence[Recorded]) -> tuple[Level, np.dtype[Any]]:
         """Return level 0 of the inputs, as given, and the type of the levels above."""
         single = all(part.values.dtype == np.float32 for part in recorded)
@@ -53,6 +69,10 @@ class Quantity:
             return leaves(steps, values, None, last=self.last), dtype
         computed = overlaid([Recorded(steps, values, np.logical_and.reduce(masks))], self.rows)
         return leaves(computed.steps, computed.values, computed.present, last=self.last), dtype
+
+
+def _in_order(numbers: Sequence[Int64]) -> bool:
+    return all(one[-1] < other[0] for one, other in pairwise(numbers))
 
 
 def _at(part: Recorded, steps: Int64) -> Recorded:
@@ -102,6 +122,10 @@ class Levels:
 
     def read(self, quantities: Sequence[Quantity], number: int, stretches: Sequence[Stretch]) -> list[Level]:
         """Return level `number` (widths.py) of each over the stretches, which hold no step twice."""
+        return [joined(parts) for parts in self.parts(quantities, number, stretches)]
+
+    def parts(self, quantities: Sequence[Quantity], number: int, stretches: Sequence[Stretch]) -> list[list[Level]]:
+        """Return what `read` does of each as levels that follow one another in order of their buckets."""
         rest = {quantity.name: self._from_the_beginning(stretches) for quantity in quantities}
         taken: dict[str, dict[int, list[tuple[Level, Stretch]]]] = {quantity.name: {} for quantity in quantities}
         broken: dict[str, list[Stretch]] = {quantity.name: [] for quantity in quantities}
@@ -123,7 +147,7 @@ class Levels:
         for name, parts in broken.items():
             unread = [piece for part in parts for piece in within(rest[name], part)]
             self.damaged.update(own for piece in unread for own in within(self._retired, piece))
-        recorded = self._recorded({quantity: rest[quantity.name] for quantity in quantities})
+        recorded = self._pieces({quantity: rest[quantity.name] for quantity in quantities})
         return [
             self._raised(quantity, own, taken[quantity.name], number)
             for quantity, own in zip(quantities, recorded, strict=True)
@@ -139,7 +163,7 @@ class Levels:
     def recorded(self, names: Sequence[str], rows: int, stretches: Sequence[Stretch]) -> list[Recorded]:
         """Return what was recorded of each name over the stretches, all of its `rows` rows."""
         quantities = {Quantity(name, (name,), rows, last=False): list(stretches) for name in names}
-        return [parts[0] for parts in self._recorded(quantities)]
+        return [overlaid(pieces[0], rows) for pieces in self._pieces(quantities)]
 
     def _clean(self, row: BlockRow, rest: Sequence[Stretch]) -> list[Stretch]:
         """The whole buckets of a block that are asked for and have nothing in segments."""
@@ -148,11 +172,17 @@ class Levels:
         return [piece for piece in pieces if piece.first < piece.stop]
 
     def _raised(
-        self, quantity: Quantity, recorded: list[Recorded], taken: dict[int, list[tuple[Level, Stretch]]], number: int
-    ) -> Level:
-        current, dtype = quantity.leaves(recorded)
+        self,
+        quantity: Quantity,
+        pieces: list[list[Recorded]],
+        taken: dict[int, list[tuple[Level, Stretch]]],
+        number: int,
+    ) -> list[Level]:
+        if number == 0 and (parts := [self._select(quantity.leaves(one)[0]) for one in quantity.apart(pieces)]):
+            return parts
+        current, dtype = quantity.leaves([overlaid(own, quantity.rows) for own in pieces])
         current = self._select(current)
-        width = 1
+        parts, width = [current], 1
         for level in ladder(number):
             current = coarser(current, width_of(level) // width, dtype)
             width = width_of(level)
@@ -160,29 +190,30 @@ class Levels:
             for content, part in taken.get(level, ()):
                 begin, end = np.searchsorted(content.numbers, (part.first // width, part.stop // width))
                 parts.append(self._select(content.cut(slice(int(begin), int(end))), quantity.rows))
-            parts = sorted((part for part in (current, *parts) if len(part.numbers)), key=_first_number)
-            current = joined(parts or [current])
-            dtype = current.mean.dtype if len(current.numbers) else dtype
-        return current
+            parts = ordered([current, *parts])
+            if level != number:
+                current = joined(parts)
+                dtype = current.mean.dtype if len(current.numbers) else dtype
+        return parts
 
     def _select(self, level: Level, rows: int | None = None) -> Level:
         if self._chosen is not None:
             return level.select(self._chosen)
         return level if rows is None or rows == level.rows else level.select(np.arange(rows))
 
-    def _recorded(self, wanted: dict[Quantity, list[Stretch]]) -> list[list[Recorded]]:
-        """What was recorded of each quantity's inputs over its own stretches."""
+    def _pieces(self, wanted: dict[Quantity, list[Stretch]]) -> list[list[list[Recorded]]]:
+        """What was recorded of each quantity's inputs over its own stretches, later pieces over earlier ones."""
         names = sorted({name for quantity in wanted for name in quantity.inputs})
         rows = find_blocks(self._conn, self._source, names, 0, _all(wanted.values())) if names else []
         contents = load_blocks(self._conn, rows)
         return [
-            [self._one(name, quantity.rows, stretches, rows, contents) for name in quantity.inputs]
+            [self._pieces_of(name, stretches, rows, contents) for name in quantity.inputs]
             for quantity, stretches in wanted.items()
         ]
 
-    def _one(
-        self, name: str, rows: int, stretches: list[Stretch], blocks: list[BlockRow], contents: dict[int, Content]
-    ) -> Recorded:
+    def _pieces_of(
+        self, name: str, stretches: list[Stretch], blocks: list[BlockRow], contents: dict[int, Content]
+    ) -> list[Recorded]:
         parts = []
         for row in blocks:
             if row.name != name:
@@ -197,7 +228,7 @@ class Levels:
             own = [one for one in self._found if within(stretches, one.stretch)]
             for one, part in self._segments(name, own):
                 parts += [between(part, *piece[1:]) for piece in within(stretches, one.stretch)]
-        return overlaid(parts, rows)
+        return [part for part in parts if len(part.steps)]
 
 
 def _lost(content: Level, parts: Sequence[Stretch]) -> Iterator[Stretch]:
@@ -207,8 +238,10 @@ def _lost(content: Level, parts: Sequence[Stretch]) -> Iterator[Stretch]:
             yield from within(parts, Stretch(parts[0].attempt, first, stop))
 
 
-def _first_number(level: Level) -> int:
-    return int(level.numbers[0])
+def ordered(parts: Sequence[Level]) -> list[Level]:
+    """Return levels in order of their buckets; empty ones are left out, but for the first of nothing else."""
+    held = [part for part in parts if len(part.numbers)]
+    return sorted(held, key=lambda part: int(part.numbers[0])) or list(parts[:1])
 
 
 def _all(stretches: Iterable[Sequence[Stretch]]) -> list[Stretch]:

@@ -7,12 +7,18 @@ from collections.abc import Iterable
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from gradspectra_store.prepared import Prepared
 from gradspectra_store.schema import names
 
-_of_scope = (
+_of_scope = Prepared(
     sa.select(names.c.name, names.c.derived)
     .where(names.c.run == sa.bindparam("of_run"), names.c.scope == sa.bindparam("of_scope"))
     .order_by(names.c.name)
+)
+_of_name = Prepared(
+    sa.select(names.c.derived).where(
+        *(names.c[field] == sa.bindparam(f"of_{field}") for field in ("run", "scope", "name"))
+    )
 )
 
 
@@ -33,9 +39,15 @@ def add_names(
         conn.execute(insert.on_conflict_do_update(index_elements=key, set_={"whole": False}, where=no_more), rows)
 
 
+def known_name(conn: sa.Connection, run: str, scope: str, name: str) -> bool | None:
+    """Return whether a name of a scope is derived, None where the run does not have it."""
+    rows = _of_name.rows(conn, {"of_run": run, "of_scope": scope, "of_name": name})
+    return bool(rows[0][0]) if rows else None
+
+
 def known_names(conn: sa.Connection, run: str, scope: str) -> dict[str, bool]:
     """Return the names of a scope in alphabetical order, each with whether it is derived."""
-    return {row.name: row.derived for row in conn.execute(_of_scope, {"of_run": run, "of_scope": scope})}
+    return {name: bool(derived) for name, derived in _of_scope.rows(conn, {"of_run": run, "of_scope": scope})}
 
 
 def whole_names(conn: sa.Connection, run: str, scope: str) -> set[str]:

@@ -13,8 +13,8 @@ from gradspectra_core.blocks import Recorded
 from gradspectra_store.attempts import visible_spans
 from gradspectra_store.block_rows import Source
 from gradspectra_store.errors import UnknownLayer
-from gradspectra_store.layer_tables import run_tables
-from gradspectra_store.layer_values import placed, row_places
+from gradspectra_store.layer_tables import run_layers
+from gradspectra_store.layer_values import placed
 from gradspectra_store.levels import Levels
 from gradspectra_store.names import known_names
 from gradspectra_store.pieces import merged_damage
@@ -76,23 +76,21 @@ def read_recorded_layers(
     wanted = Range.of(start, stop, 1)
     spans = visible_spans(conn, run, attempt)
     known = known_names(conn, run, "layer")
-    tables = run_tables(conn, run)
-    order = {name: at for at, name in enumerate(dict.fromkeys(n for t in tables.values() for n in t.table.names))}
+    every = run_layers(conn, run)
     for name in layers:
-        if name not in order:
+        if name not in every.order:
             raise UnknownLayer(name)
-    rows = np.array([order[name] for name in layers], np.int64)
+    rows = np.array([every.order[name] for name in layers], np.int64)
     found = find(conn, run, "layers", spans, wanted.start, wanted.stop, derived=False)
-    places = row_places(tables)
 
     def segments(name: str, own: Sequence[Found]) -> Iterator[tuple[Found, Recorded]]:
         for segment, part in load(conn, own, partial(layer_part, statistic=name), name, derived=False):
             if len(part.steps):
-                yield segment, placed(part, places[segment.digest or ""])
+                yield segment, placed(part, every.places[segment.digest or ""])
 
     levels = Levels(conn, Source(run, "layers", False, 0, 0), found, segments)
     own = [name for name in dict.fromkeys(statistics) if known.get(name) is False]
-    parts = levels.recorded(own, len(order), wanted.stretches(spans))
+    parts = levels.recorded(own, len(every.layers), wanted.stretches(spans))
     chosen = (
         Recorded(one.steps, one.values[rows], None if one.present is None else one.present[rows]) for one in parts
     )

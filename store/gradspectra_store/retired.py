@@ -15,6 +15,7 @@ from gradspectra_core.widths import level_at, width_of
 from gradspectra_store.attempts import visible_spans
 from gradspectra_store.block_rows import Source
 from gradspectra_store.levels import Levels, Quantity
+from gradspectra_store.prepared import PreparedAmong
 from gradspectra_store.ranges import Range
 from gradspectra_store.retention_schema import retired
 from gradspectra_store.scan import Found
@@ -24,10 +25,12 @@ Ends = Mapping[int, tuple[int, int]]
 """As `visible_spans` gives: which steps an attempt speaks for."""
 
 
-_of_names = sa.select(*(retired.c[name] for name in ("width", "attempt", "first", "stop"))).where(
-    *(retired.c[name] == sa.bindparam(f"of_{name}") for name in ("run", "kind", "derived")),
-    retired.c.rank == 0,
-    retired.c.name.in_(sa.bindparam("names", expanding=True)),
+_of_names = PreparedAmong(
+    lambda names: sa.select(*(retired.c[name] for name in ("width", "attempt", "first", "stop"))).where(
+        *(retired.c[name] == sa.bindparam(f"of_{name}") for name in ("run", "kind", "derived")),
+        retired.c.rank == 0,
+        retired.c.name.in_(names),
+    )
 )
 
 
@@ -42,9 +45,9 @@ def coarse_stretches(
     conn: sa.Connection, run: str, kind: str, names: Sequence[str], *, derived: bool = False
 ) -> list[Coarse]:
     """Return what is left of rank 0's numbers of any of these names, the widest first; no step is in two of them."""
-    place = {"of_run": run, "of_kind": kind, "of_derived": derived, "names": list(names)}
+    place = {"of_run": run, "of_kind": kind, "of_derived": derived}
     by_width: dict[int, list[Stretch]] = {}
-    for width, attempt, first, stop in conn.execute(_of_names, place):
+    for width, attempt, first, stop in _of_names.each(conn, names, place):
         by_width.setdefault(width, []).append(Stretch(attempt, first, stop))
     found: list[Coarse] = []
     wider: list[Stretch] = []
@@ -138,12 +141,11 @@ def read_beside(
         else:
             fine += pieces
     number = level_at(width)
-    (level,) = levels.read([quantity], number, united(fine))
-    parts = [shown(level, width // width_of(number))]
+    (found_fine,) = levels.parts([quantity], number, united(fine))
+    parts = [shown(found_fine, width // width_of(number))]
     for own, pieces in wide:
         if pieces:
-            (level,) = levels.read([quantity], level_at(own), pieces)
-            parts.append(shown(level))
+            parts += [shown(found_wide) for found_wide in levels.parts([quantity], level_at(own), pieces)]
     return _in_order(parts)
 
 

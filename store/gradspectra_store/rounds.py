@@ -11,8 +11,8 @@ from gradspectra_core.statistics import METRICS
 
 from gradspectra_store.block_rows import Source
 from gradspectra_store.compaction import Extent, Loose, Round, extent_of, loose_segments, rounds_of
-from gradspectra_store.layer_tables import run_tables
-from gradspectra_store.layer_values import layer_quantity, placed, row_places
+from gradspectra_store.layer_tables import run_layers
+from gradspectra_store.layer_values import layer_quantity, placed
 from gradspectra_store.levels import Quantity
 from gradspectra_store.making_blocks import Making
 from gradspectra_store.names import known_names
@@ -88,7 +88,7 @@ def _contents(conn: sa.Connection, source: Source, loose: Sequence[Loose]) -> tu
                 steps, times = times_of(payloads[one.id])
                 found.setdefault(TIMES, []).append(Recorded(steps, times[None], None))
         return 1, found
-    places = row_places(run_tables(conn, source.run))
+    places = run_layers(conn, source.run).places
     for one in loose:
         for name, part in layer_parts(payloads[one.id]).items():
             found.setdefault(name, []).append(placed(part, places[one.digest or ""]))

@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 import sqlalchemy as sa
 
 from gradspectra_store.block_schema import extents
+from gradspectra_store.prepared import Prepared, PreparedAmong
 from gradspectra_store.schema import derived_segments, segments
 from gradspectra_store.segment_cache import SegmentCache
 from gradspectra_store.stretches import Stretch
@@ -37,11 +38,18 @@ def _select_reaches(table: sa.Table) -> sa.Select[Any]:
 _in_blocks = sa.select(extents.c.attempt, extents.c.first_step, extents.c.last_step).where(
     *(extents.c[name] == sa.bindparam(f"of_{name}") for name in ("run", "kind", "derived")), extents.c.rank == 0
 )
-_in_range = {False: _select_in_range(segments), True: _select_in_range(derived_segments)}
-_reaching: dict[bool, sa.CompoundSelect[Any]] = {
-    derived: sa.union_all(_select_reaches(table), _in_blocks)
+_in_range = {False: Prepared(_select_in_range(segments)), True: Prepared(_select_in_range(derived_segments))}
+_reaching = {
+    derived: Prepared(sa.union_all(_select_reaches(table), _in_blocks))
     for derived, table in ((False, segments), (True, derived_segments))
 }
+
+
+def _select_payloads(table: sa.Table) -> PreparedAmong:
+    return PreparedAmong(lambda ids: sa.select(table.c.id, table.c.payload).where(table.c.id.in_(ids)))
+
+
+_payloads = {False: _select_payloads(segments), True: _select_payloads(derived_segments)}
 
 
 class _Part(Protocol):
@@ -80,9 +88,8 @@ def reaches(conn: sa.Connection, run: str, kind: str, *, derived: bool) -> Reach
     Whether the numbers lie in segments or in blocks makes no difference.
     """
     found: Reaches = {}
-    for attempt, begin, end in conn.execute(
-        _reaching[derived], {"of_run": run, "of_kind": kind, "of_derived": derived}
-    ):
+    place = {"of_run": run, "of_kind": kind, "of_derived": derived}
+    for attempt, begin, end in _reaching[derived].rows(conn, place):
         first, last = found.get(attempt, (begin, end))
         found[attempt] = min(first, begin), max(last, end)
     return found
@@ -107,11 +114,12 @@ def find(
     spans: as `visible_spans` gives. Segments of ranks other than 0 are left out.
     """
     found = []
-    for row in conn.execute(_in_range[derived], {"of_run": run, "of_kind": kind, "start": start, "stop": stop}):
-        first, end = spans.get(row.attempt, (0, 0))
+    place = {"of_run": run, "of_kind": kind, "start": start, "stop": stop}
+    for identity, attempt, holds_first, holds_last, digest in _in_range[derived].rows(conn, place):
+        first, end = spans.get(attempt, (0, 0))
         first, end = max(first, start), min(end, stop)
-        if row.last_step >= first and row.first_step < end:
-            found.append(Found(row.id, derived, row.digest, row.attempt, row.first_step, row.last_step, first, end))
+        if holds_last >= first and holds_first < end:
+            found.append(Found(identity, derived, digest, attempt, holds_first, holds_last, first, end))
     return found
 
 
@@ -130,15 +138,8 @@ def load(
             kept = ((segment.id, cache.get((derived, segment.id, what))) for segment in group)
             parts = {identity: part for identity, part in kept if part is not None}
         missing = [segment.id for segment in group if segment.id not in parts]
-        for identity, payload in _payloads(conn, missing, derived):
+        for identity, payload in _payloads[derived].each(conn, missing, {}):
             parts[identity] = part = read(payload)
             if cache is not None:
                 cache.put((derived, identity, what), part)
         yield from ((segment, parts[segment.id]) for segment in group)
-
-
-def _payloads(conn: sa.Connection, ids: Sequence[int], derived: bool) -> Iterable[Any]:
-    if not ids:
-        return ()
-    table = derived_segments if derived else segments
-    return conn.execute(sa.select(table.c.id, table.c.payload).where(table.c.id.in_(ids)))

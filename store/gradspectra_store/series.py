@@ -8,7 +8,7 @@ from functools import partial
 import sqlalchemy as sa
 from gradspectra_core.blocks import Recorded
 from gradspectra_core.buckets import level_of, shown
-from gradspectra_core.pyramid import stacked
+from gradspectra_core.pyramid import joined, stacked
 from gradspectra_core.views import Buckets, Series
 from gradspectra_core.widths import level_at, width_of
 
@@ -58,8 +58,9 @@ def read_series(
     answers = []
     for first, end in grid.pieces(len(given), level_of(grid.width), loose):
         stretches = Range(max(first, wanted.start), min(end, wanted.stop)).stretches(spans)
-        parts = [one for own, levels in origins for one in levels.read(own, number, stretches)]
-        answers.append(shown(stacked(parts), grid.width // width_of(number)))
+        parts = [one for own, levels in origins for one in levels.parts(own, number, stretches)]
+        level = parts[0] if len(parts) == 1 else [stacked([joined(one) for one in parts])]
+        answers.append(shown(level, grid.width // width_of(number)))
     x, *rows = joined_buckets(answers, len(given))
     buckets = (Buckets(*row) for row in zip(*rows, strict=True))
     damaged = merged_damage(levels for _, levels in origins)

@@ -1,5 +1,7 @@
 """The pyramid: each level from the one below, the same bits in whatever pieces it is made, and a plain float64 twin."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import reference
@@ -80,6 +82,26 @@ def test_stacked_rows_are_what_each_is_alone(one, other, top: int):
         begin += level.rows
         at = np.searchsorted(both.numbers, expected.numbers)
         assert_same_numbers(both.select(rows).cut(at), expected)
+
+
+@given(
+    recorded(), st.integers(0, 2), st.sampled_from([1, 2, 4]), st.lists(st.integers(0, 40), max_size=4), st.booleans()
+)
+def test_levels_in_pieces_are_shown_as_they_are_in_one(numbers, top: int, factor: int, at: list[int], last: bool):
+    steps, values, present = numbers
+    whole = raised(leaves(steps, values, None if present.all() else present, last=last), top, values.dtype)
+    cuts = [0, *sorted(min(cut, len(whole.numbers)) for cut in at), len(whole.numbers)]
+    pieces = [whole.cut(slice(*cut)) for cut in pairwise(cuts)]
+    for got, expected in zip(shown(pieces, factor), shown(whole, factor), strict=True):
+        np.testing.assert_array_equal(got, expected)
+        assert got.dtype == expected.dtype
+
+
+def test_pieces_that_lie_between_each_other_are_put_in_order():
+    values = np.arange(12, dtype=np.float32).reshape(2, 6)
+    whole = leaves(np.arange(6), values, None, last=True)
+    x, mean, *_ = shown([whole.cut(slice(0, 6, 2)), whole.cut(slice(1, 6, 2))])
+    assert (x.tolist(), mean.tolist()) == (list(range(6)), values.tolist())
 
 
 def assert_same_numbers(one: Level, other: Level) -> None:

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 from gradspectra_core.blocks import unpack_recorded
-from gradspectra_core.pyramid import Level, joined
+from gradspectra_core.pyramid import Level
 from gradspectra_core.records import Columns
 from gradspectra_store import Store, levels
 from gradspectra_store.block_schema import blocks
 from gradspectra_store.compaction import compactable_runs, note_compacted, rounds_of, write_round
 from gradspectra_store.derived import DerivedBatch, save_derived
+from gradspectra_store.levels import ordered
 from gradspectra_store.read import read_layers, read_series
 from gradspectra_store.rounds import next_round
 from gradspectra_store.runs import delete_run

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gradspectra_core.pyramid import Level, joined
+from gradspectra_core.pyramid import Level
 from gradspectra_store import Store, levels
+from gradspectra_store.levels import ordered
 from gradspectra_store.read import read_layers, read_series
 from store.batches import TABLE, a_batch, columns, layer_block, started, stored
 from store.compacting import a_plain_run, compacted, derived_through, rows_of
@@ -59,11 +60,11 @@ def test_from_64_steps_a_column_a_question_reads_as_many_buckets_as_it_gives(
     compacted(store, run)
     widest: list[int] = []
 
-    def counting(parts: list[Level]) -> Level:
+    def counting(parts: list[Level]) -> list[Level]:
         widest.append(sum(len(part.numbers) for part in parts))
-        return joined(parts)
+        return ordered(parts)
 
-    monkeypatch.setattr(levels, "joined", counting)
+    monkeypatch.setattr(levels, "ordered", counting)
     with store.read() as conn:
         found = read_layers(conn, run, "grad_norm", columns=columns)
     assert columns // 2 < len(found.x) <= columns

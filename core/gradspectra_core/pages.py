@@ -1,0 +1,30 @@
+"""Room for large arrays in few pages: the first use of a page can take longer than all the arithmetic on it.
+
+Linux gives 2 MiB pages to memory that asks for them, and numpy asks for arrays of 4 MiB and more (unless the variable
+NUMPY_MADVISE_HUGEPAGE or the system forbids it), as far as these span whole such pages.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from gradspectra_core.records import Float64
+
+_PAGE = 1 << 21
+_ASKED_FOR = 1 << 22
+_WORTH = 1 << 20
+
+
+def wide_array(shape: tuple[int, ...]) -> Float64:
+    """Return an array of float64 with any content, which begins a large page where it fills most of one.
+
+    What lies around it is reserved alone and takes no memory until it is used, which it never is.
+    """
+    size = math.prod(shape) * 8
+    if size < _WORTH:
+        return np.empty(shape)
+    reserved = np.empty(max(size + _PAGE, _ASKED_FOR), np.uint8)
+    begin = -reserved.ctypes.data % _PAGE
+    return reserved[begin : begin + size].view(np.float64).reshape(shape)
