@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
+from gradspectra.capture import capturing
 from gradspectra.compiling import ArrayFunction
 from gradspectra.flat import OneThread
 from gradspectra.fused import FusedPass
@@ -124,7 +125,7 @@ class Activations:
         self._seen = True
         if place not in self._armed:
             return
-        if not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1:
+        if not torch.is_grad_enabled() or torch._C._current_graph_task_id() != -1 or capturing():
             return  # an evaluation, or a forward pass that checkpointing runs again
         began = time.perf_counter()
         self._guard.run("activations", self._measure, place, output)

@@ -11,7 +11,7 @@ from torch import Tensor
 from gradspectra.flat import CHUNK, joined
 from gradspectra.inventory import WatchedTensor
 from gradspectra.shards import local
-from gradspectra.updates import intended_update
+from gradspectra.updates import Direction, intended_update
 
 SMALL = 4096
 """Most elements of a tensor that is measured together with others."""
@@ -73,8 +73,20 @@ def bundle_rows(tensors: Sequence[WatchedTensor], optimizer: Any) -> tuple[Tenso
     square, weight_sq = gradient.mul_(gradient).sum(1), weight.mul_(weight).sum(1)
     if update is None:
         return torch.stack([square, low, high, weight_sq, torch.zeros_like(square)]), None
-    direction, factor = update
-    scratch = torch.empty(weight.numel(), device=weight.device)
-    moved = direction(0, weight.numel(), scratch).view(count, -1)
-    assert not isinstance(factor, Tensor)
-    return torch.stack([square, low, high, weight_sq, moved.mul_(moved).sum(1)]), factor
+    assert not isinstance(update[1], Tensor)
+    return torch.stack([square, low, high, weight_sq, _direction_sq(tensors, update[0])]), update[1]
+
+
+def bundle_update(tensors: Sequence[WatchedTensor], optimizer: Any) -> tuple[Tensor, float] | None:
+    """‖d‖² of each tensor of a bundle that all have a gradient, (n,), and the factor; None where it is not known."""
+    update = intended_update(optimizer, tensors)
+    if update is None or isinstance(update[1], Tensor):
+        return None
+    return _direction_sq(tensors, update[0]), update[1]
+
+
+def _direction_sq(tensors: Sequence[WatchedTensor], direction: Direction) -> Tensor:
+    numbers = sum(tensor.parameter.numel() for tensor in tensors)
+    scratch = torch.empty(numbers, device=tensors[0].parameter.device)
+    moved = direction(0, numbers, scratch).view(len(tensors), -1)
+    return moved.mul_(moved).sum(1)

@@ -47,6 +47,8 @@ class StepClips:
         self.clips: list[Clip] = []
         self.early: dict[int, int] = {}
         """How many clips a parameter had seen when its gradient was measured, where that was before the step's end."""
+        self.spoiled: set[int] = set()
+        """Those of them whose gradient was then changed in a way that a factor does not undo."""
 
     def totals(self) -> list[Tensor]:
         """Norms before each clip, on the device."""
@@ -75,9 +77,10 @@ class StepClips:
         factors = [_coefficient(total, clip.limit) for clip, total in zip(self.clips, totals, strict=True)]
         return min(factors, default=None)
 
-    def factor(self, parameter: int, totals: list[float]) -> float:
-        """What this parameter's gradient had been multiplied by when it was measured."""
-        seen = self.early.get(parameter, len(self.clips))
+    def factor(self, parameter: int, totals: list[float], after: bool = False) -> float:
+        """What this parameter's gradient had been multiplied by when it was measured; after: at the step's end."""
+        late = after and parameter not in self.spoiled
+        seen = len(self.clips) if late else self.early.get(parameter, len(self.clips))
         product = 1.0
         for clip, total in zip(self.clips[:seen], totals[:seen], strict=True):
             if parameter in clip.parameters:

@@ -11,7 +11,7 @@ from gradspectra_core.records import Float64
 from torch import Tensor
 
 from gradspectra.compiling import SAMPLE, Compiled
-from gradspectra.flat import CHUNK, dot_into, flat
+from gradspectra.flat import chunk, dot_into, flat
 from gradspectra.fused import BYTES, CPU, FusedPass, address, fits
 from gradspectra.inventory import Inventory, WatchedTensor
 from gradspectra.shards import local
@@ -140,7 +140,8 @@ class Drift:
 
     @staticmethod
     def _sums(square: Tensor, product: Tensor, now: Tensor, start: Tensor) -> None:
-        rows = CHUNK if now.dim() == 1 else CHUNK // BLOCK
+        most = chunk(now.device)
+        rows = most if now.dim() == 1 else most // BLOCK
         if len(now) <= rows:
             moved, before = (now - start).view(-1), start.view(-1)
             dot_into(square, moved, moved)

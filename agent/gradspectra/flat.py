@@ -9,6 +9,8 @@ from torch import Tensor
 
 CHUNK = 1 << 16
 """Elements of a temporary: 256 KiB in float32, which a core's second-level cache holds."""
+ACCELERATOR_CHUNK = 1 << 24
+"""Elements of a temporary on an accelerator: 64 MiB in float32, few enough kernels even for large tensors."""
 
 
 class OneThread:
@@ -28,8 +30,13 @@ class OneThread:
         torch.set_num_threads(self._threads)
 
 
+def chunk(device: torch.device) -> int:
+    """Elements of a temporary on this device at most."""
+    return CHUNK if device.type == "cpu" else ACCELERATOR_CHUNK
+
+
 class Scratch:
-    """A temporary of CHUNK elements for each device and accuracy, made once."""
+    """A temporary for each device and accuracy, kept: CHUNK elements, on an accelerator as many as were needed."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[torch.device, torch.dtype], Tensor] = {}
@@ -38,9 +45,15 @@ class Scratch:
         """The one for this parameter: float32, or float64 where it is as wide."""
         dtype = torch.float64 if parameter.dtype in (torch.float64, torch.complex128) else torch.float32
         key = parameter.device, dtype
-        if key not in self._kept:
-            self._kept[key] = torch.empty(CHUNK, dtype=dtype, device=parameter.device)
+        needed = max(min(2 * parameter.numel(), chunk(parameter.device)), CHUNK)  # 2: real and imaginary parts
+        if key not in self._kept or len(self._kept[key]) < needed:
+            self._kept[key] = torch.empty(needed, dtype=dtype, device=parameter.device)
         return self._kept[key]
+
+
+def placed(numbers: Sequence[int], device: torch.device) -> Tensor:
+    """Whole numbers as a tensor on a device, (n,) int64. From memory that is not pinned, a copy would wait for it."""
+    return torch.tensor(numbers, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 
 def flat(tensor: Tensor, axis: int = 0) -> Tensor:
@@ -70,8 +83,9 @@ def dot_into(slot: Tensor, a: Tensor, b: Tensor) -> None:
         slot.copy_(torch.dot(a, b.double()))
     else:
         slot.zero_()
-        for start in range(0, a.numel(), CHUNK):
-            slot.add_(torch.dot(a[start : start + CHUNK].float(), b[start : start + CHUNK].float()))
+        most = chunk(a.device)
+        for start in range(0, a.numel(), most):
+            slot.add_(torch.dot(a[start : start + most].float(), b[start : start + most].float()))
 
 
 def extremes_into(low: Tensor, high: Tensor, a: Tensor) -> None:

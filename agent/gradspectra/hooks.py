@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gradspectra import clipping, scaling
+from gradspectra.capture import capturing
 from gradspectra.clipping import Clip
 from gradspectra.guard import Guard
 from gradspectra.session import Session
@@ -51,6 +52,9 @@ class Hooks:
 
     def _opens(self, index: int) -> Callable[..., None]:
         def pre_hook(*_: Any) -> None:
+            if capturing():
+                self._session.captured()
+                return
             self._guard.run("start", self._start)
             self._timed("step", self._session.opens, index)
             self._react()
@@ -59,7 +63,7 @@ class Hooks:
 
     def _stepped(self, index: int) -> Callable[..., None]:
         def post_hook(*_: Any) -> None:
-            if torch.compiler.is_compiling():
+            if torch.compiler.is_compiling() or capturing():
                 return
             self._calls += 1
             self._session.exchange()
@@ -69,29 +73,35 @@ class Hooks:
 
     def step(self) -> None:
         """The user's own watch.step()."""
+        if capturing():
+            return
         self._timed("step", self._session.settle)
         self._react()
         self._timed("measure", self._session.stepped_by_hand)
 
     def clips_norm(self, clip: Clip) -> None:
         """torch is about to clip a norm."""
+        if capturing():
+            return
         clip = replace(clip, divisor=local(clip.divisor))
         self._session.open.clipping_unseen |= not self._timed("clipping", self._session.clips_norm, clip)
 
     def clips_value(self, gradients: Iterable[Tensor]) -> None:
         """torch is about to clip values."""
+        if capturing():
+            return
         self._session.open.clipping_unseen |= not self._timed("clipping", self._session.clips_value, list(gradients))
 
     def scaler_steps(self, scaler: Any, optimizer: Any) -> None:
         """A loss scaler is about to step one of the optimizers, or to skip it."""
         self._calls = 0
-        if self._session.index_of(optimizer) is not None:
+        if self._session.index_of(optimizer) is not None and not capturing():
             self._session.open.parts_unclear |= not self._timed("scaling", self._session.scaled, scaler)
 
     def scaler_stepped(self, optimizer: Any) -> None:
         """The scaler has stepped the optimizer; if no hook was called meanwhile it skipped it."""
         index = self._session.index_of(optimizer)
-        if index is not None and not self._calls:
+        if index is not None and not self._calls and not capturing():
             self._timed("step", self._session.opens, index)
             self._react()
             self._timed("measure", self._session.stepped, index, True)

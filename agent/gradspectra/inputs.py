@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from gradspectra.capture import capturing
 from gradspectra.guard import Guard
 
 
@@ -32,7 +33,7 @@ class Inputs:
         self._handle.remove()
 
     def _hook(self, module: nn.Module, inputs: Any) -> None:
-        if id(module) in self._models and module.training and torch.is_grad_enabled():
+        if id(module) in self._models and module.training and torch.is_grad_enabled() and not capturing():
             examples = self._guard.run("batch_size", self._count, *inputs)
             if examples is not None:
                 self._guard.run("batch_size", lambda: self._found(float(examples)))

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from gradspectra_core.records import Bool, Float32, Float64, Int64
 
-from gradspectra.measure import HIGH, LOW, SQUARE, UPDATE, WEIGHT, LayerMarks
+from gradspectra.layer_marks import LayerMarks
+from gradspectra.measure import HIGH, LOW, SQUARE, UPDATE, WEIGHT
 
 
 @dataclass(slots=True)
@@ -15,8 +16,8 @@ class LayerRows:
     """Rows of a record, in the order of STATISTICS and COUNT_STATISTICS; norm: of the whole gradient before clipping.
 
     values, present: (5, L), or (7, L) where drift was measured; counts, counts_present: (1, L). factors: (L,) what
-    clipping multiplied each gradient by, also where only the user knows. update_norm: of the whole update, None where
-    unknown.
+    clipping multiplied each gradient by, also where only the user knows; foreign: how much of that only the user knows.
+    update_norm: of the whole update, None where unknown.
     """
 
     values: Float32
@@ -24,6 +25,7 @@ class LayerRows:
     counts: Int64
     counts_present: Bool
     factors: Float64
+    foreign: float
     norm: float | None
     update_norm: float | None
 
@@ -46,8 +48,10 @@ def layer_rows(
     square, largest, finite = _gradient(rows, marks)
     whole = np.where(marks.gradient, rows[SQUARE], 0.0) / factors**2
     norm = float(np.sqrt(whole.sum())) if marks.gradient.any() else None
+    foreign = 1.0
     if foreign_norm is not None and norm is not None and 0 < norm < foreign_norm < np.inf:
-        factors = factors * (norm / foreign_norm)
+        foreign = norm / foreign_norm
+        factors = factors * foreign
         norm = foreign_norm
     lost = ~(factors > 0)
     update = rows[UPDATE] * marks.factor
@@ -67,7 +71,7 @@ def layer_rows(
         counts[0, layer] = left.nonfinite
     known = bool(marks.update.any() and marks.update[marks.gradient].all())
     update_norm = float(np.sqrt(update[marks.update].sum())) if known else None
-    return LayerRows(values, present, counts, marks.gradient[None], factors, norm, update_norm)
+    return LayerRows(values, present, counts, marks.gradient[None], factors, foreign, norm, update_norm)
 
 
 def _gradient(rows: Float64, marks: LayerMarks) -> tuple[Float64, Float64, Bool]:

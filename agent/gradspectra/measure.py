@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,10 +10,12 @@ import torch
 from gradspectra_core.records import Bool, Float64
 from torch import Tensor
 
-from gradspectra.bundles import bundle, bundle_rows
-from gradspectra.flat import Scratch, dot_into, extremes_into, flat
+from gradspectra.accelerated import FINITE_SQUARE, LOST, AcceleratorRows, lost_layers
+from gradspectra.bundles import bundle, bundle_rows, bundle_update
+from gradspectra.flat import Scratch, dot_into, extremes_into, flat, placed
 from gradspectra.fused import CPU, FusedPass, FusedRows
 from gradspectra.inventory import Inventory, WatchedTensor
+from gradspectra.layer_marks import FiniteGradient, LayerMarks, finite_gradient
 from gradspectra.shards import local
 from gradspectra.updates import intended_update, square_into
 
@@ -25,36 +26,6 @@ SQUARE, LOW, HIGH, WEIGHT, UPDATE = range(5)
 """Rows of the results on the device."""
 
 
-@dataclass(slots=True)
-class FiniteGradient:
-    """What is left of a layer's gradient where some of its numbers are not finite."""
-
-    nonfinite: int
-    square: float
-    largest: float
-    any_finite: bool
-
-
-@dataclass(slots=True)
-class LayerMarks:
-    """What the results on the device do not say of L layers.
-
-    gradient, update: (L,) whether the layer had a gradient, whether its update is known. factor: (L,) what to
-    multiply the square of the update's direction by. repaired: by index, the layers whose sum of squares was not
-    finite.
-    """
-
-    gradient: Bool
-    update: Bool
-    factor: Float64
-    repaired: dict[int, FiniteGradient] = field(default_factory=dict)
-
-    @classmethod
-    def none(cls, layers: int) -> LayerMarks:
-        """Nothing measured yet."""
-        return cls(np.zeros(layers, np.bool_), np.zeros(layers, np.bool_), np.ones(layers))
-
-
 class FirstTier:
     """Measures the tensors of one inventory; results stay on the device until `results` are copied."""
 
@@ -63,18 +34,26 @@ class FirstTier:
         self.fused = FusedPass(inventory)
         layers = len(inventory.table)
         self._results: dict[torch.device, Tensor] = {}
+        self._accelerators: dict[torch.device, AcceleratorRows] = {}
         self._slots: list[tuple[Tensor, ...]] = []
         self._scratch = Scratch()
         self._column_device: list[torch.device] = []
+        self._entries = [stop - start for tensor in inventory.tensors for start, stop in tensor.pieces]
         self._sorted: dict[int, list[tuple[WatchedTensor, ...]]] = {}
         self._columns: dict[int, Tensor] = {}
         for tensor in inventory.tensors:
             device = tensor.parameter.device
-            results = self._results.setdefault(device, torch.zeros(5, layers, device=device))
+            results = self._on(device, layers)
             columns = results.unbind(1)[tensor.first : tensor.first + len(tensor.pieces)]
             self._slots.extend(column.unbind(0) for column in columns)
             self._column_device.extend([device] * len(tensor.pieces))
         self.marks = LayerMarks.none(layers)
+
+    def _on(self, device: torch.device, layers: int) -> Tensor:
+        if device not in self._results and device.type != "cpu":
+            self._accelerators[device] = AcceleratorRows(device, layers)
+            self._results[device] = self._accelerators[device].results
+        return self._results.setdefault(device, torch.zeros(5, layers, device=device))
 
     def finish(self) -> LayerMarks:
         """End a step: returns its marks and starts with new ones. The results stay until they are written again."""
@@ -95,7 +74,10 @@ class FirstTier:
         taken: Container[int] = frozenset() if fused is None else fused.tensors
         if fused is not None and len(fused.tensors) == len(tensors):
             return fused
+        self._take_accelerated(tensors, optimizer, skipped, early)
         for together in self._bundles(tensors):
+            if together[0].parameter.device in self._accelerators:
+                continue
             left = [tensor for tensor in together if tensor.first not in taken]
             if 1 < len(left) == len(together) and not skipped and not any(id(t.parameter) in early for t in together):
                 found = bundle_rows(together, optimizer)
@@ -108,6 +90,30 @@ class FirstTier:
                     self.take_gradient(tensor)
                 self._update(tensor, optimizer, skipped)
         return fused
+
+    def _take_accelerated(
+        self, tensors: Sequence[WatchedTensor], optimizer: Any, skipped: bool, early: Container[int]
+    ) -> None:
+        if not self._accelerators:
+            return
+        own = [tensor for tensor in tensors if tensor.parameter.device in self._accelerators]
+        self.take_gradients([tensor for tensor in own if id(tensor.parameter) not in early])
+        for device, rows in self._accelerators.items():
+            rows.weights([tensor for tensor in own if tensor.parameter.device == device])
+        for together in self._bundles(tensors):
+            if together[0].parameter.device not in self._accelerators:
+                continue
+            dense = all(t.parameter.grad is not None and not t.parameter.grad.is_sparse for t in together)
+            known = len(together) > 1 and optimizer is not None and dense and not skipped
+            found = bundle_update(together, optimizer) if known else None
+            if found is None:
+                for tensor in together:
+                    self._update(tensor, optimizer, skipped)
+                continue
+            columns = [tensor.first for tensor in together]
+            self._accelerators[together[0].parameter.device].put_updates(columns, found[0])
+            self.marks.update[columns] = True
+            self.marks.factor[columns] = found[1] ** 2
 
     def _put_fused(self, fused: FusedRows) -> None:
         largest = fused.row("grad_max")
@@ -132,15 +138,26 @@ class FirstTier:
         columns = [tensor.first for tensor in tensors]
         place = self._columns.get(columns[0])
         if place is None:
-            place = self._columns[columns[0]] = torch.tensor(columns, device=rows.device)
+            place = self._columns[columns[0]] = placed(columns, rows.device)
         self._results[rows.device].index_copy_(1, place, rows)
         self.marks.gradient[columns] = True
         if factor is not None:
             self.marks.update[columns] = True
             self.marks.factor[columns] = factor * factor
 
+    def take_gradients(self, tensors: Sequence[WatchedTensor]) -> None:
+        """Measure the gradients alone, as they are now."""
+        for device, rows in self._accelerators.items():
+            there = [t for t in tensors if t.parameter.device == device and t.parameter.grad is not None]
+            rows.gradients(there)
+            for tensor in there:
+                self.marks.gradient[tensor.first : tensor.first + len(tensor.pieces)] = True
+        for tensor in tensors:
+            if tensor.parameter.device not in self._accelerators:
+                self.take_gradient(tensor)
+
     def take_gradient(self, tensor: WatchedTensor) -> None:
-        """Measure the gradient alone, as it is now."""
+        """Measure one gradient on a CPU alone, as it is now."""
         gradient = tensor.parameter.grad
         if gradient is None:
             return
@@ -194,23 +211,46 @@ class FirstTier:
                 self.marks.factor[index] = factor * factor
 
     def results(self) -> list[Tensor]:
-        """The results of each device, (5, L), to be copied to the host."""
-        return list(self._results.values())
+        """The results of each device, to be copied to the host: (5, L), then of accelerators `finite`, (2, L)."""
+        return [*self._results.values(), *(rows.finite for rows in self._accelerators.values())]
 
-    def rows(self, copies: Sequence[Float64]) -> Float64:
-        """Put the host copies of `results` together, each layer's column from the device it lies on: (5, L)."""
+    def rows(self, copies: Sequence[Float64], marks: LayerMarks) -> Float64:
+        """Put the host copies of `results` together, each layer's column from the device it lies on: (5, L).
+
+        To the marks is added what accelerators have found of entries that are not finite.
+        """
         if len(copies) == 1:
             return copies[0]
         place = {device: index for index, device in enumerate(self._results)}
         columns = [copies[place[device]][:, i] for i, device in enumerate(self._column_device)]
-        return np.stack(columns, axis=1) if columns else np.zeros((5, 0))
+        rows = np.stack(columns, axis=1) if columns else np.zeros((5, 0))
+        for device, finite in zip(self._accelerators, copies[len(self._results) :], strict=True):
+            here = [marks.gradient[i] and own == device for i, own in enumerate(self._column_device)]
+            marks.repaired |= self._lost(rows, finite, np.array(here))
+        return rows
+
+    def _lost(self, rows: Float64, finite: Float64, here: Bool) -> dict[int, FiniteGradient]:
+        """What an accelerator has found of gradients whose sum of squares is not finite. here: (L,) lie there."""
+        found = {}
+        for layer in lost_layers(rows, finite):
+            if here[layer]:
+                count, square = int(finite[LOST, layer]), float(finite[FINITE_SQUARE, layer])
+                largest = float(max(-rows[LOW, layer], rows[HIGH, layer]))
+                found[layer] = FiniteGradient(count, square, largest, count < self._entries[layer])
+        return found
 
     def repair(self) -> None:
-        """Look closer at each gradient whose sum of squares is not finite, while it is still there; synchronises."""
-        finite = {device: results[SQUARE].isfinite().tolist() for device, results in self._results.items()}
+        """On the host, look closer at each gradient whose sum of squares is not finite, while it is still there."""
+        finite = {
+            device: results[SQUARE].isfinite().tolist()
+            for device, results in self._results.items()
+            if device not in self._accelerators
+        }
         if all(map(all, finite.values())):
             return
         for tensor in self.inventory.tensors:
+            if tensor.parameter.device in self._accelerators:
+                continue
             for index, (start, stop) in enumerate(tensor.pieces, tensor.first):
                 suspicious = self.marks.gradient[index] and not finite[tensor.parameter.device][index]
                 if suspicious and index not in self.marks.repaired:
@@ -226,6 +266,9 @@ class FirstTier:
         """
         (results,) = self._results.values()
         rows = results.double().cpu()
+        for own in self._accelerators.values():
+            finite = own.finite.cpu().numpy()
+            self.marks.repaired |= self._lost(rows.numpy(), finite, self.marks.gradient)
         shares = torch.stack([rows[SQUARE], rows[WEIGHT], rows[UPDATE], *torch.zeros(3, rows.shape[1])])
         shares[4] = torch.tensor([stop > start for t in self.inventory.tensors for start, stop in t.pieces])
         shares[5] = torch.maximum(-rows[LOW], rows[HIGH])
@@ -244,12 +287,3 @@ class FirstTier:
             layer: FiniteGradient(int(nonfinite[layer]), square[layer], largest[layer], bool(finite[layer]))
             for layer in np.flatnonzero(nonfinite).tolist()
         }
-
-
-def finite_gradient(numbers: Tensor) -> FiniteGradient:
-    """Count what is not finite in a vector, and measure the rest."""
-    finite = numbers[numbers.isfinite()].to(torch.float32 if numbers.dtype is not torch.float64 else torch.float64)
-    nonfinite = numbers.numel() - finite.numel()
-    if finite.numel() == 0:
-        return FiniteGradient(nonfinite, 0.0, 0.0, False)
-    return FiniteGradient(nonfinite, float(torch.dot(finite, finite)), float(finite.abs().max()), True)

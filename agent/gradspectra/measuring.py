@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gradspectra.budget import Budget
 from gradspectra.clipping import Clip
+from gradspectra.device_time import DeviceClock
 from gradspectra.drift import TURN, Drift
 from gradspectra.flat import OneThread
 from gradspectra.fused import FusedRows
@@ -22,7 +23,8 @@ from gradspectra.options import Options
 from gradspectra.parts import Backward, PartSquares
 from gradspectra.second_measuring import SecondMeasuring
 from gradspectra.sharded import Sharded
-from gradspectra.spectra import Candidate, Spectra
+from gradspectra.shards import local
+from gradspectra.spectra import Candidate, PendingSpectrum, Spectra
 from gradspectra.step import OpenStep
 
 
@@ -43,6 +45,7 @@ class Measuring:
         group: Any = None,
     ) -> None:
         self.backward = Backward(guard)
+        self.clock = DeviceClock()
         self._models = models
         self._optimizers = optimizers
         self._options = options
@@ -60,6 +63,7 @@ class Measuring:
     def _take_inventory(self) -> None:
         self.inventory = take_inventory(self._models, self._optimizers, self._options.choose, self._group is not None)
         tensors, layers = self.inventory.tensors, len(self.inventory.table)
+        self.clock.follow([local(tensor.parameter).device for tensor in tensors])
         self._of_optimizer = [[t for t in tensors if t.optimizer == i] for i in range(len(self._optimizers))]
         self._identities = [frozenset(id(t.parameter) for t in own) for own in self._of_optimizer]
         self.tier = FirstTier(self.inventory)
@@ -135,9 +139,18 @@ class Measuring:
             self._guard.run("spectra", self._take_spectra, step, self.inventory.parameters)
 
     def before_clipping(self, step: OpenStep, clip: Clip) -> None:
-        """A norm is about to be clipped; what a norm that is not finite would spoil is measured now."""
-        if step.due and clip.divisor.device.type == "cpu" and not bool(clip.divisor.isfinite()):
-            self._early(step, clip.parameters, len(step.clips.clips) - 1)
+        """A norm is about to be clipped; what a norm that is not finite would spoil is measured now.
+
+        On an accelerator it is not known yet whether the norm is finite, and it is measured now in any case.
+        """
+        if not step.due:
+            return
+        on_host = clip.divisor.device.type == "cpu"
+        if on_host and bool(clip.divisor.isfinite()):
+            return
+        self._early(step, clip.parameters, len(step.clips.clips) - 1)
+        if on_host:
+            step.clips.spoiled |= clip.parameters
 
     def before_clipping_values(self, step: OpenStep, gradients: Iterable[Tensor]) -> None:
         """Values are about to be clipped, which cannot be undone: what is due is measured now."""
@@ -149,26 +162,30 @@ class Measuring:
             self._take_spectra(step, found)
         if step.due:
             self._early(step, found, len(step.clips.clips))
+            step.clips.spoiled |= found
 
     def _early(self, step: OpenStep, parameters: frozenset[int], clips_seen: int) -> None:
         early = step.clips.early
+        began, started = time.perf_counter(), step.device.start()
         with OneThread(), torch.no_grad():
-            for tensor in self.inventory.tensors:
-                if id(tensor.parameter) in parameters and id(tensor.parameter) not in early:
-                    self.tier.take_gradient(tensor)
-                    early[id(tensor.parameter)] = clips_seen
+            own = [t for t in self.inventory.tensors if id(t.parameter) in parameters and id(t.parameter) not in early]
+            self.tier.take_gradients(own)
+            early |= {id(tensor.parameter): clips_seen for tensor in own}
             self.tier.repair()
+        step.device.stop("layers", started)
+        step.layers_cost += time.perf_counter() - began
 
     def _layers(
         self, step: OpenStep, tensors: Sequence[WatchedTensor], optimizer: Any, skipped: bool
     ) -> FusedRows | None:
-        began = time.perf_counter()
+        began, started = time.perf_counter(), step.device.start()
         step.measured = False
         both = self._budget.share is None or not self._parts.armed or self.tier.fused.compiled is not None
         with OneThread(), torch.no_grad():
             fused = self.tier.take(tensors, optimizer if both else None, skipped, step.clips.early)
             self.tier.repair()
         step.measured = True
+        step.device.stop("layers", started)
         step.layers_cost += time.perf_counter() - began
         return fused
 
@@ -182,7 +199,7 @@ class Measuring:
             self._due_spectra = self.spectra.due(step.number)
         if not self._due_spectra:
             return
-        began = time.perf_counter()
+        began, started = time.perf_counter(), step.device.start()
         waiting = []
         for candidate in self._due_spectra:
             if id(candidate.tensor.parameter) not in parameters:
@@ -190,9 +207,12 @@ class Measuring:
                 continue
             with OneThread(), torch.no_grad():
                 spectrum = self.spectra.take(candidate, step.number)
-            if spectrum is not None:
+            if isinstance(spectrum, PendingSpectrum):
+                step.grams.append(spectrum)
+            elif spectrum is not None:
                 step.spectra.append(spectrum)
         self._due_spectra = waiting
+        step.device.stop("spectra", started)
         step.spectra_cost += time.perf_counter() - began
 
     def cadences(self) -> dict[str, int | None]:
@@ -217,9 +237,10 @@ class Measuring:
         if self.drift is None:
             return
         if self._budget.share is None or self._measured % TURN == 0:
-            began = time.perf_counter()
+            began, started = time.perf_counter(), step.device.start()
             with OneThread():
                 step.drift = self._guard.run("drift", self.drift.measure)
+            step.device.stop("layers", started)
             step.layers_cost += time.perf_counter() - began
         self._measured += 1
 
@@ -252,7 +273,7 @@ class Measuring:
         self._guard.run("inventory", self._follow_on, step, passes)
 
     def _follow_on(self, step: OpenStep, passes: int) -> None:
-        unseen = step.measured and not passes and self.backward.counted and self.sharded is None
+        unseen = step.measured and not step.replayed and not passes and self.backward.counted and self.sharded is None
         if unseen and any(tensor.parameter.grad is not None for tensor in self.inventory.tensors):
             self.backward.follow(self.inventory.trainable, every=True)
         if self.sharded is None and (step.measured or not self.inventory.tensors) and self._changed():

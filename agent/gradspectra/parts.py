@@ -19,7 +19,8 @@ from torch.autograd.graph import get_gradient_edge
 from torch.nn.modules.module import register_module_forward_hook
 
 from gradspectra.bundles import SMALL, squares
-from gradspectra.flat import OneThread, dot_into, flat
+from gradspectra.capture import capturing
+from gradspectra.flat import OneThread, dot_into, flat, placed
 from gradspectra.fused import CPU, FusedPass
 from gradspectra.guard import Guard
 from gradspectra.inventory import WatchedTensor
@@ -79,7 +80,7 @@ class Backward:
         self._nodes.clear()
 
     def _hook(self, _: Any) -> None:
-        if self._task is None or self._task() != self._last:
+        if (self._task is None or self._task() != self._last) and not capturing():
             self._guard.run("backward", self.saw)
 
     @property
@@ -175,6 +176,8 @@ class PartSquares:
 
     def _hook(self, index: int) -> Callable[[Any], None]:
         def prehook(gradients: Sequence[Tensor | None]) -> None:
+            if capturing():
+                return
             began = time.perf_counter()
             self._guard.run("parts", self._arrives, index, gradients[0])
             self.seconds += time.perf_counter() - began
@@ -249,7 +252,7 @@ class PartSquares:
                 dot_into(slots[place], piece, piece)
         for (_, row, device), pairs in alike.items():
             row.slots(device)
-            columns = torch.tensor([tensor.first for tensor, _ in pairs], device=device)
+            columns = placed([tensor.first for tensor, _ in pairs], device)
             row.results[device].index_copy_(0, columns, squares([gradient for _, gradient in pairs]))
 
     def squares(self) -> list[Tensor] | None:

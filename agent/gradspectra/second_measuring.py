@@ -15,7 +15,7 @@ from gradspectra.flat import OneThread
 from gradspectra.fused import FusedPass, FusedRows
 from gradspectra.guard import Guard
 from gradspectra.inventory import Inventory
-from gradspectra.measure import LayerMarks
+from gradspectra.layer_marks import LayerMarks
 from gradspectra.second_tier import SecondTier, Unit
 from gradspectra.step import OpenStep
 
@@ -99,13 +99,14 @@ class SecondMeasuring:
         if not own:
             return
         self._count_forward(step)
-        began = time.perf_counter()
+        began, started = time.perf_counter(), step.device.start()
         with OneThread(), torch.no_grad():
             whole: frozenset[int] = frozenset()
             if fused is not None and self._fused is not None:
                 whole = self.tier.take_medians(own, fused, self._fused)
             for unit in own:
-                self.tier.take(unit, step.number, optimizer, marks, skipped, step.clips.early, known, whole)
+                self.tier.take(unit, step.number, optimizer, marks, skipped, step.clips.spoiled, known, whole)
+        step.device.stop("second", started)
         seconds = time.perf_counter() - began
         step.second_cost += seconds
         self.tier.learn(own, self._before + seconds)

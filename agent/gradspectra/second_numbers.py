@@ -76,7 +76,7 @@ def gradient_rows(tensors: Sequence[WatchedTensor], counts: Sequence[int], repai
 
 
 def update_rows(tensors: Sequence[WatchedTensor], update: Update, scratch: Tensor) -> Tensor:
-    """OF_UPDATE, the inner product of update and gradient: (1, L). update: of these tensors; scratch: (CHUNK,)."""
+    """OF_UPDATE, the inner product of update and gradient: (1, L). update: of these tensors; scratch: a temporary."""
     direction, factor = update
     gradient = _gradient(tensors)
 
@@ -118,8 +118,8 @@ def rounding_rows(tensor: WatchedTensor, before: Tensor, update: Update, scratch
 
     def rows(first: int, last: int, _: int) -> Tensor:
         real, intended = scratch.new_zeros(2).unbind(0)
-        for start in range(first, last, CHUNK):
-            stop = min(start + CHUNK, last)
+        for start in range(first, last, len(scratch)):
+            stop = min(start + len(scratch), last)
             moved = after[start:stop].float() - before[start:stop].float()
             real += torch.dot(moved, moved)
         square_into(intended, direction, first, last, scratch)
@@ -147,7 +147,9 @@ def _median(numbers: Tensor) -> Tensor:
     """The median of each row, the lower of two; NaN where there is one."""
     if numbers.device.type == "cpu":
         return numbers.median(1).values
-    return numbers.sort(1).values[:, (numbers.shape[1] - 1) // 2]  # median is not deterministic everywhere
+    ordered = numbers.sort(1).values  # median is not deterministic everywhere
+    largest = ordered[:, -1]  # a NaN, where there is one
+    return torch.where(largest.isnan(), largest, ordered[:, (numbers.shape[1] - 1) // 2])
 
 
 def dots(a: Tensor, b: Tensor, layers: int) -> Tensor:

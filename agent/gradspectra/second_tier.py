@@ -20,10 +20,10 @@ from torch import Tensor
 
 from gradspectra.budget import LARGEST_PIECE, Budget
 from gradspectra.bundles import bundle
-from gradspectra.flat import Scratch, flat
+from gradspectra.flat import Scratch, flat, placed
 from gradspectra.fused import CPU, FusedPass, FusedRows
 from gradspectra.inventory import Inventory, WatchedTensor
-from gradspectra.measure import LayerMarks
+from gradspectra.layer_marks import LayerMarks
 from gradspectra.second_fused import put_medians, put_outputs, put_rows
 from gradspectra.second_numbers import (
     OF_FORWARD,
@@ -95,7 +95,7 @@ class SecondTier:
         columns = [column for t in tensors for column in range(t.first, t.first + len(t.pieces))]
         layers = [self._inventory.table.layers[column] for column in columns]
         counts = tuple(units(layer.shape, tensors[0].axis) for layer in layers)
-        place = torch.tensor(columns, device=tensors[0].parameter.device)
+        place = placed(columns, tensors[0].parameter.device)
         firsts = frozenset([tensor.first for tensor in tensors])
         expected = expected_seconds(sum(t.parameter.numel() for t in tensors))
         return Unit(tensors, firsts, tuple(columns), place, counts, expected)
@@ -201,7 +201,8 @@ class SecondTier:
 
     def _gradient(self, unit: Unit, marks: LayerMarks) -> None:
         broken = {layer: marks.repaired[layer] for layer in unit.layers if layer in marks.repaired}
-        rows = gradient_rows(unit.tensors, unit.counts, any(left.nonfinite for left in broken.values()))
+        repair = unit.columns.device.type != "cpu" or any(left.nonfinite for left in broken.values())
+        rows = gradient_rows(unit.tensors, unit.counts, repair)
         self._put(unit, OF_GRADIENT, rows)
         for layer, left in broken.items():
             self._present[OF_GRADIENT, layer] = left.any_finite

@@ -9,8 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from gradspectra.accounts import Accounts
 from gradspectra.budget import Budget
 from gradspectra.clipping import Clip
+from gradspectra.device_time import DeviceTimes
 from gradspectra.explain import not_measured
 from gradspectra.guard import Guard
 from gradspectra.measuring import Measuring
@@ -19,9 +21,6 @@ from gradspectra.record import StepRecord
 from gradspectra.scalars import HeldCalls, Number, Total, as_number, rates
 from gradspectra.step import DISAGREEMENT, ClosedStep, OpenStep
 from gradspectra.surroundings import ranks_averaged
-
-PAUSE = 5.0
-"""A step that took this many times the usual is a pause (an evaluation, a checkpoint), not a step."""
 
 
 class Session:
@@ -53,13 +52,12 @@ class Session:
         self._starts: Mapping[str, Tensor] = {}
         self._guard = guard
         self._emit = emit
-        self._background = background
-        self._background_seen = 0.0
+        self._accounts = Accounts(self.budget, background)
         self._stepped: set[int] = set()
         self._passes_seen = 0
         self._closed: deque[ClosedStep] = deque()
-        self._ended: float | None = None
         self._entered = time.perf_counter()
+        self._captured = self._hook_seen = False
         self._hooked = all(hasattr(optimizer, "register_step_post_hook") for optimizer in optimizers)
         self.open = self._next_step()
 
@@ -93,7 +91,7 @@ class Session:
         return next((i for i, own in enumerate(self.optimizers) if own is optimizer), None)
 
     def _next_step(self) -> OpenStep:
-        step = OpenStep(self.step + 1, self._due(self.step + 1))
+        step = OpenStep(self.step + 1, self._due(self.step + 1), device=DeviceTimes(self.measuring.clock))
         step.counts["cadence_layers"] = self.budget.cadence
         self.measuring.begins(step)
         return step
@@ -156,6 +154,7 @@ class Session:
 
     def settle(self, wait: bool = False) -> None:
         """Hand on the steps to which nothing can be added any more, as far as their numbers have arrived."""
+        self._guard.run("overhead", self._accounts.settle)
         while self._closed and (wait or self._closed[0].ready()):
             self._guard.run("handing on", self._emit, self._closed.popleft())
 
@@ -170,12 +169,17 @@ class Session:
 
     def opens(self, index: int) -> None:
         """An optimizer is about to step."""
+        self._hook_seen = True
         self._guard.run("log", self._release)
         if index in self._stepped:
             self._end_step()
         self._note_passes()
         self.measuring.opens(self.open, index)
         self.settle()
+
+    def captured(self) -> None:
+        """An optimizer's step is captured in a CUDA graph: it is done when the graph is replayed, and no hook tells."""
+        self._captured, self._hook_seen = True, False
 
     def _note_passes(self) -> None:
         """Backward passes between the steps of two optimizers are not parts of one batch (two models in turn)."""
@@ -201,10 +205,12 @@ class Session:
 
     def stepped_by_hand(self) -> None:
         """The user says that a step is over."""
+        replayed, self._hook_seen = self._captured and not self._hook_seen, False
         if self.optimizers and self._hooked:
             if self._stepped:
                 self._end_step()
-            elif self.measuring.backward.passes:  # a compiled step runs without the hooks
+            elif self.measuring.backward.passes or replayed:  # a compiled or replayed step runs without the hooks
+                self.open.replayed = replayed and not self.measuring.backward.passes
                 self._note_passes()
                 for index in range(len(self.optimizers)):
                     self.stepped(index)
@@ -266,16 +272,7 @@ class Session:
         now = time.perf_counter()
         step.own += now - self._entered
         self._entered = now
-        step.seconds = None if self._ended is None else now - self._ended
-        self._ended = now
-        pause = PAUSE * self.budget.step_seconds
-        seconds = None if step.seconds is None or 0 < pause < step.seconds else step.seconds
-        background = self._background()
-        sent, self._background_seen = background - self._background_seen, background
-        measured = step.layers_cost + (step.parts_cost or 0.0) + step.spectra_cost + step.second_cost
-        base = max(step.own - measured, 0.0)
-        layers = step.layers_cost if step.measured else None
-        self.budget.step_done(seconds, base, layers, step.spectra_cost, sent, step.second_cost, step.parts_cost)
+        self._accounts.close(step, now)
 
     def not_measured(self) -> list[str]:
         """What is not measured, and why, in words."""

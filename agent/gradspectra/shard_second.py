@@ -15,7 +15,7 @@ from gradspectra.flat import OneThread
 from gradspectra.fused import FusedPass
 from gradspectra.guard import Guard
 from gradspectra.inventory import Inventory
-from gradspectra.measure import LayerMarks
+from gradspectra.layer_marks import LayerMarks
 from gradspectra.second_measuring import SecondMeasuring
 from gradspectra.shard_tier import STOPPED, ShardTier
 from gradspectra.step import OpenStep
@@ -65,7 +65,7 @@ class ShardSecond(SecondMeasuring):
         self._count_forward(step)
         began = time.perf_counter()
         with OneThread(), torch.no_grad():
-            self.shards.take_shards(step.number, marks, step.clips.early)
+            self.shards.take_shards(step.number, marks, step.clips.spoiled)
             found = self.shards.share(frozenset() if self.forward_failed else self.activations.armed)
         self.seconds = time.perf_counter() - began
         return found

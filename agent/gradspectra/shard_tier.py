@@ -18,7 +18,7 @@ from torch import Tensor
 from gradspectra.budget import LARGEST_PIECE, Budget
 from gradspectra.flat import flat
 from gradspectra.inventory import Inventory, WatchedTensor
-from gradspectra.measure import LayerMarks
+from gradspectra.layer_marks import LayerMarks
 from gradspectra.second_numbers import OF_FORWARD, OF_GRADIENT, OF_MEDIAN, OF_MOMENTS, ROWS
 from gradspectra.second_tier import LOW_PRECISION, STAGED, SecondResults, SecondTier, Unit, expected_seconds
 from gradspectra.shard_layout import GROUPS, SEEN, Layout, packed, sample_here, sample_size, unpacked

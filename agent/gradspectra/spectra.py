@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,9 +50,14 @@ def singular_values(matrix: Tensor) -> Float64:
 
     matrix: (rows, columns), any floating dtype and device. Values below 1e-8 of the largest are not resolved.
     """
+    return singular_values_of_gram(gram_of(matrix))
+
+
+def gram_of(matrix: Tensor) -> Tensor:
+    """The smaller Gram matrix, float64, of a matrix of any floating dtype, where that lies."""
     wide = matrix.double()
     wide = wide if wide.shape[0] <= wide.shape[1] else wide.t()
-    return singular_values_of_gram(wide @ wide.t())
+    return wide @ wide.t()
 
 
 def singular_values_of_gram(gram: Tensor) -> Float64:
@@ -64,6 +70,29 @@ def singular_values_of_gram(gram: Tensor) -> Float64:
         return np.full(gram.shape[0], np.nan)
     values: Float64 = torch.linalg.eigvalsh(gram).clamp_(min=0).sqrt_().flip(0).numpy()
     return values
+
+
+@dataclass(slots=True)
+class PendingSpectrum:
+    """The spectrum of a layer on an accelerator, whose Gram matrix is still there. seconds: that it took so far."""
+
+    candidate: Candidate
+    gram: Tensor
+    seconds: float
+    learn: Callable[[Candidate, float], None]
+
+    def record(self, gram: Float64) -> SpectrumRecord | None:
+        """The spectrum, in whatever thread, from the Gram matrix on the host.
+
+        By numpy: torch's number of threads is one for all threads, and belongs to the training.
+        """
+        began = time.perf_counter()
+        record = None
+        if np.isfinite(gram.trace()):
+            values: Float64 = np.sqrt(np.maximum(np.linalg.eigvalsh(gram), 0.0))[::-1]
+            record = spectrum_record(self.candidate, values)
+        self.learn(self.candidate, self.seconds + time.perf_counter() - began)
+        return record
 
 
 class Spectra:
@@ -125,28 +154,34 @@ class Spectra:
 
     _lap = 0
 
-    def take(self, candidate: Candidate, step: int) -> SpectrumRecord | None:
+    def take(self, candidate: Candidate, step: int) -> SpectrumRecord | PendingSpectrum | None:
         """Measure the spectrum of a layer's gradient as it is now.
 
-        None where there is no gradient, or one that is not finite or all zero.
+        None where there is no gradient, or one that is not finite or all zero. Of a gradient on an accelerator the Gram
+        matrix is made there; its eigenvalues are for the host, since there they would make the host wait.
         """
         if candidate.taken >= 0:
             self._lap = step - candidate.taken
         candidate.taken = step
         began = time.perf_counter()
-        record = self._measured(candidate)
+        matrix = self._matrix(candidate)
+        if matrix is None:
+            return None
+        if matrix.device.type != "cpu":
+            gram = gram_of(matrix)
+            return PendingSpectrum(candidate, gram, time.perf_counter() - began, self._learn)
+        record = spectrum_record(candidate, singular_values(matrix))
         if record is not None:
             self._learn(candidate, time.perf_counter() - began)
         return record
 
     @staticmethod
-    def _measured(candidate: Candidate) -> SpectrumRecord | None:
+    def _matrix(candidate: Candidate) -> Tensor | None:
         gradient = candidate.tensor.parameter.grad
         if gradient is None or gradient.is_sparse:
             return None
         start, stop = candidate.piece
-        vector = flat(gradient, candidate.tensor.axis)[start:stop]
-        return spectrum_record(candidate, singular_values(vector.view(candidate.first, -1)))
+        return flat(gradient, candidate.tensor.axis)[start:stop].view(candidate.first, -1)
 
     def _learn(self, candidate: Candidate, seconds: float) -> None:
         """Expect of this layer what it cost, and of the rest in proportion; one slow time does not say much."""

@@ -13,15 +13,18 @@ from gradspectra_core.records import Float64
 from torch import Tensor
 
 from gradspectra.clipping import StepClips
+from gradspectra.device_time import DeviceTimes
 from gradspectra.drift import DriftSums
+from gradspectra.layer_marks import LayerMarks
 from gradspectra.layer_rows import LayerRows, layer_rows
-from gradspectra.measure import COUNT_STATISTICS, STATISTICS, UPDATE, FirstTier, LayerMarks
+from gradspectra.measure import COUNT_STATISTICS, STATISTICS, UPDATE, FirstTier
 from gradspectra.readout import Readout
 from gradspectra.record import SpectrumRecord, StepRecord
 from gradspectra.scalars import SUMMED, Number, StepLog
-from gradspectra.second_numbers import WITH_GRADIENT
+from gradspectra.second_numbers import OF_GRADIENT, WITH_GRADIENT
 from gradspectra.second_rows import add_second
 from gradspectra.second_tier import SecondResults
+from gradspectra.spectra import PendingSpectrum
 
 DISAGREEMENT = 0.01
 """Layer norms must give the total norm within this, or clipping was not seen as it was."""
@@ -43,7 +46,8 @@ class OpenStep:
     fused optimizer skipped. examples: of each part, where batch_size gave them. own: seconds the agent took, of
     which for layers, the second tier and spectra. parts: backward passes of this rank. parts_unclear: they are
     not the parts of one batch. ranks: how many average their gradients. clipping_unseen: the gradient was
-    clipped, and how is not known: nothing is said of it.
+    clipped, and how is not known: nothing is said of it. replayed: its backward passes were those of a CUDA graph,
+    which no hook sees. device: what of it the stages of the agent took of CUDA streams. grams: of spectra to come.
     """
 
     number: int
@@ -64,6 +68,9 @@ class OpenStep:
     parts_unclear: bool = False
     ranks: int = 1
     clipping_unseen: bool = False
+    replayed: bool = False
+    device: DeviceTimes = field(default_factory=DeviceTimes)
+    grams: list[PendingSpectrum] = field(default_factory=list)
     drift: DriftSums | None = None
     second: SecondResults | None = None
     whole_parts: WholeParts | None = None
@@ -83,6 +90,7 @@ class ClosedStep:
         self._marks: LayerMarks | None = tier.finish() if step.measured else None
         if step.clipping_unseen:
             step.spectra.clear()
+            step.grams.clear()
             if self._marks is not None:
                 self._marks.gradient[:] = False
             if step.second is not None:
@@ -95,6 +103,7 @@ class ClosedStep:
             flags += step.drift.results
         if step.second is not None:
             flags += step.second.results
+        flags += [pending.gram for pending in step.grams]
         tensors = [*self._results, *(parts or []), *step.log.tensors(), *step.clips.totals(), *flags]
         self._readouts = [Readout(tensors)] if tensors else []
 
@@ -110,7 +119,7 @@ class ClosedStep:
         """About how large the record will be in memory."""
         each = 40 if self.step.second is None else 110
         measured = each * len(self._tier.inventory.table) if self.step.measured else 0
-        return 500 + measured + 1000 * len(self.step.spectra)
+        return 500 + measured + 1000 * (len(self.step.spectra) + len(self.step.grams))
 
     def ready(self) -> bool:
         """Whether all numbers have arrived on the host."""
@@ -128,12 +137,15 @@ class ClosedStep:
         foreign = scalars.get("grad_norm")
         if norm is not None:
             scalars.setdefault("grad_norm", norm)
+        found = [pending.record(self._host[id(pending.gram)]) for pending in step.grams]
+        step.spectra += [spectrum for spectrum in found if spectrum is not None]
+        step.grams.clear()
         if step.measured or step.spectra:
             record.table = self._tier.inventory.table
-            factors = self._factors(totals)
-            record.spectra = [unclipped(spectrum, factors[spectrum.layer]) for spectrum in step.spectra]
+            after = self._factors(totals, after=True)
+            record.spectra = [unclipped(spectrum, after[spectrum.layer]) for spectrum in step.spectra]
             if step.measured:
-                self._put(record, self._rows(factors, foreign), norm)
+                self._put(record, self._rows(self._factors(totals), foreign), after, norm)
         return record
 
     def _read(self, number: Number) -> float:
@@ -187,20 +199,23 @@ class ClosedStep:
             sizes = [(examples or 1.0) / ranks * weight for weight in weights]
         return _weight_sums(tuple(weights), tuple(sizes), ranks)
 
-    def _factors(self, totals: list[float]) -> Float64:
-        """What clipping multiplied each layer's gradient by, (L,); 1 where that is not known."""
+    def _factors(self, totals: list[float], after: bool = False) -> Float64:
+        """What clipping had multiplied each layer's gradient by when it was measured, (L,); 1 where that is not known.
+
+        after: at the step's end, where the second tier and the spectra are taken; NaN where nothing is left of it.
+        """
         factors = np.ones(len(self._tier.inventory.table))
         if not totals:
             return factors
         for tensor in self._tier.inventory.tensors:
-            factor = self.step.clips.factor(id(tensor.parameter), totals)
-            if not math.isnan(factor):
+            factor = self.step.clips.factor(id(tensor.parameter), totals, after)
+            if after or not math.isnan(factor):
                 factors[tensor.first : tensor.first + len(tensor.pieces)] = factor
         return factors
 
     def _rows(self, factors: Float64, foreign: float | None) -> LayerRows:
         assert self._marks is not None
-        rows = self._tier.rows([self._host[id(results)] for results in self._results])
+        rows = self._tier.rows([self._host[id(results)] for results in self._results], self._marks)
         if self.step.skipped:
             rows[UPDATE] = 0.0  # a fused optimizer is called, but found_inf keeps it from doing anything
         part_sq = None
@@ -223,14 +238,17 @@ class ClosedStep:
         scale = 1.0 if self.step.scale is None else self._read(self.step.scale)
         return whole.sums / scale**2
 
-    def _put(self, record: StepRecord, rows: LayerRows, total: float | None) -> None:
+    def _put(self, record: StepRecord, rows: LayerRows, after: Float64, total: float | None) -> None:
         record.statistics, record.values, record.present = STATISTICS[: len(rows.values)], rows.values, rows.present
         record.count_statistics, record.counts_values = COUNT_STATISTICS, rows.counts
         record.counts_present = rows.counts_present
         second = self.step.second
         if second is not None:
             sums = np.sum([self._host[id(results)] for results in second.results], axis=0)
-            add_second(record, sums, second.present, rows.factors, self.step.skipped)
+            assert self._marks is not None
+            for layer, left in self._marks.repaired.items():
+                second.present[OF_GRADIENT, layer] &= left.any_finite
+            add_second(record, sums, second.present, after * rows.foreign, self.step.skipped)
         if rows.update_norm is not None:
             record.scalars["update_norm"] = rows.update_norm
         if rows.norm is not None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gradspectra.compiling import ADAM, LINEAR
-from gradspectra.flat import CHUNK, joined
+from gradspectra.flat import joined
 from gradspectra.inventory import WatchedTensor
 from gradspectra.shards import local
 
@@ -165,24 +165,24 @@ def adam_moments(optimizer: Any, tensors: Sequence[WatchedTensor]) -> tuple[Tens
 
 
 def dot_of(direction: Direction, gradient: Tensor, start: int, stop: int, scratch: Tensor) -> Tensor:
-    """⟨d, ḡ⟩ of the flattened elements [start, stop), 0-dimensional. scratch: (CHUNK,); gradient: all elements."""
+    """⟨d, ḡ⟩ of the flattened elements [start, stop), 0-dimensional. scratch: a temporary; gradient: all elements."""
     total = scratch.new_zeros(())
-    for begin in range(start, stop, CHUNK):
-        end = min(begin + CHUNK, stop)
+    for begin in range(start, stop, len(scratch)):
+        end = min(begin + len(scratch), stop)
         d = direction(begin, end, scratch[: end - begin])
         total += torch.dot(d, gradient[begin:end].to(d.dtype))
     return total
 
 
 def square_into(slot: Tensor, direction: Direction, start: int, stop: int, scratch: Tensor) -> None:
-    """Write ‖d‖² of the flattened elements [start, stop) to a 0-dimensional tensor. scratch: (CHUNK,)."""
-    if stop - start <= CHUNK and scratch.dtype is torch.float32:
+    """Write ‖d‖² of the flattened elements [start, stop) to a 0-dimensional tensor. scratch: a temporary."""
+    if stop - start <= len(scratch) and scratch.dtype is torch.float32:
         d = direction(start, stop, scratch[: stop - start])
         torch.dot(d, d, out=slot)
     else:
         slot.zero_()
-        for begin in range(start, stop, CHUNK):
-            end = min(begin + CHUNK, stop)
+        for begin in range(start, stop, len(scratch)):
+            end = min(begin + len(scratch), stop)
             d = direction(begin, end, scratch[: end - begin])
             slot.add_(torch.dot(d, d))
 
@@ -223,7 +223,10 @@ def same_steps(optimizer: Any, tensors: Sequence[WatchedTensor]) -> bool:
 
 
 def _step(step: Any) -> Any:
-    return step.item() if isinstance(step, Tensor) and step.is_cpu else step
+    """The number of steps; on a device in float64, since 1 − βᵗ of a small t loses four digits in float32."""
+    if not isinstance(step, Tensor):
+        return step
+    return step.item() if step.is_cpu else step.double()
 
 
 def _adam_direction(

@@ -15,6 +15,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from gradspectra.capture import capturing
 from gradspectra.duties import Duty, duty_of_rank
 from gradspectra.guard import Guard
 from gradspectra.hooks import Hooks
@@ -172,7 +173,7 @@ class Watch:
         step: says outright which. Several calls within a step: losses are averaged by tokens, else by examples;
         tokens and examples are summed; of others the last counts. Tensors are copied where they are: nothing waits.
         """
-        if self._hooks is None:
+        if self._hooks is None or capturing():
             return
         self._start()
         self._session.enter()

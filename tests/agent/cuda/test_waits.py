@@ -1,0 +1,111 @@
+"""Nothing that the agent does makes the host wait for an accelerator, and what it says is what it says on a CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from agent.cuda.jobs import OPTIMIZERS, check_alike, on_host, simulated, weights
+from agent.cuda.simulated import DEVICE, OnDevice, Simulated
+from agent.watched_training import attention
+
+STEPS = 4
+
+
+@pytest.fixture(autouse=True)
+def _by_torch(monkeypatch):
+    monkeypatch.setenv("GRADSPECTRA_FUSED", "off")
+
+
+def run_both(kept, prepare=lambda _: None, optimizer="adamw", steps=STEPS, **options):
+    """The records of a job on the host, of the same on the simulated device, and what crossed there."""
+    host = on_host(optimizer)
+    prepare(host)
+    host.run(steps, **options)
+    expected = kept()
+    with Simulated() as device:
+        job = simulated(device, optimizer)
+        prepare(job)
+        said = job.run(steps, **options)
+    for own, other in zip(weights(job.model), weights(host.model), strict=True):
+        assert torch.equal(own.view(torch.int32), other.view(torch.int32))
+    assert said[-1]["not_measured"] == []
+    return kept(), expected, device.agent
+
+
+def check(found, expected, crossings, copies):
+    """Records alike, and nothing crossed but one copy to the host a recorded step."""
+    assert crossings.waits == []
+    assert crossings.to_device == []
+    assert [text.split()[-1] for text in crossings.to_host] == ["_copy"] * copies
+    assert crossings.operations > 0
+    for own, other in zip(found, expected, strict=True):
+        check_alike(own, other)
+
+
+@pytest.mark.parametrize("optimizer", list(OPTIMIZERS))
+@pytest.mark.parametrize("clip", [None, 0.05])
+def test_a_recorded_step_is_copied_to_the_host_once_and_nothing_else_waits(optimizer, clip, kept):
+    def clipped(job):
+        job.clip = clip
+
+    check(*run_both(kept, clipped, optimizer), copies=STEPS)
+
+
+def test_spectra_travel_in_the_one_copy(kept):
+    found, expected, crossings = run_both(kept, spectra=2)
+    assert sum(len(record.spectra) for record in found) == 10
+    check(found, expected, crossings, copies=STEPS)
+
+
+def test_drift_from_all_weights_is_measured_where_they_are(kept):
+    check(*run_both(kept, drift="exact"), copies=STEPS)
+
+
+@pytest.mark.parametrize("clip", [None, 0.05])
+@pytest.mark.parametrize("lost", [float("nan"), float("inf")])
+def test_entries_that_are_not_finite_are_counted_without_looking(clip, lost, kept):
+    def spoiled(job):
+        def spoil(model, number):
+            if number == 2:
+                with torch.no_grad():
+                    model.qkv.weight.grad[14, 3:5] = lost
+                    model.norm.bias.grad.fill_(lost)
+
+        job.clip, job.spoil = clip, spoil
+
+    found, expected, crossings = run_both(kept, spoiled, steps=3)
+    counts = dict(zip(found[2].table.names, found[2].counts_values[0].tolist(), strict=True))
+    assert (counts["qkv.weight[k]"], counts["norm.bias"], counts["head.weight"]) == (2, 12, 0)
+    check(found, expected, crossings, copies=3)
+
+
+def test_steps_that_an_optimizer_counts_on_the_device_are_not_asked_for(kept):
+    def counted(job):
+        def move(_):
+            for state in job.optimizer.state.values():
+                if isinstance(next(job.model.parameters()), OnDevice) and not isinstance(state["step"], OnDevice):
+                    state["step"] = state["step"].to(DEVICE)
+
+        job.after = move
+
+    check(*run_both(kept, counted), copies=STEPS)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_steps_that_are_not_recorded_bring_only_what_was_logged(every, kept):
+    found, expected, crossings = run_both(kept, every=every)
+    assert [record.table is not None for record in found] == [(n + 1) % every == 0 for n in range(STEPS)]
+    check(found, expected, crossings, copies=STEPS)
+
+
+def test_a_wait_of_the_agent_would_be_seen():
+    with Simulated() as device:
+        model = device.put(attention())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        from gradspectra.inventory import take_inventory
+        from gradspectra.measure import FirstTier
+
+        inventory = take_inventory({"": model}, [optimizer], lambda _: True)
+        FirstTier(inventory).share()
+    assert len(device.agent.to_host) == 2
+    assert all("share" in text for text in device.agent.to_host)
