@@ -12,7 +12,7 @@ demo: $(VENV)/.installed-$(EXTRAS)
 	@$(VENV)/bin/gradspectra demo $(DEMO_ARGS)
 
 test: $(VENV)/.installed-all,test
-	$(VENV)/bin/python -m pytest -m "not slow"
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-all: $(VENV)/.installed-all,test
 	$(VENV)/bin/python -m pytest

@@ -152,6 +152,7 @@ def test_the_readme_shows_the_lines_that_the_makefile_runs() -> None:
     readme, makefile = (ROOT / "README.md").read_text(), (ROOT / "Makefile").read_text()
     assert "make demo" in readme
     assert "make test" in readme
-    assert '-m pytest -m "not slow"' in readme
-    assert '-m pytest -m "not slow"' in makefile
+    tests = '-m pytest -n 2 --dist loadfile -m "not slow"'
+    assert tests in readme
+    assert tests in makefile
     assert "-c constraints.txt -e '.[all]'" in readme

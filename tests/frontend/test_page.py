@@ -341,13 +341,12 @@ def test_the_theme_is_the_systems_until_chosen_and_then_kept(chromium: Browser, 
 
 
 @pytest.mark.parametrize("width", [390, 768, 3840])
-def test_no_page_is_wider_than_the_window(chromium: Browser, server: CannedServer, width: int) -> None:
-    with chromium.new_context(viewport={"width": width, "height": 900}, base_url=server.url) as context:
-        page = context.new_page()
-        for path, content in PAGES.items():
-            page.goto(path)
-            expect(page.locator(content).first).to_be_visible()
-            assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, path
+def test_no_page_is_wider_than_the_window(page: Page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    for path, content in PAGES.items():
+        page.goto(path)
+        expect(page.locator(content).first).to_be_visible()
+        assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, path
 
 
 def test_everything_that_is_pressed_has_a_name(page: Page) -> None:
