@@ -6,6 +6,7 @@ import struct
 import numpy as np
 import pytest
 from core.batches import same_bits
+from gradspectra_core import container
 from gradspectra_core.limits import Limits, WireError
 from gradspectra_core.wire import pack, unpack
 from hypothesis import given
@@ -122,3 +123,31 @@ def test_the_header_may_be_as_long_as_the_limits_say():
     assert unpack(buf)[0]["text"] == "x" * 1000
     with pytest.raises(WireError, match="must be at most 100 bytes long"):
         unpack(buf, limits=Limits(max_header=100))
+
+
+def test_a_header_that_says_more_of_its_metadata_at_its_end_is_read_whole():
+    body = pack({"a": 1}, {"x": np.zeros(2, np.float32)})
+    (length,) = struct.unpack_from("<Q", body)
+    head = body[8 : 8 + length].rstrip()
+    assert unpack(body)[0] == {"a": 1}
+    other = head[:-1] + b',"__metadata__":{"format":"gradspectra/1","gradspectra":"{\\"a\\":2}"}}'
+    assert unpack(struct.pack("<Q", len(other)) + other + body[8 + length :])[0] == {"a": 2}
+    within = head.replace(b'},"x"', b',"gradspectra":"{\\"a\\":3}"},"x"', 1)
+    assert unpack(struct.pack("<Q", len(within)) + within + body[8 + length :])[0] == {"a": 3}
+
+
+def test_blocks_of_one_shape_do_not_share_their_header_with_those_of_another():
+    for shape in ((2, 3), (3, 2), (6,), (2, 3)):
+        for dtype in (np.float32, np.int64):
+            sent = np.arange(6, dtype=dtype).reshape(shape)
+            assert np.array_equal(unpack(pack({}, {"x": sent}))[1]["x"], sent)
+            assert unpack(pack({}, {"x": sent}))[1]["x"].dtype == dtype
+    assert unpack(pack({}, {})) == ({}, {})
+
+
+def test_the_blocks_of_a_layout_seen_before_are_not_parsed_again():
+    before = container._layout.cache_info()
+    for number in (1, 2, 3):
+        unpack(pack({"a": number}, {"never_before": np.zeros(2, np.float32)}))
+    after = container._layout.cache_info()
+    assert (after.hits - before.hits, after.misses - before.misses) == (2, 1)
