@@ -19,7 +19,10 @@ from gradspectra_store.schema import JsonText, gaps, layer_tables, runs, segment
 from gradspectra_store.segments import pack_layers, pack_scalars, pack_spectra
 
 MAX_STEP = 2**53
+KNOWN_LINES = 64
 _json = JsonText()
+_lines: dict[str, dict[str, Any]] = {}
+"""The sparklines written last, by their text, which the next batches of their runs begin from."""
 
 
 class _State(NamedTuple):
@@ -243,9 +246,12 @@ def _move_run(conn: sa.Connection, run: str, batch: Batch, state: _State, now: f
         if state.rank == 0 and "loss" in batch.scalars.names:
             at = batch.scalars.names.index("loss")
             columns = batch.scalars.values[at], batch.scalars.present[at]
-            line = _json.process_result_value(state.sparkline, conn.dialect)
+            line = _lines.pop(state.sparkline, None) or _json.process_result_value(state.sparkline, conn.dialect)
             line = sparkline.extended(line, batch.steps, *columns)
-            values["sparkline"] = _json.process_bind_param(line, conn.dialect)
+            values["sparkline"] = text = str(_json.process_bind_param(line, conn.dialect))
+            if len(_lines) >= KNOWN_LINES:
+                _lines.clear()
+            _lines[text] = line
     ((number,),) = _advance_run.rows(conn, {"of_run": run} | values)
     return values["last_step"], number
 

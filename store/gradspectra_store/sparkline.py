@@ -20,16 +20,19 @@ def extended(line: dict[str, Any], steps: Int64, losses: Float64, present: Bool)
 
     steps: (S,) above those of the line; losses, present: (S,).
     """
-    if not present.any():
-        return line
-    all_steps = np.concatenate([np.asarray(line["steps"], np.int64), steps[present]])
-    all_losses = np.concatenate([np.asarray(line["losses"], np.float64), losses[present]])
     width = int(line["width"])
-    keep = _last_of_bucket(all_steps, width)
-    while len(keep) > POINTS:
+    keep = _last_of_bucket(steps[present], width)
+    new_steps, new_losses = steps[present][keep].tolist(), losses[present][keep].tolist()
+    if not new_steps:
+        return line
+    same = bool(line["steps"]) and line["steps"][-1] // width == new_steps[0] // width
+    until = len(line["steps"]) - same
+    all_steps, all_losses = line["steps"][:until] + new_steps, line["losses"][:until] + new_losses
+    while len(all_steps) > POINTS:
         width *= 2
-        keep = _last_of_bucket(all_steps, width)
-    return {"width": width, "steps": all_steps[keep].tolist(), "losses": all_losses[keep].tolist()}
+        keep = _last_of_bucket(np.asarray(all_steps, np.int64), width)
+        all_steps, all_losses = [all_steps[at] for at in keep], [all_losses[at] for at in keep]
+    return {"width": width, "steps": all_steps, "losses": all_losses}
 
 
 def cut(line: dict[str, Any], first_step: int) -> dict[str, Any]:
@@ -40,4 +43,6 @@ def cut(line: dict[str, Any], first_step: int) -> dict[str, Any]:
 
 def _last_of_bucket(steps: Int64, width: int) -> Int64:
     bucket = steps // width
-    return np.flatnonzero(np.append(bucket[1:] != bucket[:-1], True))
+    last = np.ones(len(bucket), np.bool_)
+    last[:-1] = bucket[1:] != bucket[:-1]
+    return np.flatnonzero(last)

@@ -33,6 +33,29 @@ def test_an_exception_undoes_the_whole_transaction(store: Store) -> None:
         assert get_run(conn, run) is None
 
 
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)  # PostgreSQL has many writers
+def test_writers_share_one_connection_until_one_of_them_fails(store: Store) -> None:
+    def writer() -> object:
+        with store.write() as conn:
+            return conn.connection.dbapi_connection
+
+    def failing() -> None:
+        with store.write() as conn:
+            conn.execute(sa.text("CREATE TEMP TABLE left_behind (x)"))
+            raise KeyError
+
+    opened = store._engine.pool.checkedout  # type: ignore[attr-defined]
+    assert writer() is writer()
+    assert opened() == 1
+    with pytest.raises(KeyError):
+        failing()
+    assert opened() == 0
+    with store.write() as conn:
+        assert not sa.inspect(conn).get_temp_table_names()
+    store.close()
+    assert opened() == 0
+
+
 def test_writers_in_many_threads_lose_no_update(store: Store) -> None:
     runs = [started(store) for _ in range(4)]
 
