@@ -33,6 +33,7 @@ from gradspectra_backend.news import AlertNews
 from gradspectra_backend.pump import Pump
 from gradspectra_backend.routes import API, OPERATION
 from gradspectra_backend.settings import Settings, load_settings
+from gradspectra_backend.short_way import ShortWay
 from gradspectra_backend.start import has_token
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     manual.install(app)
     pages.install(app)
     openapi.install(app)
+    app.add_middleware(ShortWay)
     app.add_middleware(RequestBounds, max_body=settings.max_body)
     app.add_middleware(TrustedHosts, hosts=settings.hosts)
     app.add_middleware(SecurityHeaders)
