@@ -7,7 +7,7 @@ import { dataCall, filterRows, fitted, isEmpty, rangeFrom, rowsOf, tail, zoomed 
 import * as format from "./static/js/format.js";
 import { evidenceWords, groupsCode, multipliers, sharedEvidence } from "./static/js/groups.js";
 import { Live } from "./static/js/live.js";
-import { gathered } from "./static/js/throttle.js";
+import { gathered, turn } from "./static/js/throttle.js";
 import { standing, verdict } from "./static/js/verdict.js";
 
 test("numbers are short, and what is not a number says so", () => {
@@ -224,4 +224,20 @@ test("the stream comes back by itself and asks anew for what it may have missed"
   live.hide();
   assert.equal(live.state, "hidden");
   assert.equal(sources[2].closed, true);
+});
+
+test("drawings take turns: each one has its frame, in the order in which they came", async () => {
+  const frames = [];
+  const done = [];
+  for (const name of ["loss", "grad_norm", "noise_scale"]) void turn((f) => frames.push(f)).then(() => done.push(name));
+  const settled = () => new Promise((resolve) => setTimeout(resolve, 5));
+  await settled();
+  assert.deepEqual([done, frames.length], [["loss"], 1]);
+  frames.pop()();
+  await settled();
+  assert.deepEqual([done, frames.length], [["loss", "grad_norm"], 1]);
+  frames.pop()();
+  await settled();
+  assert.deepEqual(done, ["loss", "grad_norm", "noise_scale"]);
+  frames.pop()();
 });

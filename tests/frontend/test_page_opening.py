@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from playwright.sync_api import Locator, Page, Route, expect
+from frontend.canned import CannedServer
+from frontend.conftest import a_page
+from gradspectra_frontend import assets
+from playwright.sync_api import Browser, Locator, Page, Route, expect
 
 RUN = "/runs/demo00000001"
 
@@ -46,3 +49,48 @@ def test_a_run_that_is_not_there_says_so_in_place_of_figures(page: Page) -> None
     page.goto("/runs/nothing00000/overview")
     expect(page.locator(".problem")).to_have_count(1)
     expect(page.locator("figure")).to_have_count(0)
+
+
+def test_each_figure_is_seen_before_the_next_one_is_drawn(own_page: Page) -> None:
+    held: list[Route] = []
+    own_page.route(f"**{assets.plotly_url()}", lambda route: held.append(route))
+    own_page.add_init_script(
+        "window.frame = 0; (function next() { window.frame += 1; requestAnimationFrame(next); })();"
+        "window.drawnIn = {}; new MutationObserver((changes) => changes.forEach(({ target }) => {"
+        " window.drawnIn[target.dataset.figure] ??= window.frame; })).observe(document,"
+        " { subtree: true, attributes: true, attributeFilter: ['data-last-step'] });"
+    )
+    figures = [f"{RUN}/figures/{name}?" for name in ("loss", "grad_norm", "noise_scale")]
+    answered: list[str] = []
+    own_page.on("requestfinished", lambda call: answered.extend(one for one in figures if one in call.url))
+    own_page.goto(f"{RUN}/overview", wait_until="commit")
+    while len(set(answered)) < len(figures) or not held:
+        own_page.wait_for_timeout(50)
+    held.pop().continue_()
+    for name in ("loss", "grad_norm", "noise_scale"):
+        expect(figure(own_page, name)).to_have_attribute("data-drawn", "1")
+    frames = own_page.evaluate("['loss', 'grad_norm', 'noise_scale'].map((name) => window.drawnIn[name])")
+    assert len(set(frames)) == len(frames)
+
+
+def test_a_script_of_plotly_that_fails_is_fetched_once_more(chromium: Browser, server: CannedServer) -> None:
+    asked: list[str] = []
+
+    def first_fails(route: Route) -> None:
+        asked.append(route.request.url)
+        if len(asked) == 1:
+            route.abort()
+        else:
+            route.continue_()
+
+    with a_page(chromium, server.url) as page:
+        page.route(f"**{assets.plotly_url()}", first_fails)
+        page.goto(f"{RUN}/overview")
+        expect(figure(page, "loss")).to_have_attribute("data-drawn", "1")
+    assert len(asked) == 2
+
+
+def test_the_script_of_plotly_runs_once(own_page: Page) -> None:
+    own_page.goto(f"{RUN}/overview")
+    expect(figure(own_page, "loss")).to_have_attribute("data-drawn", "1")
+    assert own_page.locator(f'script[src="{assets.plotly_url()}"]').count() == 1

@@ -4,7 +4,7 @@ import { Failure, get } from "./api.js";
 import { fitted, isEmpty, marginsOf, rangeFrom, zoomed } from "./figure_view.js";
 import { live } from "./live.js";
 import { CONFIG, plotly } from "./plotly.js";
-import { gathered } from "./throttle.js";
+import { gathered, turn } from "./throttle.js";
 
 const REDRAW_MS = 250;
 const LONGEST_REDRAW_MS = 450;
@@ -103,6 +103,7 @@ export class Drawing {
 
   async draw() {
     const Plotly = await plotly();
+    await turn();
     if (this.abort.signal.aborted || !this.figure || this.pressed) return;
     const changed = this.wish.change(this.figure);
     const { data, layout } = fitted(zoomed(changed, this.wish.range), this.place.clientWidth, COARSE.matches, this.margins);

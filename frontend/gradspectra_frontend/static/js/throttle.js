@@ -46,3 +46,16 @@ export function gathered(job, { pause = () => 300, now = () => performance.now()
     },
   };
 }
+
+let last = Promise.resolve();
+
+/**
+ * Resolves in a frame of its own for each caller, in the order of the calls: what one draws is seen before the next
+ * one begins.
+ * @param {(f: () => void) => unknown} [frame]
+ */
+export function turn(frame = requestAnimationFrame) {
+  const mine = last;
+  last = mine.then(() => new Promise((resolve) => void frame(() => setTimeout(resolve))));
+  return mine;
+}
