@@ -76,10 +76,13 @@ def _buckets(buckets: Buckets) -> dict[str, Any]:
 
 def layers_object(values: LayerSeries) -> dict[str, Any]:
     """The `layer values` object of the interface, with roles and depths beside the names."""
-    rows: dict[str, Any] = {
-        name: [numbers(row, there) for row, there in zip(getattr(values, name), values.present, strict=True)]
-        for name in ("mean", "min", "max")
-    }
+    arrays = {name: getattr(values, name) for name in ("mean", "min", "max")}
+    written: dict[int, Any] = {}
+    for array in arrays.values():
+        if id(array) not in written:  # of single steps all three are one array
+            often = sum(other is array for other in arrays.values()) > 1
+            rows = _rows(array, values.present)
+            written[id(array)] = orjson.Fragment(dumps(rows)) if often else rows
     return {
         "statistic": values.statistic,
         "axis": values.axis,
@@ -87,11 +90,22 @@ def layers_object(values: LayerSeries) -> dict[str, Any]:
         "layers": list(values.layers),
         "roles": list(values.roles),
         "depths": list(values.depths),
-        **rows,
-        "nonfinite": np.ascontiguousarray(values.nonfinite),
+        **{name: written[id(array)] for name, array in arrays.items()},
+        "nonfinite": np.ascontiguousarray(values.nonfinite) if values.nonfinite.any() else _zeros(values.mean.shape),
         "damaged": values.damaged,
         "retired": values.retired,
     }
+
+
+def _rows(values: NDArray[Any], present: Bool) -> Any:
+    if values.size and present.all() and np.isfinite(values).all():
+        return np.ascontiguousarray(values)
+    return [numbers(row, there) for row, there in zip(values, present, strict=True)]
+
+
+def _zeros(shape: tuple[int, ...]) -> orjson.Fragment:
+    row = b"[" + b",".join([b"0"] * shape[1]) + b"]"
+    return orjson.Fragment(b"[" + b",".join([row] * shape[0]) + b"]")
 
 
 def spectrum_object(spectrum: Spectrum) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
@@ -22,6 +23,8 @@ JSON = "application/json"
 ARRAYS = "application/vnd.gradspectra.arrays"
 ARROW = "application/vnd.apache.arrow.stream"
 FORMS = (JSON, ARRAYS, ARROW)
+_VERSION = version("gradspectra")
+"""Part of what an ETag is made of, where that is not the body itself: another version may write it in another way."""
 
 RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
@@ -55,22 +58,20 @@ def answer_layers(request: Request, values: LayerSeries, steps: NDArray[Any]) ->
     """Layer values in the form that is asked for. values.x: where `steps` lie on values.axis."""
     form = form_of(request)
     place = _place(values.axis, values.x, steps)
-    if form == ARROW:
-        from gradspectra_backend import arrow
+    texts = {name: list(getattr(values, name)) for name in ("layers", "roles", "depths")}
+    about = {"kind": "layers", "statistic": values.statistic, "axis": values.axis, **texts}
+    meta = about | {"damaged": values.damaged, "retired": values.retired}
 
-        return unchanged_or(request, arrow.stream(arrow.layers_table(values, place)), form)
-    if form == ARRAYS:
-        texts = {name: list(getattr(values, name)) for name in ("layers", "roles", "depths")}
-        meta = {
-            "kind": "layers",
-            "statistic": values.statistic,
-            "axis": values.axis,
-            **texts,
-            "damaged": values.damaged,
-            "retired": values.retired,
-        }
-        return unchanged_or(request, _packed(meta, place, values, ("mean", "min", "max", "nonfinite")), form)
-    return unchanged_or(request, dumps(layers_object(values) | _steps_object(values.axis, steps)), form)
+    def body() -> bytes:
+        if form == ARROW:
+            from gradspectra_backend import arrow
+
+            return arrow.stream(arrow.layers_table(values, place))
+        if form == ARRAYS:
+            return _packed(meta, place, values, ("mean", "min", "max", "nonfinite"))
+        return dumps(layers_object(values) | _steps_object(values.axis, steps))
+
+    return _answered(request, _tag_of_layers(form, meta, place, values), body, form)
 
 
 def form_of(request: Request) -> str:
@@ -98,12 +99,32 @@ def require_pyarrow(what: str) -> None:
 
 def unchanged_or(request: Request, body: bytes, media_type: str) -> Response:
     """The answer with its ETag, a digest of the body; 304 without a body where the caller has just this one."""
-    tag = f'"{hashlib.blake2b(body, digest_size=16).hexdigest()}"'
+    return _answered(request, f'"{hashlib.blake2b(body, digest_size=16).hexdigest()}"', lambda: body, media_type)
+
+
+def _answered(request: Request, tag: str, body: Callable[[], bytes], media_type: str) -> Response:
     headers = {"ETag": tag, "Cache-Control": "private, no-cache", "Vary": "Accept, Authorization, Cookie"}
     known = [entry.strip().removeprefix("W/") for entry in request.headers.get("if-none-match", "").split(",")]
     if tag in known or "*" in known:
         return Response(status_code=304, headers=headers)
-    return Response(body, media_type=media_type, headers=headers)
+    return Response(body(), media_type=media_type, headers=headers)
+
+
+def _tag_of_layers(form: str, meta: dict[str, Any], place: Mapping[str, NDArray[Any]], values: LayerSeries) -> str:
+    """An ETag of layer values before they are written: a digest of all that is written, arrays that are one once."""
+    arrays = {f"place.{name}": array for name, array in place.items()}
+    arrays |= {name: getattr(values, name) for name in ("mean", "min", "max")}
+    if values.nonfinite.any():
+        arrays["nonfinite"] = values.nonfinite
+    if not values.present.all():
+        arrays["present"] = np.packbits(values.present)
+    own = {id(array): array for array in arrays.values()}
+    order = list(own)
+    shapes = {name: [order.index(id(array)), array.dtype.str, *array.shape] for name, array in arrays.items()}
+    digest = hashlib.sha256(dumps([_VERSION, form, meta, shapes]))
+    for array in own.values():
+        digest.update(np.ascontiguousarray(array).data)
+    return f'"{digest.hexdigest()[:32]}"'
 
 
 def _by_preference(accept: str) -> list[str]:
@@ -135,7 +156,8 @@ def _packed(meta: dict[str, Any], place: Mapping[str, NDArray[Any]], rows: Any, 
         return np.stack([getattr(row, name) for row in rows]) if rows else np.empty((0, len(place["step"])))
 
     blocks = {f"place.{name}": values for name, values in place.items()}
-    blocks |= {name: stacked(name).astype(np.int64 if name == "nonfinite" else np.float64) for name in parts}
+    kinds = {name: np.int64 if name == "nonfinite" else np.float64 for name in parts}
+    blocks |= {name: stacked(name).astype(kind, copy=False) for name, kind in kinds.items()}
     present: Bool = stacked("present").astype(np.bool_)
     if not present.all():
         blocks["present"] = np.packbits(present, bitorder="little")
