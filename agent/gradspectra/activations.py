@@ -22,10 +22,14 @@ from gradspectra.flat import OneThread
 from gradspectra.fused import FusedPass
 from gradspectra.guard import Guard
 from gradspectra.inventory import Inventory
-from gradspectra.second_tier import SecondTier, Unit
+from gradspectra.second_tier import SecondTier
+from gradspectra.second_units import Unit
+from gradspectra.turns import Turns
 
 NOTHING = (-1.0, 0.0)
 """Largest absolute entry and count of what is not finite, of no output at all."""
+FEWEST_OUTPUTS = 1 << 18
+"""Numbers of outputs that may be measured at a step of any model, however small."""
 FRUITLESS = 3
 """Armed steps in a row without a forward pass of any module: after so many it is left alone."""
 
@@ -34,7 +38,9 @@ class Activations:
     """Measures the outputs of the modules without children that hold the watched tensors.
 
     off: why nothing is measured, in words; None where it is. seconds: what the hooks took since they were armed.
-    fused: the compiled pass, which finds the extremes of float32 outputs on the host, where there is one.
+    fused: the compiled pass, which finds the extremes of float32 outputs on the host, where there is one. in_turns:
+    whether outputs with more numbers than half of the weights have, by what they had before, are measured in turn: a
+    small model's are many times its weights. Ranks that must measure alike cannot do so.
     """
 
     def __init__(
@@ -44,6 +50,7 @@ class Activations:
         tier: SecondTier,
         guard: Guard,
         fused: FusedPass | None = None,
+        in_turns: bool = True,
     ) -> None:
         modules = [module for model in models.values() for module in model.modules()]
         self._alarmed = False
@@ -57,6 +64,10 @@ class Activations:
         self._places = {id(module): place for place, (module, _) in enumerate(self._modules.values())}
         self._columns = [columns for _, columns in self._modules.values()]
         self._armed: dict[int, slice] = {}
+        self._in_turns = in_turns
+        weights = sum(tensor.parameter.numel() for tensor in inventory.tensors)
+        self._turns = Turns([0] * len(self._modules), max(FEWEST_OUTPUTS, weights // 2))
+        """Of the modules; sizes: how many numbers their outputs had at the last step that they were measured at."""
         self._fused = fused
         self._extremes: ArrayFunction | None = None
         self._found = np.empty((len(self._modules), 2))
@@ -83,11 +94,12 @@ class Activations:
         """Measure the forward passes to come of the modules that hold these tensors; of all after a loss not finite."""
         self.seconds = 0.0
         wanted = {id(tensor.parameter) for unit in due for tensor in unit.tensors}
-        self._armed = {
-            place: columns
-            for place, (parameter, (_, columns)) in enumerate(self._modules.items())
-            if self._alarmed or parameter in wanted
-        }
+        places = [place for place, own in enumerate(self._modules) if self._alarmed or own in wanted]
+        if self._in_turns and not self._alarmed:
+            places = self._turns.take(places)
+        self._armed = {place: self._columns[place] for place in places}
+        for place in places:
+            self._turns.sizes[place] = 0
         compiled = None if self._fused is None else self._fused.compiled
         self._extremes = None if compiled is None else compiled.extremes
         self._found[:] = NOTHING
@@ -135,6 +147,7 @@ class Activations:
         tensor = output if type(output) is Tensor else _first_tensor(output)
         if tensor is None or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
             return
+        self._turns.sizes[place] += tensor.numel()
         if self._extremes is not None:
             address = _address(tensor)
             if address:

@@ -21,7 +21,7 @@ from gradspectra.inventory import WatchedTensor, signature_of, take_inventory
 from gradspectra.measure import FirstTier
 from gradspectra.options import Options
 from gradspectra.parts import Backward, PartSquares
-from gradspectra.second_measuring import SecondMeasuring
+from gradspectra.second_measuring import Job, SecondMeasuring
 from gradspectra.sharded import Sharded
 from gradspectra.shards import local
 from gradspectra.spectra import Candidate, PendingSpectrum, Spectra
@@ -71,8 +71,8 @@ class Measuring:
         if self.second is not None:
             self.second.close()
         if self._options.second_tier != "off" and self._group is None:
-            fused = self.tier.fused
-            self.second = SecondMeasuring(self._models, self.inventory, self._budget, self._guard, fused=fused)
+            job = Job(self._models, self.inventory, self._budget, self._guard, self.tier.fused)
+            self.second = SecondMeasuring(job)
         if self._options.drift != "off":
             known = self.drift.starts if self.drift is not None else {}
             self.drift = Drift(self.inventory, self._options.drift == "exact", known, self.tier.fused)
@@ -116,6 +116,8 @@ class Measuring:
         wanted = self._options.parts != 1 or self._ranks > 1
         if self._several_parts and step.due and wanted and self._budget.parts_due(step.number):
             self._guard.run("parts", self._parts.arm)
+        else:
+            self._parts.rest()
 
     def stepped(self, step: OpenStep, index: int, skipped: bool) -> None:
         """An optimizer has stepped, or its step was skipped: measure what is due of its layers."""
@@ -278,6 +280,7 @@ class Measuring:
             self.backward.follow(self.inventory.trainable, every=True)
         if self.sharded is None and (step.measured or not self.inventory.tensors) and self._changed():
             self.backward.stop()
+            self._parts.rest()
             self._take_inventory()
             self.begin({})
 
@@ -287,7 +290,7 @@ class Measuring:
     def close(self) -> None:
         """Take the hooks in the backward passes away."""
         self.backward.stop()
-        self._parts.disarm()
+        self._parts.rest()
         if self.second is not None:
             self.second.close()
         if self.sharded is not None:

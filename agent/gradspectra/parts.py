@@ -136,6 +136,8 @@ class PartSquares:
         self._guard = guard
         self._nodes: list[Any] = []
         self._handles: list[Any] = []
+        self.armed = False
+        """Whether parts are being measured."""
         self._spare: list[_Row] = []
         self._rows: list[_Row] = []
         self._held: list[tuple[_Row, WatchedTensor, Tensor]] = []
@@ -146,15 +148,21 @@ class PartSquares:
         """What the hooks took of the backward passes since `clear`."""
 
     def arm(self) -> None:
-        """Hook every tensor for the backward passes to come."""
+        """Measure the backward passes to come. Hooks that are there still are used again: setting them takes long."""
+        self.clear()
         if not self._nodes:
             self._nodes = [node_of(tensor.parameter) for tensor in self._tensors]
-        self.clear()
-        for index, node in enumerate(self._nodes):
-            self._handles.append(node.register_prehook(self._hook(index)))
+        if not self._handles:
+            self._handles = [node.register_prehook(self._hook(index)) for index, node in enumerate(self._nodes)]
+        self.armed = True
 
     def disarm(self) -> None:
-        """Take the hooks away; what was measured stays until `clear`."""
+        """Measure no more; what was measured stays until `clear`, and the hooks until `rest`."""
+        self.armed = False
+
+    def rest(self) -> None:
+        """Take the hooks away: nothing is measured of the step that comes."""
+        self.armed = False
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -169,14 +177,9 @@ class PartSquares:
         self._twice = False
         self.seconds = 0.0
 
-    @property
-    def armed(self) -> bool:
-        """Whether parts are being measured."""
-        return bool(self._handles)
-
     def _hook(self, index: int) -> Callable[[Any], None]:
         def prehook(gradients: Sequence[Tensor | None]) -> None:
-            if capturing():
+            if not self.armed or capturing():
                 return
             began = time.perf_counter()
             self._guard.run("parts", self._arrives, index, gradients[0])

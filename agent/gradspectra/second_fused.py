@@ -8,10 +8,7 @@ import numpy as np
 from gradspectra_core.records import Bool, Float32, Float64, Int64
 
 from gradspectra.fused import FusedPass, FusedRows
-from gradspectra.second_numbers import OF_FORWARD, OF_GRADIENT, OF_MEDIAN, OF_MOMENTS, OF_UPDATE
-
-OF_SUMS = slice(OF_MOMENTS.start, OF_MEDIAN.start)
-"""Of the moments what is a sum over all entries."""
+from gradspectra.second_numbers import OF_FORWARD, OF_GRADIENT, OF_MEDIAN, OF_SUMS, OF_UPDATE
 
 
 @np.errstate(over="ignore")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,29 +17,35 @@ from gradspectra.fused import FusedPass, FusedRows
 from gradspectra.guard import Guard
 from gradspectra.inventory import Inventory
 from gradspectra.layer_marks import LayerMarks
-from gradspectra.second_tier import SecondTier, Unit
+from gradspectra.second_tier import SecondTier
+from gradspectra.second_units import Unit
 from gradspectra.step import OpenStep
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is measured, and with what. fused: the compiled pass, where there is one."""
+
+    models: Mapping[str, nn.Module]
+    inventory: Inventory
+    budget: Budget
+    guard: Guard
+    fused: FusedPass | None = None
 
 
 class SecondMeasuring:
     """Measures the second tier of one inventory at the recorded steps. What fails is counted by the guard.
 
-    tier: what takes the place of a tier of whole tensors. fused: the compiled pass, where there is one.
+    shards: what takes the place of a tier of whole tensors; all ranks then measure the same outputs.
     """
 
-    def __init__(
-        self,
-        models: Mapping[str, nn.Module],
-        inventory: Inventory,
-        budget: Budget,
-        guard: Guard,
-        tier: SecondTier | None = None,
-        fused: FusedPass | None = None,
-    ) -> None:
-        self.tier = SecondTier(inventory, budget) if tier is None else tier
-        self.activations = Activations(models, inventory, self.tier, guard, fused)
-        self._fused = fused
-        self._guard = guard
+    def __init__(self, job: Job, shards: SecondTier | None = None) -> None:
+        self.tier = SecondTier(job.inventory, job.budget) if shards is None else shards
+        self.activations = Activations(
+            job.models, job.inventory, self.tier, job.guard, job.fused, in_turns=shards is None
+        )
+        self._fused = job.fused
+        self._guard = job.guard
         self._due: list[Unit] | None = None
         self._before = 0.0
 

@@ -29,7 +29,8 @@ ROWS = (
 )
 """Rows of the results, named after what they become; ‖real update‖² and ‖intended update‖² become rounding_lost."""
 OF_GRADIENT, OF_UPDATE, OF_MOMENTS, OF_ROUNDING = slice(0, 3), slice(3, 4), slice(4, 7), slice(7, 9)
-OF_MEDIAN = slice(6, 7)
+OF_SUMS, OF_MEDIAN = slice(4, 6), slice(6, 7)
+"""Of the moments what is a sum over all entries, and what is of a sample."""
 OF_FORWARD = slice(9, 11)
 WITH_GRADIENT = slice(0, 4)
 """Rows that are in proportion to the gradient, or count it."""
@@ -91,8 +92,8 @@ def update_rows(tensors: Sequence[WatchedTensor], update: Update, scratch: Tenso
     return _by_layer(tensors, rows)
 
 
-def moment_rows(tensors: Sequence[WatchedTensor], optimizer: Any) -> Tensor | None:
-    """OF_MOMENTS: (3, L).
+def moment_rows(tensors: Sequence[WatchedTensor], optimizer: Any, with_median: bool) -> Tensor | None:
+    """OF_MOMENTS: (3, L); without the median OF_SUMS, (2, L).
 
     None where the optimizer keeps none that are known, or the tensors took different steps.
     """
@@ -104,9 +105,12 @@ def moment_rows(tensors: Sequence[WatchedTensor], optimizer: Any) -> Tensor | No
 
     def rows(first: int, last: int, layers: int) -> Tensor:
         first_moment, second = m[first:last], v[first:last].view(layers, -1)
-        median = _median(second[:, :: -(-second.shape[1] // SAMPLE) | 1].to(wide))
         squares = dots(first_moment, first_moment, layers) / (of_m * of_m)
-        return torch.stack([squares, second.sum(1, dtype=wide) / of_v, (median / of_v).sqrt_()]).float()
+        found = [squares, second.sum(1, dtype=wide) / of_v]
+        if with_median:
+            median = _median(second[:, :: -(-second.shape[1] // SAMPLE) | 1].to(wide))
+            found.append((median / of_v).sqrt_())
+        return torch.stack(found).float()
 
     return _by_layer(tensors, rows)
 

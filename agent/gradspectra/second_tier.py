@@ -19,7 +19,6 @@ from gradspectra_core.records import Bool, Float32, Float64, Int64
 from torch import Tensor
 
 from gradspectra.budget import LARGEST_PIECE, Budget
-from gradspectra.bundles import bundle
 from gradspectra.flat import Scratch, flat, placed
 from gradspectra.fused import CPU, FusedPass, FusedRows
 from gradspectra.inventory import Inventory, WatchedTensor
@@ -30,38 +29,25 @@ from gradspectra.second_numbers import (
     OF_GRADIENT,
     OF_MOMENTS,
     OF_ROUNDING,
+    OF_SUMS,
     OF_UPDATE,
     ROWS,
+    SAMPLE,
     gradient_rows,
     moment_rows,
     rounding_rows,
     units,
     update_rows,
 )
+from gradspectra.second_units import Unit, expected_seconds, together
+from gradspectra.turns import Turns
 from gradspectra.updates import intended_update, same_steps, unknown_update
 
 STAGED = 1 << 22
 """Entries of weights that are copied before a step at most."""
 LOW_PRECISION = (torch.bfloat16, torch.float16)
-
-
-@dataclass(slots=True, eq=False)
-class Unit:
-    """Tensors of one optimizer that are measured together.
-
-    firsts: of each its first layer. layers: all of them; columns: (n,) the same, on their device; counts: output units
-    of each; expected: seconds, as a first guess; taken: the step it was last measured at; alone: one unit for each
-    tensor, once it was needed.
-    """
-
-    tensors: tuple[WatchedTensor, ...]
-    firsts: frozenset[int]
-    layers: tuple[int, ...]
-    columns: Tensor
-    counts: tuple[int, ...]
-    expected: float
-    taken: int = -1
-    alone: list[Unit] | None = None
+SAMPLED = 1 << 14
+"""Second moments that medians are taken of at a step at most, in turn: four layers of the largest sample."""
 
 
 @dataclass(slots=True)
@@ -78,12 +64,16 @@ class SecondTier:
     def __init__(self, inventory: Inventory, budget: Budget) -> None:
         self._inventory = inventory
         self._budget = budget
-        self._units = [self._unit(tensors) for tensors in _together(inventory.tensors)]
+        self._units = [self._unit(tensors) for tensors in together(inventory.tensors)]
         self._results: dict[torch.device, Tensor] = {}
         self._present = self._nothing()
         self._scratch = Scratch()
         self._staged: dict[int, Tensor] = {}
         self._last_staged = -1
+        sizes = [min(stop - start, SAMPLE) for tensor in inventory.tensors for start, stop in tensor.pieces]
+        self._samples = Turns(sizes, SAMPLED)
+        self._medians: frozenset[int] = frozenset()
+        """Layers whose medians are taken at this step."""
         self._next = 0
         self._credit = 0.0
         self._speed = 1.0
@@ -106,7 +96,7 @@ class SecondTier:
     def due(self) -> list[Unit]:
         """The units whose turn it is at the recorded step that comes: all, or as many as the budget pays for."""
         if self._budget.share is None:
-            return list(self._units)
+            return self._with_medians(list(self._units))
         most = LARGEST_PIECE * self._budget.step_seconds
         self._credit = min(self._credit + self._budget.second_seconds(), most)
         found: list[Unit] = []
@@ -122,7 +112,12 @@ class SecondTier:
                 self._credit -= cost
                 found.append(unit)
             self._next = (self._next + 1) % len(self._units)
-        return found
+        return self._with_medians(found)
+
+    def _with_medians(self, due: list[Unit]) -> list[Unit]:
+        """The same, once it is chosen of which layers a median is taken: samples lie far apart in memory."""
+        self._medians = frozenset(self._samples.take(list(chain.from_iterable(unit.layers for unit in due))))
+        return due
 
     def cadence(self) -> int | None:
         """Steps between two measurements of a layer as they come at present; None before one has come twice."""
@@ -152,8 +147,8 @@ class SecondTier:
 
         Returns the tensors, by the index of their first layer, of which nothing is left to be measured.
         """
-        layers = list(chain.from_iterable(unit.layers for unit in due))
-        put_medians(self._on_host(), self._present, fused, compiled, layers)
+        layers = self._medians.intersection(chain.from_iterable(unit.layers for unit in due))
+        put_medians(self._on_host(), self._present, fused, compiled, list(layers))
         return fused.tensors - set(fused.columns[fused.other_moments].tolist())
 
     def take(
@@ -224,9 +219,10 @@ class SecondTier:
                 self._put(unit, OF_ROUNDING, rounding_rows(tensor, before, update, scratch))
 
     def _moments(self, unit: Unit, optimizer: Any) -> None:
-        rows = moment_rows(unit.tensors, optimizer)
+        median = not self._medians.isdisjoint(unit.layers)
+        rows = moment_rows(unit.tensors, optimizer, median)
         if rows is not None:
-            self._put(unit, OF_MOMENTS, rows)
+            self._put(unit, OF_MOMENTS if median else OF_SUMS, rows)
 
     def _put(self, unit: Unit, rows: slice, values: Tensor) -> None:
         self._on(unit.columns.device)[rows].index_copy_(1, unit.columns, values)
@@ -287,17 +283,3 @@ class SecondTier:
 def _dense(tensor: WatchedTensor, early: Container[int]) -> bool:
     gradient = tensor.parameter.grad
     return gradient is not None and not gradient.is_sparse and id(tensor.parameter) not in early
-
-
-def _together(tensors: Sequence[WatchedTensor]) -> list[tuple[WatchedTensor, ...]]:
-    """Bundles of tensors with as many output units each, in the order of the model as far as bundles have one."""
-    alike: dict[tuple[int, int], list[WatchedTensor]] = {}
-    for tensor in tensors:
-        alike.setdefault((tensor.optimizer, units(tensor.parameter.shape, tensor.axis)), []).append(tensor)
-    found = chain.from_iterable(bundle(same) for same in alike.values())
-    return sorted(found, key=lambda part: part[0].first)
-
-
-def expected_seconds(entries: int) -> float:
-    """A first guess of what a unit of so many entries costs, until it was seen."""
-    return 6e-5 + 4e-9 * entries

@@ -118,7 +118,7 @@ class ShardParts:
     def disarm(self) -> None:
         """Measure no more."""
         if self._squares is not None:
-            self._squares.disarm()
+            self._squares.rest()
 
     def sums(self, weights: Sequence[Number]) -> Tensor:
         """Of all ranks' part_sq what this rank brings, (L,) float64 on the host; to be added up over the ranks.

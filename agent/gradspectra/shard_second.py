@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from gradspectra_core.records import Float64
-from torch import Tensor, nn
+from torch import Tensor
 
-from gradspectra.budget import Budget
 from gradspectra.flat import OneThread
-from gradspectra.fused import FusedPass
-from gradspectra.guard import Guard
-from gradspectra.inventory import Inventory
 from gradspectra.layer_marks import LayerMarks
-from gradspectra.second_measuring import SecondMeasuring
+from gradspectra.second_measuring import Job, SecondMeasuring
 from gradspectra.shard_tier import STOPPED, ShardTier
 from gradspectra.step import OpenStep
 
@@ -24,23 +19,12 @@ from gradspectra.step import OpenStep
 class ShardSecond(SecondMeasuring):
     """Measures the shards of this rank when the ranks exchange.
 
-    optimizer, rank, ranks: as for `ShardTier`. fused: the compiled pass, for outputs. seconds: what that took at the
-    exchange at hand.
+    optimizer, rank, ranks: as for `ShardTier`. seconds: what that took at the exchange at hand.
     """
 
-    def __init__(
-        self,
-        models: Mapping[str, nn.Module],
-        inventory: Inventory,
-        budget: Budget,
-        guard: Guard,
-        optimizer: Any,
-        rank: int,
-        ranks: int,
-        fused: FusedPass | None = None,
-    ) -> None:
-        self.shards = ShardTier(inventory, budget, optimizer, rank, ranks)
-        super().__init__(models, inventory, budget, guard, self.shards, fused)
+    def __init__(self, job: Job, optimizer: Any, rank: int, ranks: int) -> None:
+        self.shards = ShardTier(job.inventory, job.budget, optimizer, rank, ranks)
+        super().__init__(job, self.shards)
         self.seconds = 0.0
         self._failures = 0
         self._begun = False

@@ -6,9 +6,9 @@ measured. What a turn is depends on nothing that differs between the ranks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,28 +20,18 @@ from gradspectra.flat import flat
 from gradspectra.inventory import Inventory, WatchedTensor
 from gradspectra.layer_marks import LayerMarks
 from gradspectra.second_numbers import OF_FORWARD, OF_GRADIENT, OF_MEDIAN, OF_MOMENTS, ROWS
-from gradspectra.second_tier import LOW_PRECISION, STAGED, SecondResults, SecondTier, Unit, expected_seconds
+from gradspectra.second_tier import LOW_PRECISION, STAGED, SecondResults, SecondTier
+from gradspectra.second_units import Unit, expected_seconds
 from gradspectra.shard_layout import GROUPS, SEEN, Layout, packed, sample_here, sample_size, unpacked
 from gradspectra.shards import local
+from gradspectra.turns import in_turn
 from gradspectra.updates import adam_moments, betas
 
-SAMPLED = 1 << 16
+EXCHANGED = 1 << 16
 """Second moments that ranks exchange at most for medians, in turn: 16 layers of the largest sample."""
 STOPPED, OVERSIZED = -2, -1
 """What a rank says in place of a number of turns: that it measures no more, that the next layer is too large."""
 ACT_MAX, ZERO_ROWS = ROWS.index("act_max"), ROWS.index("grad_zero_rows")
-T = TypeVar("T")
-
-
-def in_turn(entries: Sequence[T], last: int, place: Callable[[T], int], size: Callable[[T], int], room: int) -> list[T]:
-    """Of entries those that have room, at least one: first those with places after the last, then from the start."""
-    found: list[T] = []
-    for entry in sorted(entries, key=lambda entry: (place(entry) <= last, place(entry))):
-        room -= size(entry)
-        if found and room < 0:
-            break
-        found.append(entry)
-    return found
 
 
 class ShardTier(SecondTier):
@@ -71,7 +61,7 @@ class ShardTier(SecondTier):
         self._whole: SecondResults | None = None
         everything = range(len(inventory.table))
         sizes = [self._sample_size(layer) for layer in everything] if betas([optimizer]) else []
-        self.room = self._laid_out(everything, ()).numbers + min(sum(sizes), max([SAMPLED, *sizes]))
+        self.room = self._laid_out(everything, ()).numbers + min(sum(sizes), max([EXCHANGED, *sizes]))
         """Numbers that an exchange carries at most."""
         self._agree_on_rest()
 
@@ -157,7 +147,7 @@ class ShardTier(SecondTier):
         planned = [layer for tensor in tensors for layer in range(tensor.first, tensor.first + len(tensor.pieces))]
         sampled: list[int] = []
         if betas([self._optimizer]):
-            sampled = in_turn(planned, self._last_sampled, int, self._sample_size, SAMPLED)
+            sampled = in_turn(planned, self._last_sampled, int, self._sample_size, EXCHANGED)
         if sampled:
             self._last_sampled = sampled[-1]
         self.layout = self._laid_out(range(len(self._table)) if self.alarmed else planned, sampled)

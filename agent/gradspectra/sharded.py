@@ -38,6 +38,7 @@ from gradspectra.inventory import Inventory
 from gradspectra.measure import SQUARE, FirstTier
 from gradspectra.options import Options
 from gradspectra.parts import Backward
+from gradspectra.second_measuring import Job
 from gradspectra.shard_parts import ShardParts
 from gradspectra.shard_second import ShardSecond
 from gradspectra.shard_spectra import MOST_NUMBERS, OFF, WAITS, ShardSpectra
@@ -87,7 +88,7 @@ class Sharded:
         self.second: ShardSecond | None = None
         room = self.spectra.room
         if options.second_tier != "off" and tensors:
-            self.second = ShardSecond(models, inventory, budget, guard, optimizer, rank, ranks, tier.fused)
+            self.second = ShardSecond(Job(models, inventory, budget, guard, tier.fused), optimizer, rank, ranks)
             room += self.second.shards.room
         self.exchange = Exchange(group, layers, options.every, device, guard, room)
         self.parts = ShardParts(list(models.values()), tensors, layers, backward, guard, self.exchange.size)

@@ -250,3 +250,23 @@ def test_a_compiled_model_has_none_and_says_so(kept):
         optimizer.step()
         assert any("the model is compiled" in reason for reason in watch.status()["not_measured"])
     assert "act_max" not in kept()[0].statistics
+
+
+def test_outputs_that_are_large_beside_the_weights_come_in_turn_and_all_after_an_alarm(kept, monkeypatch):
+    monkeypatch.setattr("gradspectra.activations.FEWEST_OUTPUTS", 100)
+    model = nn.Sequential(*(nn.Linear(3, 3) for _ in range(4)))  # 48 weights; 20 × 3 numbers in each output
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    x = torch.randn(20, 3)
+    expected = [float(model[: place + 1](x).detach().abs().max()) for place in range(4)]
+    with watched(model, optimizer) as watch:
+        for step in range(7):
+            loss = model(x).square().mean()
+            loss.backward()
+            watch.log(loss=math.nan if step == 5 else float(loss.detach()))
+            optimizer.step()
+    found = [[value(record, "act_max", f"{place}.weight") for place in range(4)] for record in kept()]
+    turns = [[place for place in range(4) if row[place] is not None] for row in found]
+    assert turns == [[0, 1, 2, 3], [0], [1], [2], [3], [0], [0, 1, 2, 3]]
+    assert [row[place] for row, own in zip(found, turns, strict=True) for place in own] == pytest.approx(
+        [expected[place] for own in turns for place in own], rel=1e-6
+    )

@@ -17,6 +17,9 @@ from agent.watched_training import (
     value,
     watched,
 )
+from gradspectra.guard import Guard
+from gradspectra.inventory import choice_of, take_inventory
+from gradspectra.parts import Backward, PartSquares
 from gradspectra_core.noise import noise_terms_from_sums
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -228,6 +231,45 @@ def test_reentrant_checkpointing_gives_no_part_squares_rather_than_wrong_ones(ke
             optimizer.step()
             optimizer.zero_grad()
     assert set(column(kept()[-1], "part_sq").values()) == {None}
+
+
+def test_hooks_are_set_once_and_stay_until_a_step_is_not_measured(monkeypatch):
+    model = nn.Linear(3, 1, bias=False)
+    squares = PartSquares(take_inventory({"": model}, [], choice_of(None)).tensors, 1, Backward(Guard()), Guard())
+    seen = []
+    monkeypatch.setattr(squares, "_arrives", lambda index, _: seen.append(index))
+
+    def passes():
+        seen.clear()
+        model(torch.ones(1, 3)).sum().backward()
+        return len(seen)
+
+    squares.arm()
+    handles = list(squares._handles)
+    assert passes() == 1
+    squares.disarm()
+    assert passes() == 0
+    squares.arm()
+    assert squares._handles == handles
+    assert passes() == 1
+    squares.rest()
+    assert (squares.armed, squares._handles, passes()) == (False, [], 0)
+
+
+@pytest.mark.usefixtures("kept")
+def test_steps_whose_parts_are_not_due_have_no_hooks():
+    model = nn.Linear(3, 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    hooked = []
+    with watched(model, optimizer, every=2) as watch:
+        for _ in range(6):
+            hooked.append(bool(watch._session.measuring._parts._handles))
+            for _ in range(2):
+                model(torch.ones(1, 3)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert hooked == [False, True, False, True, False, True]
+    assert not watch._session.measuring._parts._handles
 
 
 def test_the_number_of_parts_can_be_given(kept):

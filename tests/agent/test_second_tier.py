@@ -142,6 +142,27 @@ def test_the_median_of_a_large_layer_is_of_a_sample_and_its_sums_of_the_whole(ke
     assert value(record, "update_dot_grad", "weight") == pytest.approx(float((moved * gradient).sum()), rel=1e-3)
 
 
+@pytest.mark.usefixtures("either_way")
+def test_medians_whose_samples_have_no_room_together_come_in_turn_and_sums_at_each_step(kept, monkeypatch):
+    monkeypatch.setattr("gradspectra.second_tier.SAMPLED", 3000)
+    model = nn.ModuleList(nn.Linear(n, 20, bias=False) for n in (60, 70, 80, 150))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    expected = []
+    with watched(model, optimizer):
+        for _ in range(4):
+            for parameter in model.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            optimizer.step()
+            expected.append(moments(model, optimizer, lower_median_root))
+    turns = [column(record, "second_moment_median") for record in kept()]
+    assert [[int(name[0]) for name, x in row.items() if x is not None] for row in turns] == [[0, 1], [2], [3], [0, 1]]
+    for row, all_layers in zip(turns, expected, strict=True):
+        assert {n: x for n, x in row.items() if x is not None} == pytest.approx(
+            {n: all_layers[n] for n, x in row.items() if x is not None}, rel=1e-4
+        )
+    assert all(x is not None for record in kept() for x in column(record, "second_moment").values())
+
+
 def test_tensors_of_one_size_that_took_different_steps_are_measured_one_by_one(kept):
     model = nn.ModuleList(nn.Linear(3, 2) for _ in range(4))
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1, betas=(0.5, 0.5))

@@ -9,7 +9,8 @@ import torch
 from agent.fake_ranks import as_rank, made, sharded, tier_of
 from gradspectra.budget import Budget
 from gradspectra.shard_layout import Layout, packed, packed_size, unpacked
-from gradspectra.shard_tier import OVERSIZED, STOPPED, in_turn
+from gradspectra.shard_tier import OVERSIZED, STOPPED
+from gradspectra.turns import in_turn
 from torch import nn
 
 
@@ -118,7 +119,7 @@ def test_low_precision_shards_are_staged_in_turn_alike_on_all_ranks(monkeypatch)
 
 
 def test_medians_come_in_turn_where_their_samples_have_no_room_together(monkeypatch):
-    monkeypatch.setattr("gradspectra.shard_tier.SAMPLED", 3000)
+    monkeypatch.setattr("gradspectra.shard_tier.EXCHANGED", 3000)
     with as_rank(0, 2) as mesh:
         tier, _, inventory = tier_of(sharded(made(), mesh), mesh, 0)
         seen = {}

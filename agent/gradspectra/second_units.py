@@ -1,0 +1,46 @@
+"""What the second tier measures together: one tensor, or several small ones alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from torch import Tensor
+
+from gradspectra.bundles import bundle
+from gradspectra.inventory import WatchedTensor
+from gradspectra.second_numbers import units
+
+
+@dataclass(slots=True, eq=False)
+class Unit:
+    """Tensors of one optimizer that are measured together.
+
+    firsts: of each its first layer. layers: all of them; columns: (n,) the same, on their device; counts: output units
+    of each; expected: seconds, as a first guess; taken: the step it was last measured at; alone: one unit for each
+    tensor, once it was needed.
+    """
+
+    tensors: tuple[WatchedTensor, ...]
+    firsts: frozenset[int]
+    layers: tuple[int, ...]
+    columns: Tensor
+    counts: tuple[int, ...]
+    expected: float
+    taken: int = -1
+    alone: list[Unit] | None = None
+
+
+def together(tensors: Sequence[WatchedTensor]) -> list[tuple[WatchedTensor, ...]]:
+    """Bundles of tensors with as many output units each, in the order of the model as far as bundles have one."""
+    alike: dict[tuple[int, int], list[WatchedTensor]] = {}
+    for tensor in tensors:
+        alike.setdefault((tensor.optimizer, units(tensor.parameter.shape, tensor.axis)), []).append(tensor)
+    found = chain.from_iterable(bundle(same) for same in alike.values())
+    return sorted(found, key=lambda part: part[0].first)
+
+
+def expected_seconds(entries: int) -> float:
+    """A first guess of what a unit of so many entries costs, until it was seen."""
+    return 6e-5 + 4e-9 * entries
