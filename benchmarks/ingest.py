@@ -35,7 +35,7 @@ SERVE = "import argparse, sys; from gradspectra_backend.commands import register
 SERVE += "register(p.add_subparsers()); o = p.parse_args(); sys.exit(o.run(o))"
 SCALARS = ("loss", "grad_norm", "learning_rate", "step_seconds", "data_seconds", "agent_seconds")
 MEASURED = ("grad_sq", "grad_max", "weight_sq", "part_sq", "update_sq")
-PACKAGES = ("numpy", "fastapi", "uvicorn", "sqlalchemy", "orjson")
+PACKAGES = ("numpy", "fastapi", "uvicorn", "httptools", "uvloop", "sqlalchemy", "orjson")
 
 
 class Job:

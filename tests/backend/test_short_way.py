@@ -13,6 +13,7 @@ from gradspectra_backend.app import create_app
 from gradspectra_backend.settings import load_settings
 from gradspectra_backend.short_way import ShortWay
 from gradspectra_core.wire import encode_batch
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 AT = "http://127.0.0.1:7117"
 
@@ -79,3 +80,7 @@ def test_other_methods_are_the_routes_business(both: list[TestClient]) -> None:
 
 def told(answer: httpx2.Response) -> tuple[int, bytes, dict[str, str]]:
     return answer.status_code, answer.content, dict(answer.headers)
+
+
+def test_http_is_read_by_the_parser_that_the_server_extra_brings() -> None:
+    assert AutoHTTPProtocol.__name__ == "HttpToolsProtocol"
