@@ -183,6 +183,7 @@ def train(variants: Sequence[Variant], warmup: int, steps: int, minutes: float) 
         for variant in order.sample(list(variants), len(variants)):
             for _ in range(BLOCK):
                 variant.step()
+            variant.drain()
 
 
 def measure(task: Task, names: Sequence[str], options: argparse.Namespace) -> tuple[int, dict[str, Any]]:
@@ -191,7 +192,7 @@ def measure(task: Task, names: Sequence[str], options: argparse.Namespace) -> tu
     variants: list[Variant] = []
     with tempfile.TemporaryDirectory() as folder:
         try:
-            variants.extend(Variant(task, name, server, folder) for name in names)
+            variants.extend(Variant(task, name, server, folder, options.device) for name in names)
             train(variants, options.warmup, options.steps, options.minutes)
             results = compare(variants, options.warmup)
         finally:
@@ -214,6 +215,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--warmup", type=int, default=60)
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: trust `blocks` alone")
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no turn after so many minutes")
     listed = f'comma-separated, plain first, or "all" (default {DEFAULT}): {", ".join(ADDITIONS)}'
     parser.add_argument("--variants", default=DEFAULT, help=listed)
@@ -244,6 +246,7 @@ def main() -> None:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
         "processor": _processor(),
         "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
         "versions": versions | {library: importlib.metadata.version(library) for library in sorted(libraries)},
         "left_out": absent,
         "import_seconds": round(import_seconds(), 3),

@@ -1,4 +1,4 @@
-"""The models that the agent's cost is measured on: the demo's byte-level GPT, a ten times larger one, and a CNN."""
+"""The models that the agent's cost is measured on: the demo's byte-level GPT, two larger ones, and a CNN."""
 
 from __future__ import annotations
 
@@ -66,5 +66,6 @@ def _label(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 TASKS = {
     "demo": Task(ByteGPT, _text(16, 64), _next_byte, parts=2, examples=16),
     "gpt-10m": Task(lambda: ByteGPT(384, 6, 6, 128), _text(4, 128), _next_byte, parts=1, examples=4),
+    "gpt-85m": Task(lambda: ByteGPT(768, 12, 12, 512), _text(16, 512), _next_byte, parts=1, examples=16),
     "cnn": Task(SmallCNN, _images, _label, parts=1, examples=16),
 }

@@ -48,13 +48,14 @@ class Addition:
 class Variant:
     """One way to train: a model, its optimizer, and what is done besides."""
 
-    def __init__(self, task: Task, name: str, server: str, folder: str) -> None:
+    def __init__(self, task: Task, name: str, server: str, folder: str, device: str = "cpu") -> None:
         torch.manual_seed(0)
+        self.device = device
         self.name = name
         self.task = task
         self.server = server
         self.folder = folder
-        self.model = task.make()
+        self.model = task.make().to(device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3)
         self.generator = torch.Generator().manual_seed(1)
         self.loss = torch.zeros(())
@@ -85,7 +86,7 @@ class Variant:
 
     def step(self) -> None:
         """One optimizer step, timed."""
-        data = [self.task.draw(self.generator) for _ in range(self.task.parts)]
+        data = [[tensor.to(self.device) for tensor in self.task.draw(self.generator)] for _ in range(self.task.parts)]
         FORWARD_HOOKS.update(self.hooks)
         sent = self.sent()
         self.steps += 1
@@ -106,6 +107,13 @@ class Variant:
         FORWARD_HOOKS.clear()
         self.marked.append(self.due())
         self.sent_within += self.sent() - sent
+
+    def drain(self) -> None:
+        """The last step of a block takes until the device has done what it was given."""
+        if self.device != "cpu":
+            began = time.perf_counter()
+            torch.cuda.synchronize()
+            self.seconds[-1] += time.perf_counter() - began
 
     def sent(self) -> float:
         """Processor seconds that the agent's sending thread has taken so far."""
