@@ -2,10 +2,12 @@
 
 python benchmarks/page_open.py [--layers 2000] [--statistics 14] [--steps 2000] [--tabs overview layers] [--repeat 10]
 
-A real server is sent the run; then Chromium opens its page again and again, each time in a new tab that has the files
-of the one before. The clock is the page's own: it starts with the navigation and stops when the first, and when every
-figure in sight, stands in a frame. The very first opening, with nothing decoded in the server and no file in the
-browser, is given by itself. cpu_ms_per_opening tells what server and browser spent, whatever else ran on the machine.
+A real server is sent the run and left to finish its work on it; then Chromium opens the run's page again and again,
+each time in a new tab of one window, as a person's browser does: files and compiled scripts are kept, as it keeps them,
+and no debugger is attached (chromium.py). The clock is the page's own: it starts with the navigation and stops when the
+first, and when every figure in sight, stands in a frame. The first opening of all, with nothing decoded in the server
+and no file in the browser, and the second, where the files are there but no compiled scripts, are given by themselves.
+cpu_ms_per_opening tells what server and browser spent, whatever else ran on the machine.
 """
 
 from __future__ import annotations
@@ -14,17 +16,17 @@ import argparse
 import json
 import os
 import platform
-import shutil
 import sys
+import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from chromium import Chromium, Tab, program
 from ingest import Job, cpu_seconds, encode_batch, peak_megabytes, serving
 from peers import settings
-from playwright.sync_api import BrowserContext, sync_playwright
 
 WATCH = """
 window.drawn = {};
@@ -33,41 +35,38 @@ new MutationObserver((changes) => {
   requestAnimationFrame(() => names.forEach((name) => { window.drawn[name] ??= performance.now(); }));
 }).observe(document, { subtree: true, attributes: true, attributeFilter: ["data-last-step"] });
 """
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-SETTLED_MS = 1500
+SETTLED_SECONDS = 1.5
+LONGEST_SECONDS = 60
+LONGEST_WORK_SECONDS = 300
 
 
-def opened(context: BrowserContext, address: str) -> dict[str, float]:
+def opened(browser: Chromium, address: str) -> dict[str, float]:
     """Open a page in a new tab; milliseconds from the navigation to each figure."""
-    page = context.new_page()
-    page.add_init_script(WATCH)
-    page.goto(address)
-    page.locator("figure[data-last-step]").first.wait_for(timeout=60_000)
-    page.wait_for_timeout(SETTLED_MS)
-    found: dict[str, float] = page.evaluate("window.drawn")
-    page.close()
+    tab = Tab(browser, WATCH)
+    tab.open(address)
+    until = time.monotonic() + LONGEST_SECONDS
+    while not tab.value("Object.keys(window.drawn ?? {}).length"):
+        if time.monotonic() > until:
+            raise SystemExit(f"no figure was drawn at {address}")
+        time.sleep(0.2)
+    time.sleep(SETTLED_SECONDS)
+    found: dict[str, float] = tab.value("window.drawn")
+    tab.close()
     return found
 
 
-def browser_cpu_seconds() -> float:
-    """CPU of all of Chromium's processes below this one, and of those that have ended, so far."""
-    parents, spent = {}, {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            name, _, rest = stat.read_text().partition("(")[2].rpartition(")")
-        except OSError:
-            continue
-        fields = rest.split()
-        parents[int(stat.parent.name)] = int(fields[1])
-        if name.startswith("chrom"):
-            spent[int(stat.parent.name)] = sum(int(field) for field in fields[11:15]) / os.sysconf("SC_CLK_TCK")
+def idle(process: int) -> bool:
+    """Wait until a process spends next to nothing, at most LONGEST_WORK_SECONDS: it compacts what it was sent.
 
-    def below(process: int) -> bool:
-        while process in parents and process != os.getpid():
-            process = parents[process]
-        return process == os.getpid()
-
-    return sum(seconds for process, seconds in spent.items() if below(process))
+    Whether it came to rest.
+    """
+    until = time.monotonic() + LONGEST_WORK_SECONDS
+    while time.monotonic() < until:
+        begin = cpu_seconds(process)
+        time.sleep(10)
+        if cpu_seconds(process) - begin < 0.1:
+            return True
+    return False
 
 
 def sent(job: Job, steps: int) -> None:
@@ -79,16 +78,35 @@ def sent(job: Job, steps: int) -> None:
         time.sleep(0.1)
 
 
+def ends(one: dict[str, float]) -> dict[str, int]:
+    """Milliseconds to the first and to the last figure of an opening."""
+    return {"first_figure": round(min(one.values())), "all": round(max(one.values()))}
+
+
 def summary(times: list[dict[str, float]]) -> dict[str, Any]:
-    """Of the openings after the first: medians to the first figure, to the last one, and to each."""
-    rest = times[1:]
+    """The first two openings; of those after them medians to the first figure, to the last one, and to each."""
+    rest = times[2:]
     names = sorted({name for one in rest for name in one})
     return {
-        "first_opening_ms": {"first_figure": round(min(times[0].values())), "all": round(max(times[0].values()))},
+        "first_opening_ms": ends(times[0]),
+        "second_opening_ms": ends(times[1]),
         "first_figure_ms": round(float(np.median([min(one.values()) for one in rest]))),
         "all_figures_ms": round(float(np.median([max(one.values()) for one in rest]))),
         "figures_ms": {name: round(float(np.median([one[name] for one in rest if name in one]))) for name in names},
     }
+
+
+def measured(tab: str, job: Job, address: tuple[str, int], server: int, repeat: int) -> dict[str, Any]:
+    """Open a tab of the run's page in a browser that knows nothing, and again."""
+    place = f"http://{address[0]}:{address[1]}/runs/{job.run['id']}/{tab}"
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, Chromium(Path(folder)) as browser:
+        times = [opened(browser, place) for _ in range(2)]
+        begin = cpu_seconds(server), browser.cpu_seconds()
+        times += [opened(browser, place) for _ in range(repeat)]
+        spent = cpu_seconds(server) - begin[0], browser.cpu_seconds() - begin[1]
+        each = [round(seconds * 1e3 / repeat) for seconds in spent]
+        product = browser.call("Browser.getVersion")["product"]
+    return summary(times) | {"cpu_ms_per_opening": {"server": each[0], "browser": each[1]}, "browser": product}
 
 
 def main() -> int:
@@ -99,26 +117,16 @@ def main() -> int:
     parser.add_argument("--tabs", nargs="+", default=["overview", "layers"])
     parser.add_argument("--repeat", type=int, default=10)
     options = parser.parse_args()
-    program = os.environ.get("GRADSPECTRA_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    if program is None:
+    if program() is None:
         parser.error("no Chromium is installed (apt-get install chromium)")
     load = round(os.getloadavg()[0], 2)
     result: dict[str, Any] = {"options": vars(options)}
-    with serving() as (address, server, _), sync_playwright() as playwright:
+    with serving() as (address, server, _):
         job = Job(settings(16, 1, options.layers, options.statistics), address)
         sent(job, options.steps)
+        result["server_at_rest"] = idle(server.pid)
         for tab in options.tabs:
-            browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
-            place = f"http://{address[0]}:{address[1]}/runs/{job.run['id']}/{tab}"
-            context = browser.new_context(viewport={"width": 1280, "height": 900})
-            times = [opened(context, place)]
-            begin = cpu_seconds(server.pid), browser_cpu_seconds()
-            times += [opened(context, place) for _ in range(options.repeat)]
-            spent = cpu_seconds(server.pid) - begin[0], browser_cpu_seconds() - begin[1]
-            each = [round(seconds * 1e3 / options.repeat) for seconds in spent]
-            result[tab] = summary(times) | {"cpu_ms_per_opening": {"server": each[0], "browser": each[1]}}
-            result["chromium"] = browser.version
-            browser.close()
+            result[tab] = measured(tab, job, address, server.pid, options.repeat)
         result["server_peak_megabytes"] = peak_megabytes(server.pid)
     versions = {name: version(name) for name in ("gradspectra", "plotly", "fastapi", "sqlalchemy")}
     machine = {"cpus": len(os.sched_getaffinity(0)), "load_before": load, "python": platform.python_version()}
