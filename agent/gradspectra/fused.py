@@ -221,7 +221,12 @@ def fits(tensor: WatchedTensor) -> bool:
 
 
 def address(numbers: Tensor | None, entries: int) -> int:
-    """Where so many float32 numbers on the host, at least, lie one after another; 0 where they do not."""
+    """Where so many float32 numbers on the host, at least, lie one after another; 0 where they do not.
+
+    Of a sharded tensor those that this rank has.
+    """
+    if numbers is not None and type(numbers) not in PLAIN:
+        numbers = getattr(numbers, "_local_tensor", None)
     if (
         numbers is not None
         and type(numbers) in PLAIN
@@ -236,11 +241,12 @@ def address(numbers: Tensor | None, entries: int) -> int:
 
 
 def _pieces(tensor: WatchedTensor, inventory: Inventory) -> list[tuple[int, int, int]]:
-    """Per layer of a tensor: its first number, its output units, and the numbers of each."""
+    """Per layer of a tensor: its first number here, its output units here, and the numbers of each."""
     found = []
-    for layer, (start, stop) in enumerate(tensor.pieces, tensor.first):
-        rows = units(inventory.table.layers[layer].shape, tensor.axis)
-        found.append((start, rows, (stop - start) // rows))
+    layers = inventory.table.layers[tensor.first :]
+    for layer, (start, stop), (first, last) in zip(layers, tensor.pieces, tensor.whole, strict=False):
+        each = (last - first) // units(layer.shape, tensor.axis)
+        found.append((start, (stop - start) // each, each))
     return found
 
 

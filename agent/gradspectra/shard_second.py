@@ -10,6 +10,7 @@ from gradspectra_core.records import Float64
 from torch import Tensor
 
 from gradspectra.flat import OneThread
+from gradspectra.fused import FusedRows
 from gradspectra.layer_marks import LayerMarks
 from gradspectra.second_measuring import Job, SecondMeasuring
 from gradspectra.shard_tier import STOPPED, ShardTier
@@ -43,13 +44,16 @@ class ShardSecond(SecondMeasuring):
         failed = self._guard.failures("activations") > self._failures
         return failed or not self._begun or "activations" in self._guard.off
 
-    def sums(self, step: OpenStep, marks: LayerMarks) -> Tensor:
-        """What this rank brings to the exchange, (N,) float64 where its shards lie. marks: of its own first tier."""
+    def sums(self, step: OpenStep, marks: LayerMarks, fused: FusedRows | None) -> Tensor:
+        """What this rank brings to the exchange, (N,) float64 where its shards lie.
+
+        marks: of its own first tier; fused: what came with that already.
+        """
         self._guard.run("activations", self.activations.collect)
         self._count_forward(step)
         began = time.perf_counter()
         with OneThread(), torch.no_grad():
-            self.shards.take_shards(step.number, marks, step.clips.spoiled)
+            self.shards.take_shards(step.number, marks, step.clips.spoiled, fused)
             found = self.shards.share(frozenset() if self.forward_failed else self.activations.armed)
         self.seconds = time.perf_counter() - began
         return found

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from gradspectra.budget import LARGEST_PIECE, Budget
 from gradspectra.flat import flat
+from gradspectra.fused import FusedRows
 from gradspectra.inventory import Inventory, WatchedTensor
 from gradspectra.layer_marks import LayerMarks
-from gradspectra.second_numbers import OF_FORWARD, OF_GRADIENT, OF_MEDIAN, OF_MOMENTS, ROWS
+from gradspectra.second_numbers import OF_FORWARD, OF_GRADIENT, OF_MEDIAN, OF_MOMENTS, OF_SUMS, OF_UPDATE, ROWS
 from gradspectra.second_tier import LOW_PRECISION, STAGED, SecondResults, SecondTier
 from gradspectra.second_units import Unit, expected_seconds
 from gradspectra.shard_layout import GROUPS, SEEN, Layout, packed, sample_here, sample_size, unpacked
@@ -171,13 +172,28 @@ class ShardTier(SecondTier):
             if tensor.first in own:
                 self._staged[id(tensor.parameter)] = flat(local(tensor.parameter).detach(), tensor.axis).clone()
 
-    def take_shards(self, step: int, marks: LayerMarks, early: Collection[int]) -> None:
-        """Measure what this rank has of the layers whose turn it is. marks, early: as for `take`."""
+    def take_shards(self, step: int, marks: LayerMarks, early: Collection[int], fused: FusedRows | None = None) -> None:
+        """Measure what this rank has of the layers whose turn it is. marks, early: as for `take`.
+
+        fused: what came with the first tier already, if that knew the optimizer.
+        """
         broken = {layer: replace(left, any_finite=True) for layer, left in marks.repaired.items()}
         marks = LayerMarks(marks.gradient, marks.update, marks.factor, broken)  # another rank may have a finite entry
+        known = whole = frozenset[int]()
+        if fused is not None:
+            known, whole = fused.tensors, self._put_shards(fused)
         for unit in self._planned:
             for part in self._here[unit.tensors[0].first]:
-                self.take(part, step, self._optimizer, marks, False, early)
+                of_known, of_whole = (part.firsts if unit.firsts <= own else frozenset[int]() for own in (known, whole))
+                self.take(part, step, self._optimizer, marks, False, early, of_known, of_whole)
+
+    def _put_shards(self, fused: FusedRows) -> frozenset[int]:
+        """Take over what came with the first tier; returns the tensors of which nothing is left to be measured."""
+        self.put_fused(fused)
+        here = fused.entries > 0
+        self._present[OF_GRADIENT, fused.columns] = here  # another rank may have a finite entry where this has none
+        self._present[OF_UPDATE.start : OF_SUMS.stop, fused.columns] &= here
+        return fused.tensors - set(fused.columns[fused.other_moments].tolist())
 
     def share(self, armed: Collection[int]) -> Tensor:
         """What this rank brings: (numbers,) float64 where its shards lie. armed: layers whose outputs were followed."""

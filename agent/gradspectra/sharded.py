@@ -33,6 +33,7 @@ from gradspectra.exchange import (
     Whole,
 )
 from gradspectra.flat import OneThread
+from gradspectra.fused import FusedRows
 from gradspectra.guard import Guard
 from gradspectra.inventory import Inventory
 from gradspectra.measure import SQUARE, FirstTier
@@ -80,6 +81,8 @@ class Sharded:
         self._exchanges = 0
         self._parts_seconds = 0.0
         self._unseen = ""
+        self._fused: FusedRows | None = None
+        """What of the second tier came with the first at the exchange at hand."""
         layers, tensors = len(inventory.table), inventory.tensors
         device = local(tensors[0].parameter).device if tensors else torch.device("cpu")
         wait_for_all(group, job_store(), _plan(layers, options, optimizer))
@@ -174,15 +177,17 @@ class Sharded:
 
     def _share_second(self, own: Share, second: ShardSecond, step: OpenStep) -> None:
         if own.layers is not None and second.shards.numbers:
-            own.second = self._guard.run("second tier", second.sums, step, self._tier.marks)
+            own.second = self._guard.run("second tier", second.sums, step, self._tier.marks, self._fused)
             own.flags[SECOND] = FAILED if own.second is None else DONE
         own.flags[FORWARD] = FAILED if second.forward_failed else DONE
         own.flags[TURNS], own.flags[ALARM] = second.ready(), float(second.activations.alarmed)
 
     def _layers(self, step: OpenStep) -> Tensor:
         optimizer = None if self.parts.armed and self._budget.share is not None else self._optimizer
+        self._fused = None
         with OneThread(), torch.no_grad():
-            self._tier.take(self._inventory.tensors, optimizer, False, step.clips.early)
+            fused = self._tier.take(self._inventory.tensors, optimizer, False, step.clips.early)
+            self._fused = None if optimizer is None else fused
             self._tier.repair()
             return self._tier.share()
 

@@ -11,6 +11,8 @@ from agent.fake_ranks import OPTIMIZERS, as_rank, give_gradients, made, sharded,
 from gradspectra.measure import FirstTier
 from gradspectra.second_numbers import ROWS
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 
 def drawn(model, seed, dtype=torch.float32):
     """Gradients of all layers but one, some of whose output units are all zero."""
@@ -45,10 +47,10 @@ def brought(model, rank, ranks, kind, steps, lost=()):
             optimizer.step()
             if step < len(steps):
                 tier.agree(np.zeros(ranks), False)
-        first.take(inventory.tensors, optimizer)
+        fused = first.take(inventory.tensors, optimizer)
         first.repair()
         with torch.no_grad():
-            tier.take_shards(step, first.marks, ())
+            tier.take_shards(step, first.marks, (), fused)
         for layer in range(len(inventory.table)):
             output = forward_of(layer, rank, ranks)
             if output is not None:
@@ -198,3 +200,22 @@ def test_what_rounding_loses_is_that_of_the_whole(ranks, kind):
         assert real == pytest.approx(np.square(after[name] - before[name]).sum(), rel=0.02), name
         assert found["intended_sq"][name] == pytest.approx(np.square(target[name] - meant[name]).sum(), rel=0.05), name
     assert some(found["rounding_lost"]).keys() == after.keys() - {"head.weight"}
+
+
+@pytest.mark.parametrize("rank", [0, 6])
+def test_the_compiled_pass_takes_the_shards_that_are_rows_in_float32(rank, request):
+    model, ranks = made(), 7
+    with as_rank(rank, ranks) as mesh:
+        shards = sharded(model, mesh)
+        _, optimizer, inventory = tier_of(shards, mesh, rank)
+        first = FirstTier(inventory)
+        give_gradients(shards, drawn(model, 1), rank, mesh)
+        optimizer.step()
+        fused = first.take(inventory.tensors, optimizer)
+    if "torch" in request.node.callspec.id:
+        assert fused is None
+        return
+    here = {t.first: t for t in inventory.tensors if t.axis == 0 and t.parameter.to_local().numel()}
+    assert fused.tensors == {first for first, tensor in here.items() if tensor.parameter.grad is not None}
+    entries = {t.first + at: stop - start for t in here.values() for at, (start, stop) in enumerate(t.pieces)}
+    assert fused.entries.tolist() == [entries[column] for column in fused.columns.tolist()]
