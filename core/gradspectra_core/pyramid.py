@@ -19,6 +19,8 @@ from gradspectra_core.widths import FACTOR as FACTOR
 
 Numbers = NDArray[Any]
 _LARGEST = float(np.finfo(np.float32).max)
+_SMALL = 1 << 13
+"""Fewer values are added up all slots at once, more a slot at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,13 +227,17 @@ class _Slots:
         group = np.repeat(np.arange(groups), np.diff(starts, append=len(wider)))
         return cls(groups, factor, group * factor + level.numbers % factor)
 
-    def spread(self, array: Numbers, missing: float) -> list[Numbers]:
-        """The array as `factor` arrays (R, B): the first slot of every wider bucket, the second, and so on."""
+    def grouped(self, array: Numbers, missing: float) -> Numbers:
+        """The array as (R, B, factor)."""
         if self.place is not None:
             dense = np.full((array.shape[0], self.groups * self.factor), missing, array.dtype)
             dense[:, self.place] = array
             array = dense
-        return [array[:, slot :: self.factor] for slot in range(self.factor)]
+        return array.reshape(array.shape[0], self.groups, self.factor)
+
+    def spread(self, array: Numbers, missing: float) -> list[Numbers]:
+        """The array as `factor` arrays (R, B): the first slot of every wider bucket, the second, and so on."""
+        return list(np.moveaxis(self.grouped(array, missing), 2, 0))
 
     def total(self, counts: Int64) -> Int64:
         one = _constant(counts)
@@ -240,6 +246,8 @@ class _Slots:
         return np.add.reduce(self.spread(counts, 0))  # type: ignore[no-any-return]
 
     def extreme(self, choose: np.ufunc, array: Numbers, missing: float) -> Numbers:
+        if array.size <= _SMALL:
+            return choose.reduce(self.grouped(array, missing), axis=2)  # type: ignore[no-any-return]
         slots = self.spread(array, missing)
         found = slots[0].copy()
         for slot in slots[1:]:
@@ -248,12 +256,14 @@ class _Slots:
 
     def mean(self, means: Numbers, finite: Int64, total: Int64) -> Numbers:
         """Weighted mean in float64, added up from the first slot to the last; 0 without a value."""
-        slots = self.spread(means, 0.0)
-        weights = [counts / np.maximum(total, 1) for counts in self.spread(finite, 0)]
+        if means.size <= _SMALL:
+            weights = self.grouped(finite, 0) / np.maximum(total, 1)[..., None]
+            parts = np.multiply(self.grouped(means, 0.0), weights, dtype=np.float64)
+            return np.add.accumulate(parts, axis=2)[..., -1] + 0.0
         found: Numbers = np.zeros((means.shape[0], self.groups))
         share = np.empty_like(found)
-        for slot, weight in zip(slots, weights, strict=True):
-            found += np.multiply(slot, weight, out=share, dtype=np.float64)
+        for slot, counts in zip(self.spread(means, 0.0), self.spread(finite, 0), strict=True):
+            found += np.multiply(slot, counts / np.maximum(total, 1), out=share, dtype=np.float64)
         return found
 
     def latest(self, array: Numbers, finite: Int64) -> Numbers:

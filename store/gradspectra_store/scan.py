@@ -17,32 +17,36 @@ from gradspectra_store.stretches import Stretch
 _AT_ONCE = 64
 
 
-def _of_rank_0(table: sa.Table, *columns: Any) -> sa.Select[Any]:
-    query = sa.select(*columns).where(table.c.run == sa.bindparam("of_run"), table.c.kind == sa.bindparam("of_kind"))
+def _of_rank_0(table: sa.Table, kind: str, *columns: Any) -> sa.Select[Any]:
+    """Say the kind in the text: with it as a parameter SQLite, which has an index of one kind, plans at each call."""
+    query = sa.select(*columns).where(table.c.run == sa.bindparam("of_run"), table.c.kind == sa.literal_column(kind))
     return query if table is derived_segments else query.where(table.c.rank == 0)
 
 
-def _select_in_range(table: sa.Table) -> sa.Select[Any]:
-    columns = [table.c[name] for name in ("id", "attempt", "first_step", "last_step", "digest")]
-    order = (table.c.part,) if table is derived_segments else ()
+def _select_in_range(table: sa.Table, kind: str) -> sa.Select[Any]:
+    part = table.c.part if table is derived_segments else sa.literal_column("0")
+    columns = [*(table.c[name] for name in ("attempt", "batch")), part]
+    columns += [table.c[name] for name in ("id", "first_step", "last_step", "digest")]
     overlapping = table.c.last_step >= sa.bindparam("start"), table.c.first_step < sa.bindparam("stop")
-    return _of_rank_0(table, *columns).where(*overlapping).order_by(table.c.attempt, table.c.batch, *order)
+    return _of_rank_0(table, kind, *columns).where(*overlapping)
 
 
-def _select_reaches(table: sa.Table) -> sa.Select[Any]:
+def _select_reaches(table: sa.Table, kind: str) -> sa.Select[Any]:
     first, last = sa.func.min(table.c.first_step), sa.func.max(table.c.last_step)
     columns = table.c.attempt, first.label("first_step"), last.label("last_step")
-    return _of_rank_0(table, *columns).group_by(table.c.attempt)
+    return _of_rank_0(table, kind, *columns).group_by(table.c.attempt)
 
 
 _in_blocks = sa.select(extents.c.attempt, extents.c.first_step, extents.c.last_step).where(
     *(extents.c[name] == sa.bindparam(f"of_{name}") for name in ("run", "kind", "derived")), extents.c.rank == 0
 )
-_in_range = {False: Prepared(_select_in_range(segments)), True: Prepared(_select_in_range(derived_segments))}
-_reaching = {
-    derived: Prepared(sa.union_all(_select_reaches(table), _in_blocks))
+_sources = {
+    (derived, kind): (table, f"'{kind}'")
     for derived, table in ((False, segments), (True, derived_segments))
+    for kind in ("scalars", "layers", "spectra")
 }
+_in_range = {source: Prepared(_select_in_range(*of)) for source, of in _sources.items()}
+_reaching = {source: Prepared(sa.union_all(_select_reaches(*of), _in_blocks)) for source, of in _sources.items()}
 
 
 def _select_payloads(table: sa.Table) -> PreparedAmong:
@@ -89,7 +93,7 @@ def reaches(conn: sa.Connection, run: str, kind: str, *, derived: bool) -> Reach
     """
     found: Reaches = {}
     place = {"of_run": run, "of_kind": kind, "of_derived": derived}
-    for attempt, begin, end in _reaching[derived].rows(conn, place):
+    for attempt, begin, end in _reaching[derived, kind].rows(conn, place):
         first, last = found.get(attempt, (begin, end))
         found[attempt] = min(first, begin), max(last, end)
     return found
@@ -114,8 +118,8 @@ def find(
     spans: as `visible_spans` gives. Segments of ranks other than 0 are left out.
     """
     found = []
-    place = {"of_run": run, "of_kind": kind, "start": start, "stop": stop}
-    for identity, attempt, holds_first, holds_last, digest in _in_range[derived].rows(conn, place):
+    place = {"of_run": run, "start": start, "stop": stop}
+    for attempt, _, _, identity, holds_first, holds_last, digest in sorted(_in_range[derived, kind].each(conn, place)):
         first, end = spans.get(attempt, (0, 0))
         first, end = max(first, start), min(end, stop)
         if holds_last >= first and holds_first < end:

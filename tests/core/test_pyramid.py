@@ -1,10 +1,12 @@
 """The pyramid: each level from the one below, the same bits in whatever pieces it is made, and a plain float64 twin."""
 
 from itertools import pairwise
+from unittest import mock
 
 import numpy as np
 import pytest
 import reference
+from gradspectra_core import pyramid
 from gradspectra_core.buckets import bucket, level_of, shown
 from gradspectra_core.pyramid import Level, coarser, joined, leaves, stacked
 from hypothesis import given
@@ -95,6 +97,18 @@ def test_levels_in_pieces_are_shown_as_they_are_in_one(numbers, top: int, factor
     for got, expected in zip(shown(pieces, factor), shown(whole, factor), strict=True):
         np.testing.assert_array_equal(got, expected)
         assert got.dtype == expected.dtype
+
+
+@given(recorded(), st.sampled_from([2, 4, 8]), st.booleans())
+def test_few_buckets_are_added_up_to_the_bits_that_many_are(numbers, factor: int, last: bool):
+    steps, values, present = numbers
+    found = []
+    for most in (pyramid._SMALL, -1):
+        with mock.patch.object(pyramid, "_SMALL", most):
+            level = coarser(leaves(steps, values, present, last=last), factor, values.dtype)
+            found.append(coarser(level, factor, values.dtype))
+    assert_same(*found)
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(*map(shown, found), strict=True))
 
 
 def test_pieces_that_lie_between_each_other_are_put_in_order():
