@@ -57,7 +57,7 @@ class ScriptedServer:
         """All gaps received."""
         return [(gap.first, gap.last, gap.what) for batch in self.batches for gap in batch.gaps]
 
-    def wait_for(self, condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 180.0) -> None:
         """Wait until the condition holds; fails the test if it does not in time."""
         end = time.monotonic() + seconds
         while not condition():

@@ -24,7 +24,7 @@ def service(folder: Path) -> Iterator[str]:
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on", timeout_graceful_shutdown=2))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
-        end = time.monotonic() + 60
+        end = time.monotonic() + 180
         while not server.started:
             assert thread.is_alive(), "the service did not start"
             assert time.monotonic() < end, "the service did not start in time"
@@ -33,10 +33,10 @@ def service(folder: Path) -> Iterator[str]:
             yield f"http://127.0.0.1:{port}"
         finally:
             server.should_exit = True
-            thread.join(20)
+            thread.join(60)
 
 
-def eventually(run: Callable[[], Run], condition: Callable[[Run], bool], seconds: float = 60.0) -> Run:
+def eventually(run: Callable[[], Run], condition: Callable[[Run], bool], seconds: float = 180.0) -> Run:
     """Read the run until the condition holds."""
     end = time.monotonic() + seconds
     while not condition(found := run()):

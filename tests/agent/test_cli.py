@@ -128,7 +128,7 @@ def test_follow_prints_each_alert_once_until_interrupted(url: str) -> None:
     assert json.loads(follower.stdout.readline())["opened_step"] == 40
     time.sleep(2.5)
     follower.send_signal(signal.SIGINT)
-    rest, errors = follower.communicate(timeout=10)
+    rest, errors = follower.communicate(timeout=60)
     assert (rest, errors, follower.returncode) == ("", "", 130)
 
 

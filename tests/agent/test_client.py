@@ -339,7 +339,7 @@ def answering(content: bytes) -> Iterator[str]:
         thread = threading.Thread(target=serve)
         thread.start()
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-        thread.join(30)
+        thread.join(60)
 
 
 @dataclass(eq=False)

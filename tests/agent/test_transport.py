@@ -416,7 +416,7 @@ if child == 0:
 os.waitpid(child, 0)
 transport.record(StepRecord(3, 3.0))
 """
-    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=30)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=120)
     assert server.steps() == [1, 3], "and leaving the program closed the transport"
     assert server.finished == [{"session": "session1", "state": "finished"}]
 
@@ -430,7 +430,7 @@ transport.start()
 transport.record(StepRecord(1, 1.0))
 raise ValueError("boom")
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
     assert "ValueError: boom" in done.stderr
     assert server.steps() == [1]
     assert server.finished[0]["state"] == "failed"

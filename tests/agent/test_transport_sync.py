@@ -156,7 +156,7 @@ def test_a_live_job_keeps_others_away(server: ScriptedServer, tmp_path: Path) ->
     (folder,) = tmp_path.iterdir()
     assert sync(folder, server.url)[0].status == "in use"
     code = f"from gradspectra.sync import sync; print(sync({str(folder)!r}, {server.url!r})[0].status)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout == "in use\n"
     transport.close()
 

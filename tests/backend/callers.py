@@ -45,7 +45,7 @@ class Caller:
         assert answer.status_code == 200, answer.text
         return answer.json()
 
-    def derived(self, run: str, step: int, seconds: float = 60.0) -> dict[str, Any]:
+    def derived(self, run: str, step: int, seconds: float = 180.0) -> dict[str, Any]:
         """Wait until all up to `step` is derived; the run."""
         deadline = time.monotonic() + seconds
         while (found := self.get(f"/runs/{run}"))["derived_step"] < step:

@@ -72,14 +72,14 @@ def test_a_wrong_setting_is_named(tmp_path, settings, words):
 
 
 def test_what_was_acknowledged_is_there_after_a_kill(tmp_path):
-    with serving(tmp_path) as server, httpx2.Client(base_url=server.url, trust_env=False, timeout=30) as client:
+    with serving(tmp_path) as server, httpx2.Client(base_url=server.url, trust_env=False, timeout=60) as client:
         caller = Caller(client)
         run = caller.start()
         for number in range(1, 21):
             caller.must_send(run["id"], batch(run["session"], number, [number]))
         server.process.kill()
         server.process.wait()
-    with serving(tmp_path) as server, httpx2.Client(base_url=server.url, trust_env=False, timeout=30) as client:
+    with serving(tmp_path) as server, httpx2.Client(base_url=server.url, trust_env=False, timeout=60) as client:
         caller = Caller(client)
         assert caller.derived(run["id"], 20)["last_step"] == 20
         assert len(caller.get(f"/runs/{run['id']}/series", names="loss")["x"]) == 20

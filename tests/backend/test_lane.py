@@ -26,7 +26,7 @@ def test_calls_run_beside_each_other_up_to_the_number_of_threads():
         assert set(names) == {"test-1", "test-2"}
 
     def together(meet: threading.Barrier) -> str:
-        meet.wait(20)
+        meet.wait(60)
         return threading.current_thread().name
 
     asyncio.run(scenario())
@@ -36,7 +36,7 @@ def test_a_caller_that_goes_away_leaves_the_lane_as_it_was():
     async def scenario() -> None:
         lane = Lane("test", 1)
         gate, ended = threading.Event(), threading.Event()
-        waiting = asyncio.ensure_future(lane.run(lambda: gate.wait(20) and ended.set()))
+        waiting = asyncio.ensure_future(lane.run(lambda: gate.wait(60) and ended.set()))
         await asyncio.sleep(0)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):

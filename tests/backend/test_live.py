@@ -17,7 +17,7 @@ from backend.servers import serving
 from gradspectra_backend.live import QUEUE_LENGTH, Hub, stream
 from gradspectra_backend.routes.live import missed
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 """Seconds; on a busy machine an event takes its time."""
 
 

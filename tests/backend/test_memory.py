@@ -15,7 +15,7 @@ def test_large_answers_are_made_one_after_the_other() -> None:
     inside = threading.Event()
 
     def second() -> None:
-        inside.wait(10)
+        inside.wait(60)
         with large_answer():
             order.append("second")
 
@@ -25,7 +25,7 @@ def test_large_answers_are_made_one_after_the_other() -> None:
         inside.set()
         other.join(0.2)
         order.append("first")
-    other.join(10)
+    other.join(60)
     assert order == ["first", "second"]
 
 

@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Error, Page, Request, V
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 WINDOW: ViewportSize = {"width": 1280, "height": 1600}
-PATIENCE = 20_000
+PATIENCE = 60_000
 """Milliseconds; on a busy machine a page takes its time."""
 
 expect.set_options(timeout=PATIENCE)

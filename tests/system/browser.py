@@ -15,7 +15,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 HAS_POINTS = re.compile(r"^M[\d.,-]+[LHVC]")
 AN_IMAGE = re.compile(r"^data:image/png;base64,.{200,}", re.DOTALL)
-PATIENCE = 30_000
+PATIENCE = 90_000
 """Milliseconds to wait for something to be drawn on a busy machine."""
 
 

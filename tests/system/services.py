@@ -103,7 +103,7 @@ def redis(folder: Path) -> Iterator[str]:
     port = free_port()
     command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
     with running(command, folder / "redis.log", clean_environment(), folder):
-        eventually(lambda: socket_answers(port), 10, "Redis listens")
+        eventually(lambda: socket_answers(port), 60, "Redis listens")
         yield f"redis://127.0.0.1:{port}/0"
 
 
@@ -129,13 +129,13 @@ class Rest:
         return self._answer(method, path, json=body)
 
     def _answer(self, method: str, path: str, **more: Any) -> Any:
-        answer = httpx2.request(method, f"{self.address}/api/v1{path}", timeout=10, trust_env=False, **more)
+        answer = httpx2.request(method, f"{self.address}/api/v1{path}", timeout=60, trust_env=False, **more)
         assert answer.status_code in (200, 201), answer.text
         return answer.json()
 
     def ready(self) -> bool:
         """Whether the server says that all it needs can do its work; it is 503 until a first worker was heard."""
-        return httpx2.get(f"{self.address}/api/v1/ready", timeout=10, trust_env=False).status_code == 200
+        return httpx2.get(f"{self.address}/api/v1/ready", timeout=60, trust_env=False).status_code == 200
 
     def up(self) -> bool:
         """Whether the server answers."""

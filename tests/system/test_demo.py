@@ -80,7 +80,7 @@ def check_numbers(rest: Rest, run: str) -> None:
     assert any(name.endswith("qkv.weight[q]") for name in layers)
     ranks = rest.get(f"/runs/{run}/layers/effective_rank")
     assert any(value is not None and value > 1 for row in ranks["mean"] for value in row)
-    assert eventually(lambda: rest.get(f"/runs/{run}")["overhead"], 30, "a heartbeat says the overhead") < 0.06
+    assert eventually(lambda: rest.get(f"/runs/{run}")["overhead"], 120, "a heartbeat says the overhead") < 0.06
 
 
 @pytest.mark.slow
@@ -89,8 +89,8 @@ def test_the_demo_trains_shows_its_fault_and_is_there_again_the_next_time(tmp_pa
     port = free_port()
     rest, address = Rest(f"http://127.0.0.1:{port}"), f"http://127.0.0.1:{port}"
     with start_demo(tmp_path, port) as demo:
-        eventually(rest.up, 30, "the server answers")
-        run = eventually(lambda: first_run(rest), 30, "the run has taken a step")
+        eventually(rest.up, 120, "the server answers")
+        run = eventually(lambda: first_run(rest), 120, "the run has taken a step")
         assert run["state"] == "running"
         with chromium_page(f"{address}/runs/{run['id']}/overview") as page:
             expect_curve(page, "loss")
@@ -101,8 +101,8 @@ def test_the_demo_trains_shows_its_fault_and_is_there_again_the_next_time(tmp_pa
         assert f"{address}/" in demo.output()
 
     with start_demo(tmp_path, port) as demo:
-        eventually(rest.up, 30, "the server answers again")
-        new = eventually(lambda: first_run(rest, (run["id"],)), 30, "a second run has taken a step")
+        eventually(rest.up, 120, "the server answers again")
+        new = eventually(lambda: first_run(rest, (run["id"],)), 120, "a second run has taken a step")
         old = rest.get(f"/runs/{run['id']}")
         assert old["state"] == "finished"
         assert old["last_step"] >= 450
@@ -119,8 +119,8 @@ def test_without_torch_the_demo_replays_a_recording_with_the_same_alerts(tmp_pat
     environment = clean_environment(PYTHONPATH=str(tmp_path))
     command = [str(BIN / "gradspectra"), "demo", "--port", str(port), "--", "--speed", "20"]
     with running(command, tmp_path / "demo.log", environment, tmp_path) as demo:
-        eventually(rest.up, 30, "the server answers")
-        run = eventually(lambda: first_run(rest), 20, "the replayed run has taken a step")["id"]
+        eventually(rest.up, 120, "the server answers")
+        run = eventually(lambda: first_run(rest), 120, "the replayed run has taken a step")["id"]
         eventually(lambda: "gradient_spike" in alert_rules(rest, run), 60, "the recorded fault opened an alert")
         check_numbers(rest, run)
         eventually(lambda: rest.get(f"/runs/{run}")["state"] == "finished", 60, "the replay ends")
@@ -138,7 +138,7 @@ def test_a_taken_port_is_said_with_what_to_do(tmp_path: Path) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with start_demo(tmp_path, port) as demo:
-            assert demo.child.wait(20) == 1
+            assert demo.child.wait(120) == 1
             assert f"cannot listen on port {port}" in demo.output()
             assert "--port" in demo.output()
     assert not (tmp_path / "demo-data" / "gradspectra.db").exists()
@@ -147,7 +147,7 @@ def test_a_taken_port_is_said_with_what_to_do(tmp_path: Path) -> None:
 def test_a_data_folder_that_cannot_be_made_is_said_with_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with start_demo(tmp_path, free_port(), "--data", str(tmp_path / "file" / "data")) as demo:
-        assert demo.child.wait(20) == 1
+        assert demo.child.wait(120) == 1
         assert "cannot write in" in demo.output()
         assert "--data" in demo.output()
 
@@ -172,6 +172,6 @@ def test_the_job_of_the_demo_ends_when_the_demo_is_gone(tmp_path: Path) -> None:
     code += "while not s.asked: time.sleep(0.05)\nprint('gone', flush=True)"
     parent = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {code!r}]); time.sleep(60)"
     with running([sys.executable, "-c", parent], tmp_path / "log", clean_environment()) as process:
-        eventually(lambda: "up" in process.output(), 10, "the job is up")
+        eventually(lambda: "up" in process.output(), 60, "the job is up")
         process.child.kill()
-        eventually(lambda: "gone" in process.output(), 10, "the job ends")
+        eventually(lambda: "gone" in process.output(), 60, "the job ends")

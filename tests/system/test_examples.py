@@ -23,7 +23,7 @@ def rest(tmp_path: Path) -> Iterator[Rest]:
     command = [str(BIN / "gradspectra"), "serve", "--port", str(port), "--data", str(tmp_path / "data")]
     with running(command, tmp_path / "serve.log", clean_environment()):
         rest = Rest(f"http://127.0.0.1:{port}")
-        eventually(rest.up, 30, "the server answers")
+        eventually(rest.up, 120, "the server answers")
         yield rest
 
 

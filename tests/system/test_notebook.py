@@ -28,7 +28,7 @@ def test_the_cells_of_the_notebook_run_in_order(tmp_path: Path) -> None:
     command = [str(BIN / "gradspectra"), "serve", "--port", str(port), "--data", str(tmp_path / "data")]
     with running(command, tmp_path / "serve.log", clean_environment()):
         rest = Rest(f"http://127.0.0.1:{port}")
-        eventually(rest.up, 30, "the server answers")
+        eventually(rest.up, 120, "the server answers")
         program = tmp_path / "reading.py"
         program.write_text("\n\n".join("".join(cell["source"]) for cell in cells()))
         environment = clean_environment(

@@ -58,8 +58,10 @@ def test_the_demo_runs_from_the_wheel_alone(wheel: Path, tmp_path: Path) -> None
     command = [sys.executable, "-m", "gradspectra.cli", "demo", "--replay", "--port", str(port), "--", "--speed", "50"]
     environment = clean_environment(PYTHONPATH=str(site))
     with running(command, tmp_path / "demo.log", environment, tmp_path) as demo:
-        eventually(rest.up, 30, "the server answers")
-        eventually(lambda: any((run["last_step"] or 0) > 100 for run in rest.get("/runs")["items"]), 30, "steps are in")
+        eventually(rest.up, 120, "the server answers")
+        eventually(
+            lambda: any((run["last_step"] or 0) > 100 for run in rest.get("/runs")["items"]), 120, "steps are in"
+        )
         page = httpx2.get(f"{rest.address}/static/js/main.js", trust_env=False)
         assert page.status_code == 200
         demo.stop(signal.SIGINT)

@@ -25,19 +25,19 @@ class RedisServer:
         command = ["redis-server", "--port", "0", "--unixsocket", str(self.socket), "--save", "", "--appendonly", "no"]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=self.socket.parent)
         with redis.Redis.from_url(self.url) as client:
-            until = time.monotonic() + 60
+            until = time.monotonic() + 180
             while time.monotonic() < until:
                 try:
                     client.ping()
                     return
                 except redis.ConnectionError:
                     time.sleep(0.02)
-        raise RuntimeError("redis-server did not answer within a minute")
+        raise RuntimeError("redis-server did not answer within three minutes")
 
     def stop(self) -> None:
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(10)
+            self._process.wait(60)
             self._process = None
 
 

@@ -66,7 +66,7 @@ class Worker:
     def kill(self) -> None:
         """SIGKILL to the parent and its children at once."""
         os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(10)
+        self.process.wait(60)
 
     def stop(self) -> int:
         """SIGTERM, as a supervisor sends it; returns the exit status."""
@@ -126,7 +126,7 @@ def dispatching(redis_url: str) -> Iterator[CeleryDispatcher]:
     dispatcher.stop()
 
 
-def wait_until(condition, seconds: float = 60.0) -> None:
+def wait_until(condition, seconds: float = 180.0) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "did not come true in time"
@@ -150,7 +150,7 @@ def test_two_workers_derive_announce_and_stop_cleanly(store, redis_server, worke
     started = start(store)
     with redis.Redis.from_url(redis_server.url) as client, client.pubsub() as heard:
         heard.subscribe(LIVE_CHANNEL)
-        assert heard.get_message(timeout=5.0)["type"] == "subscribe"
+        assert heard.get_message(timeout=60.0)["type"] == "subscribe"
         pair = [workers(), workers()]
         with dispatching(redis_server.url) as dispatcher:
             for batch in batches(faulty(), started.session):

@@ -151,7 +151,7 @@ def test_killed_at_any_moment_and_started_again_it_loses_and_doubles_nothing(sto
             time.sleep(0.001)
         time.sleep(chooser.uniform(0.0, 0.02))
         process.kill()
-        process.communicate(timeout=10)
+        process.communicate(timeout=60)
         stages.append(left(store, run))
         np.testing.assert_equal(answers(store, run), before)
     assert stages == sorted(stages, reverse=True)
@@ -190,7 +190,7 @@ def test_the_inline_dispatcher_compacts_what_it_derived(store):
     for batch in batches(numbers(400), started.session):
         take_in(store, started, [batch])
         dispatcher.request(started.run)
-    until = time.monotonic() + 30
+    until = time.monotonic() + 120
     while left(store, started.run) != 37:
         assert time.monotonic() < until, "was not compacted in time"
         time.sleep(0.02)
@@ -231,7 +231,7 @@ def test_a_run_that_cannot_be_compacted_holds_up_no_other(store, monkeypatch, ca
     monkeypatch.setattr(dispatch, "compact", failing)
     dispatcher = InlineDispatcher(store, sweep_seconds=0.05)
     dispatcher.start()
-    until = time.monotonic() + 30
+    until = time.monotonic() + 120
     while left(store, runs[1]) != 37:
         assert time.monotonic() < until, "was not compacted in time"
         time.sleep(0.02)

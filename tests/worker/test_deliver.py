@@ -47,7 +47,7 @@ class Receiver:
 
     def stop(self) -> None:
         self.server.shutdown()
-        self.thread.join(10)
+        self.thread.join(60)
         self.server.server_close()
 
 

@@ -141,7 +141,7 @@ def test_killed_at_any_moment_and_started_again_it_derives_the_same(store, url, 
         assert process.stdout.readline() == b"started\n"
         time.sleep(chooser.uniform(0.0, 0.12))
         process.kill()
-        process.wait(10)
+        process.wait(60)
         process.stdout.close()
         kills += 1
         take_in(store, started, stream[20 + 5 * kills : 25 + 5 * kills])

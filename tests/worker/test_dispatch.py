@@ -17,7 +17,7 @@ from gradspectra_worker.sweep import sweep
 from worker.synthetic import batches, faulty, numbers, outcome, start, take_in
 
 
-def wait_until(condition, seconds: float = 20.0) -> None:
+def wait_until(condition, seconds: float = 120.0) -> None:
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, "did not come true in time"
@@ -66,7 +66,7 @@ def test_requests_for_one_run_are_coalesced(store, monkeypatch):
 
     def slow(_store, run, **_):
         calls.append(run)
-        gate.wait(10)
+        gate.wait(60)
         return 0
 
     monkeypatch.setattr(dispatch, "derive", slow)
@@ -153,7 +153,7 @@ def test_alerts_are_delivered_soon_after_they_open_and_do_not_hold_up_deriving(s
     def slow(_store, **_):
         if list_open():
             sent.set()
-            gate.wait(10)
+            gate.wait(60)
         return 0
 
     def list_open():
@@ -169,7 +169,7 @@ def test_alerts_are_delivered_soon_after_they_open_and_do_not_hold_up_deriving(s
     stream = batches(faulty(), started.session)
     take_in(store, started, stream[:40])
     dispatcher.request(started.run)
-    assert sent.wait(20)
+    assert sent.wait(60)
     take_in(store, started, stream[40:])
     dispatcher.request(started.run)
     wait_until(lambda: derived_step(store, started.run) == 400)

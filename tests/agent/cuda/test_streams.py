@@ -19,11 +19,13 @@ class Event:
     """An event that is past at `at` milliseconds, once the module has come there."""
 
     def __init__(self, cuda, enable_timing=False):
-        self.cuda, self.timed, self.at = cuda, enable_timing, None
+        self.cuda, self.timed, self.at, self.stream = cuda, enable_timing, None, None
         cuda.made += 1
 
     def record(self, stream):
         assert self.timed
+        assert self.stream in (None, stream)  # an event stays with its device
+        self.stream = stream
         self.at = self.cuda.put
         self.cuda.calls.append(("event", stream))
 
@@ -159,14 +161,15 @@ def test_a_stage_costs_what_it_takes_of_the_stream_not_of_the_thread(monkeypatch
     assert not any(call == ("synchronize",) for call in cuda.calls)
 
 
-def test_events_are_kept_for_the_next_steps():
+@pytest.mark.parametrize("devices", [1, 2])
+def test_events_are_kept_for_the_next_steps(devices):
     cuda = Cuda()
     cuda.reached = float("inf")
-    clock = DeviceClock([CUDA], cuda)
+    clock = DeviceClock([torch.device("cuda", number) for number in range(devices)], cuda)
     accounts = Accounts(Budget(0.01, 1, True), lambda: 0.0)
     for number in range(20):
         close(accounts, cuda, clock, 0.5, 2.0, 100.0, now=float(number))
-    assert cuda.made == 4
+    assert cuda.made == 4 * devices
 
 
 def test_on_a_cpu_the_threads_time_is_told_at_once(monkeypatch):
