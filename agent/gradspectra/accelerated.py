@@ -13,7 +13,7 @@ import torch
 from gradspectra_core.records import Float64
 from torch import Tensor
 
-from gradspectra.flat import ACCELERATOR_CHUNK, flat, placed
+from gradspectra.flat import ACCELERATOR_CHUNK, flat, placed, widest
 from gradspectra.inventory import WatchedTensor
 from gradspectra.shards import local
 
@@ -27,12 +27,12 @@ LOST, FINITE_SQUARE = range(2)
 class AcceleratorRows:
     """Measures tensors on one accelerator into its results, (5, L) float32 in the order of measure's.
 
-    LOW and HIGH are of the finite entries. finite: (2, L) float64, see LOST.
+    LOW and HIGH are of the finite entries. finite: (2, L) float64, see LOST; float32 where there is nothing wider.
     """
 
     def __init__(self, device: torch.device, layers: int) -> None:
         self.results = torch.zeros(5, layers, device=device)
-        self.finite = torch.zeros(2, layers, dtype=torch.float64, device=device)
+        self.finite = torch.zeros(2, layers, dtype=widest(device), device=device)
         self._device = device
         self._places: dict[tuple[int, ...], Tensor] = {}
 
@@ -98,7 +98,9 @@ def squares(pieces: Sequence[Tensor]) -> Tensor:
     found: dict[int, Tensor] = {}
     for dtype in dict.fromkeys(piece.dtype for piece in pieces):
         own = [index for index, piece in enumerate(pieces) if piece.dtype is dtype]
-        norms = torch._foreach_norm([pieces[index] for index in own], 2, torch.promote_types(dtype, torch.float32))
+        wide = torch.promote_types(dtype, torch.float32)
+        chosen = [pieces[index] for index in own]
+        norms = torch._foreach_norm(chosen, 2) if wide is dtype else torch._foreach_norm(chosen, 2, wide)
         found |= zip(own, norms, strict=True)
     return torch.stack([found[index].float() for index in range(len(pieces))]).square_()
 
@@ -106,19 +108,19 @@ def squares(pieces: Sequence[Tensor]) -> Tensor:
 def finite_rows(matrix: Tensor) -> Tensor:
     """Of each row of (n, k): entries that are not finite, and of the others sum of squares, smallest, largest.
 
-    Returns (4, n) float64; 0 where there are no others.
+    Returns (4, n) in the widest type that there is; 0 where there are no others.
     """
+    widest_here = widest(matrix.device)
     if matrix.shape[1] == 0:
-        return torch.zeros(4, len(matrix), dtype=torch.float64, device=matrix.device)
+        return torch.zeros(4, len(matrix), dtype=widest_here, device=matrix.device)
     wide = torch.promote_types(matrix.dtype, torch.float32)
     found = []
     for part in torch.split(matrix, max(ACCELERATOR_CHUNK // len(matrix), 1), 1):
         kept = torch.nan_to_num(part.to(wide), 0.0, 0.0, 0.0)
         low, high = torch.aminmax(kept, dim=1)
-        norm = torch.linalg.vector_norm(kept, dim=1)
-        found.append(
-            torch.stack([(kept != part).sum(1).double(), norm.double().square_(), low.double(), high.double()])
-        )
+        square = torch.linalg.vector_norm(kept, dim=1).to(widest_here).square_()
+        rows = (kept != part).sum(1), square, low, high
+        found.append(torch.stack([row.to(widest_here) for row in rows]))
     if len(found) == 1:
         return found[0]
     lost, square, low, high = torch.stack(found).unbind(1)

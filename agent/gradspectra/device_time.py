@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 
+Mark = tuple[torch.device, Any]
+"""An event, and the device of the stream that it is on."""
+
 
 class DeviceClock:
     """Makes the events of the devices that a model lies on, and keeps them for the next step.
@@ -21,24 +24,26 @@ class DeviceClock:
     def __init__(self, devices: Sequence[torch.device] = (), cuda: Any = torch.cuda) -> None:
         self.follow(devices)
         self._cuda = cuda
-        self._spare: list[Any] = []
+        self._spare: dict[torch.device, list[Any]] = {}
 
     def follow(self, devices: Sequence[torch.device]) -> None:
         """From now on it is these devices that the model lies on."""
         self._devices = [device for device in dict.fromkeys(devices) if device.type == "cuda"]
 
-    def now(self) -> list[Any]:
+    def now(self) -> list[Mark]:
         """Events that the streams of the training reach once they have done what they were given so far."""
-        events = []
+        marks = []
         for device in self._devices:
-            event = self._spare.pop() if self._spare else self._cuda.Event(enable_timing=True)
+            spare = self._spare.get(device)
+            event = spare.pop() if spare else self._cuda.Event(enable_timing=True)
             event.record(self._cuda.current_stream(device))
-            events.append(event)
-        return events
+            marks.append((device, event))
+        return marks
 
-    def forget(self, events: Sequence[Any]) -> None:
+    def forget(self, marks: Sequence[Mark]) -> None:
         """These events are read."""
-        self._spare.extend(events)
+        for device, event in marks:
+            self._spare.setdefault(device, []).append(event)
 
 
 class DeviceTimes:
@@ -46,15 +51,15 @@ class DeviceTimes:
 
     def __init__(self, clock: DeviceClock | None = None) -> None:
         self._clock = DeviceClock() if clock is None else clock
-        self._spans: list[tuple[str, list[Any], list[Any]]] = []
-        self._begun: list[Any] = []
-        self._ended: list[Any] = []
+        self._spans: list[tuple[str, list[Mark], list[Mark]]] = []
+        self._begun: list[Mark] = []
+        self._ended: list[Mark] = []
 
-    def start(self) -> list[Any]:
+    def start(self) -> list[Mark]:
         """A stage begins."""
         return self._clock.now()
 
-    def stop(self, stage: str, started: list[Any]) -> None:
+    def stop(self, stage: str, started: list[Mark]) -> None:
         """A stage that `start` gave these events for has ended."""
         if started:
             self._spans.append((stage, started, self._clock.now()))
@@ -66,7 +71,8 @@ class DeviceTimes:
 
     def done(self) -> bool:
         """Whether the streams are past all of it."""
-        return all(event.query() for event in self._ended)
+        marks = [mark for _, *both in self._spans for marks in both for mark in marks]
+        return all(event.query() for _, event in [*marks, *self._begun, *self._ended])
 
     def read(self) -> tuple[dict[str, float], float | None]:
         """Seconds of each stage, and of the whole step, None where that is not known. To be asked once, when done."""
@@ -75,13 +81,13 @@ class DeviceTimes:
             stages[stage] = stages.get(stage, 0.0) + _seconds(started, stopped)
             self._clock.forget([*started, *stopped])
         whole = None
-        if self._begun and len(self._begun) == len(self._ended):
+        if self._begun and [device for device, _ in self._begun] == [device for device, _ in self._ended]:
             whole = max(_seconds([a], [b]) for a, b in zip(self._begun, self._ended, strict=True))
             self._clock.forget(self._begun)
         self._spans, self._begun = [], []
         return stages, whole
 
 
-def _seconds(started: Sequence[Any], stopped: Sequence[Any]) -> float:
-    milliseconds: float = sum(a.elapsed_time(b) for a, b in zip(started, stopped, strict=True))
+def _seconds(started: Sequence[Mark], stopped: Sequence[Mark]) -> float:
+    milliseconds: float = sum(a.elapsed_time(b) for (_, a), (_, b) in zip(started, stopped, strict=True))
     return milliseconds / 1000

@@ -35,6 +35,11 @@ def chunk(device: torch.device) -> int:
     return CHUNK if device.type == "cpu" else ACCELERATOR_CHUNK
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """The widest type that a device computes in."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 class Scratch:
     """A temporary for each device and accuracy, kept: CHUNK elements, on an accelerator as many as were needed."""
 

@@ -226,7 +226,7 @@ class FirstTier:
         rows = np.stack(columns, axis=1) if columns else np.zeros((5, 0))
         for device, finite in zip(self._accelerators, copies[len(self._results) :], strict=True):
             here = [marks.gradient[i] and own == device for i, own in enumerate(self._column_device)]
-            marks.repaired |= self._lost(rows, finite, np.array(here))
+            marks.repaired = self._lost(rows, finite, np.array(here)) | marks.repaired
         return rows
 
     def _lost(self, rows: Float64, finite: Float64, here: Bool) -> dict[int, FiniteGradient]:
@@ -283,6 +283,8 @@ class FirstTier:
         square, weight, update, nonfinite, finite, largest = whole
         rows = np.stack([square, -largest, largest, weight, update])
         results.copy_(torch.from_numpy(rows))
+        for own in self._accelerators.values():
+            own.finite.zero_()  # what this rank has found is in the marks of all
         self.marks.repaired = {
             layer: FiniteGradient(int(nonfinite[layer]), square[layer], largest[layer], bool(finite[layer]))
             for layer in np.flatnonzero(nonfinite).tolist()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gradspectra.compiling import ADAM, LINEAR
-from gradspectra.flat import joined
+from gradspectra.flat import joined, widest
 from gradspectra.inventory import WatchedTensor
 from gradspectra.shards import local
 
@@ -226,7 +226,7 @@ def _step(step: Any) -> Any:
     """The number of steps; on a device in float64, since 1 − βᵗ of a small t loses four digits in float32."""
     if not isinstance(step, Tensor):
         return step
-    return step.item() if step.is_cpu else step.double()
+    return step.item() if step.is_cpu else step.to(widest(step.device))
 
 
 def _adam_direction(
