@@ -3,7 +3,7 @@
 python benchmarks/ingest.py [--layers 200] [--statistics 14] [--steps 16] [--batches 500] [--encode]
 
 A real `gradspectra serve` (one process, SQLite, inline dispatcher) is a process of its own; the client beside it, on
-the same cores, posts one batch after the other over one connection, as the agent does. The batches are made before the
+the same cores, posts one batch after the other by the agent's own HTTP client. The batches are made before the
 clock starts, and encoded too unless --encode is given. cpu_ms_per_batch tells what the machine spent, whatever else
 ran on it.
 """
@@ -11,7 +11,6 @@ ran on it.
 from __future__ import annotations
 
 import argparse
-import http.client
 import json
 import os
 import platform
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gradspectra.http_client import HttpClient
 from gradspectra_core.layers import Layer, LayerTable
 from gradspectra_core.records import Batch, Columns, LayerBlock
 from gradspectra_core.wire import CONTENT_TYPE, encode_batch
@@ -43,7 +43,7 @@ class Job:
 
     def __init__(self, options: argparse.Namespace, address: tuple[str, int]) -> None:
         self.options = options
-        self.connection = http.client.HTTPConnection(*address, timeout=60)
+        self.client = HttpClient("http://{}:{}".format(*address), timeout=60)
         self.table = LayerTable.of(Layer(f"layers.{at}.weight", "up", at, (512, 512)) for at in range(options.layers))
         count = options.statistics - 1
         self.statistics = (*MEASURED, *(f"statistic_{at}" for at in range(count - len(MEASURED))))[:count]
@@ -59,12 +59,10 @@ class Job:
         return self.exchange(method, path, body, "application/json")
 
     def exchange(self, method: str, path: str, body: bytes | None, content_type: str) -> Any:
-        self.connection.request(method, f"/api/v1{path}", body, {"Content-Type": content_type})
-        answer = self.connection.getresponse()
-        content = answer.read()
+        answer = self.client.request(method, path, body, content_type)
         if answer.status >= 300:
-            raise SystemExit(f"{method} {path} answered {answer.status}: {content[:500]!r}")
-        return json.loads(content)
+            raise SystemExit(f"{method} {path} answered {answer.status}: {answer.body[:500]!r}")
+        return answer.json()
 
     def batch(self, sequence: int) -> Batch:
         size = self.options.steps
