@@ -43,7 +43,7 @@ def _cached(request: Request, body: bytes, etag: str, media_type: str, cache_con
 
 
 def _page(request: Request) -> Response:
-    body = assets.index_html(figures=request.url.path.startswith("/runs/")).encode()
+    body = assets.index_html().encode()
     etag = f'"{hashlib.sha256(body).hexdigest()[:16]}"'
     return _cached(request, body, etag, HTMLResponse.media_type + "; charset=utf-8", ASK_AGAIN)
 

@@ -54,12 +54,11 @@ def static_path(path: str) -> tuple[str, bool]:
     return rest, f"/static/{digest}" == static_url()
 
 
-def index_html(figures: bool = False) -> str:
+def index_html() -> str:
     """Return the page, with the addresses of its files filled in.
 
     All modules are named in its head: a browser then asks for them at once, not level by level as they import each
-    other. figures: whether the page's address shows figures at once; Plotly's script then runs as soon as it has come,
-    while modules and numbers are on their way, and else is only kept at hand.
+    other.
     """
     here, folder = static_dir(), static_url()
     modules = [
@@ -67,10 +66,6 @@ def index_html(figures: bool = False) -> str:
     ]
     links = "\n".join(f'<link rel="modulepreload" href="/static/{name}">' for name in modules)
     page = (here / "index.html").read_text("utf-8").replace("{{plotly}}", plotly_url())
-    if figures:
-        page = page.replace(
-            f'<link rel="preload" as="script" href="{plotly_url()}">', f'<script async src="{plotly_url()}"></script>'
-        )
     return page.replace("{{modules}}", links).replace('="/static/', f'="{folder}/')
 
 

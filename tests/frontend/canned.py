@@ -139,7 +139,7 @@ class CannedServer:
             if file.is_file():
                 return reply(handler, 200, file.read_bytes(), TYPES.get(file.suffix, "text/plain"))
             return reply(handler, 404, {"title": "no such file"})
-        return reply(handler, 200, assets.index_html(figures=path.startswith("/runs/")).encode(), "text/html")
+        return reply(handler, 200, assets.index_html().encode(), "text/html")
 
     def api(self, path: str, query: dict[str, str]) -> Any:
         """The JSON answer of a call; raises KeyError or StopIteration where there is nothing."""

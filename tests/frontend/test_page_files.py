@@ -67,13 +67,7 @@ def test_the_head_names_every_module_so_that_none_waits_for_another() -> None:
     index = assets.index_html()
     for path in (STATIC / "js").rglob("*.js"):
         assert f"{assets.static_url()}/{path.relative_to(STATIC).as_posix()}" in index
-
-
-def test_plotly_runs_at_once_where_figures_are_shown_and_is_kept_at_hand_elsewhere() -> None:
-    kept = f'<link rel="preload" as="script" href="{assets.plotly_url()}">'
-    run = f'<script async src="{assets.plotly_url()}"></script>'
-    assert [kept in assets.index_html(), run in assets.index_html()] == [True, False]
-    assert [kept in assets.index_html(figures=True), run in assets.index_html(figures=True)] == [False, True]
+    assert f'<link rel="preload" as="script" href="{assets.plotly_url()}">' in index
 
 
 def test_an_address_of_files_names_their_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

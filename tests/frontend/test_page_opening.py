@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from frontend.canned import CannedServer
-from frontend.conftest import a_page
 from gradspectra_frontend import assets
-from playwright.sync_api import Browser, Locator, Page, Route, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 RUN = "/runs/demo00000001"
 
@@ -66,31 +64,23 @@ def test_each_figure_is_seen_before_the_next_one_is_drawn(own_page: Page) -> Non
     own_page.goto(f"{RUN}/overview", wait_until="commit")
     while len(set(answered)) < len(figures) or not held:
         own_page.wait_for_timeout(50)
-    held.pop().continue_()
+    for route in held:
+        route.continue_()
     for name in ("loss", "grad_norm", "noise_scale"):
         expect(figure(own_page, name)).to_have_attribute("data-drawn", "1")
     frames = own_page.evaluate("['loss', 'grad_norm', 'noise_scale'].map((name) => window.drawnIn[name])")
     assert len(set(frames)) == len(frames)
 
 
-def test_a_script_of_plotly_that_fails_is_fetched_once_more(chromium: Browser, server: CannedServer) -> None:
+def test_names_of_layers_are_asked_for_when_the_heatmap_stands_or_has_failed(page: Page) -> None:
+    waiting: list[Route] = []
     asked: list[str] = []
-
-    def first_fails(route: Route) -> None:
-        asked.append(route.request.url)
-        if len(asked) == 1:
-            route.abort()
-        else:
-            route.continue_()
-
-    with a_page(chromium, server.url) as page:
-        page.route(f"**{assets.plotly_url()}", first_fails)
-        page.goto(f"{RUN}/overview")
-        expect(figure(page, "loss")).to_have_attribute("data-drawn", "1")
-    assert len(asked) == 2
-
-
-def test_the_script_of_plotly_runs_once(own_page: Page) -> None:
-    own_page.goto(f"{RUN}/overview")
-    expect(figure(own_page, "loss")).to_have_attribute("data-drawn", "1")
-    assert own_page.locator(f'script[src="{assets.plotly_url()}"]').count() == 1
+    page.on("request", lambda call: asked.append(call.url))
+    page.route(f"**/api/v1{RUN}/figures/layers?*", lambda route: waiting.append(route))
+    page.goto(f"{RUN}/layers")
+    expect(page.locator("h1")).to_have_text("gpt-small-lr3e-3")
+    page.wait_for_timeout(300)
+    assert not [url for url in asked if url.endswith(f"{RUN}/layers") and "/api/" in url]
+    waiting.pop().fulfill(status=400, json={"title": "No", "detail": "not today", "status": 400})
+    expect(page.locator('select[data-control="layer"] option')).not_to_have_count(1)
+    assert [url for url in asked if url.endswith(f"{RUN}/layers") and "/api/" in url]

@@ -27,9 +27,9 @@ const NOTHING = {
 /**
  * @param {{run: string, name: string, title?: string, params?: Record<string, any>, range?: [number, number] | null,
  *   onRange?: (range: [number, number] | null) => void, onPoint?: (point: any) => void, onFigure?: (figure: any) => void,
- *   change?: (figure: any) => any, wide?: boolean, note?: any, tall?: boolean}} props
+ *   onSettled?: () => void, change?: (figure: any) => any, wide?: boolean, note?: any, tall?: boolean}} props
  */
-export function Figure({ run, name, title, params = {}, range = null, onRange, onPoint, onFigure, change = same, wide, note, tall }) {
+export function Figure({ run, name, title, params = {}, range = null, onRange, onPoint, onFigure, onSettled, change = same, wide, note, tall }) {
   const frame = useRef(/** @type {any} */ (null));
   const place = useRef(/** @type {any} */ (null));
   const drawing = useRef(/** @type {Drawing | null} */ (null));
@@ -54,7 +54,10 @@ export function Figure({ run, name, title, params = {}, range = null, onRange, o
     onRange: stepless ? undefined : onRange,
     onPoint,
     onFigure: shown,
-    onStatus: (/** @type {any} */ next) => setStatus((old) => (old.state === next.state && !next.failure ? old : next)),
+    onStatus: (/** @type {any} */ next) => {
+      setStatus((old) => (old.state === next.state && !next.failure ? old : next));
+      onSettled?.();
+    },
   };
 
   useEffect(() => {

@@ -4,7 +4,7 @@ import { rangeOf } from "../address.js";
 import { useGet } from "../data.js";
 import { Figure } from "../figure.js";
 import { filterRows } from "../figure_view.js";
-import { html, useCallback } from "../html.js";
+import { html, useCallback, useState } from "../html.js";
 import { setView } from "../router.js";
 import { Range } from "./overview.js";
 
@@ -23,7 +23,8 @@ export function Layers({ run, view }) {
   const zoom = (/** @type {[number, number] | null} */ next) => setView({ start: next?.[0], stop: next?.[1] });
   const narrowed = useCallback((/** @type {any} */ figure) => filterRows(figure, filter), [filter]);
   const pick = (/** @type {any} */ point) => typeof point.y === "string" && setView({ layer: point.y });
-  const names = useLayerNames(run.id);
+  const [settled, setSettled] = useState(false); // thousands of names to choose from are made when the heatmap stands
+  const names = useLayerNames(settled ? run.id : null);
   return html`
     <div class="controls">
       <label>statistic <select data-control="statistic" value=${statistic} onChange=${(/** @type {any} */ e) => setView({ statistic: e.target.value })}>
@@ -34,7 +35,7 @@ export function Layers({ run, view }) {
       <${Range} range=${range} onRange=${zoom} last=${run.last_step} />
     </div>
     <div class="figures">
-      <${Figure} run=${run.id} name="layers" wide params=${{ statistic, order }} range=${range} onRange=${zoom} onPoint=${pick} change=${narrowed} note="click a row for its curve" />
+      <${Figure} run=${run.id} name="layers" wide params=${{ statistic, order }} range=${range} onRange=${zoom} onPoint=${pick} onSettled=${() => setSettled(true)} change=${narrowed} note="click a row for its curve" />
       <section class="panel pad wide layer-choice">
         <label>Curves of layer <${LayerChoice} names=${names} value=${layer} onChange=${(/** @type {string} */ name) => setView({ layer: name })} /></label>
       </section>
@@ -47,9 +48,10 @@ export function Layers({ run, view }) {
 /** A comma separates layers in the interface; one inside a name is escaped. @param {string} name */
 export const escaped = (name) => name.replaceAll(",", "\\,");
 
-/** Layers of a run in their order: name, role and whether they have spectra. @param {string} run @returns {any[]} */
+/** Layers of a run in their order: name, role and whether they have spectra; none are asked for while it is null.
+ * @param {string | null} run @returns {any[]} */
 export function useLayerNames(run) {
-  const answer = useGet(`/runs/${encodeURIComponent(run)}/layers`, {}, { run, pause: 15000 });
+  const answer = useGet(run && `/runs/${encodeURIComponent(run)}/layers`, {}, { run: run ?? undefined, pause: 15000 });
   return answer.data?.items ?? [];
 }
 
