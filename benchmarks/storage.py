@@ -3,10 +3,11 @@
 python benchmarks/storage.py [--parts reading layers peers server] [--layers 200] [--lengths 1000 100000 10000000]
 
 reading: runs of several lengths, and layers: of several widths, written as blocks directly by the functions that
-compaction uses. Where their numbers would be too many (--most-values), all but the newest 65,536 steps or fewer have
-layer numbers at every 2nd, 4th, 8th … step alone: the levels of the pyramid that an answer reads are the same. peers:
-the same numbers taken in and read back by this and by what other trackers are installed (peers.py). server: the memory
-of a real server under ingest and questions. Prints one JSON object.
+compaction uses, and read with the memory settings of a server. Where their numbers would be too many (--most-values),
+all but the newest 65,536 steps or fewer have layer numbers at every 2nd, 4th, 8th … step alone: the levels of the
+pyramid that an answer reads are the same. peers: the same numbers taken in and read back by this and by what other
+trackers are installed (peers.py). server: the memory of a real server under ingest and questions. Prints one JSON
+object.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Any
 import numpy as np
 import peers
 import sqlalchemy as sa
+from gradspectra_backend.memory import give_back_freed
 from gradspectra_core.blocks import Recorded
 from gradspectra_core.layers import Layer, LayerTable
 from gradspectra_store import Store
@@ -198,6 +200,7 @@ def main() -> None:
 
 def measured(options: argparse.Namespace) -> dict[str, Any]:
     """All that was asked for."""
+    give_back_freed()
     result: dict[str, Any] = {}
     if "reading" in options.parts:
         for steps in options.lengths:
