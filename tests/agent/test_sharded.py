@@ -122,7 +122,8 @@ def test_a_state_of_another_shard_or_of_some_layers_alone_is_not_taken_for_the_s
         assert (column(kept()[0], "drift_sq")["head.weight"] > 0) == moved
 
 
-def test_after_a_loss_that_is_not_finite_the_outputs_of_all_layers_are_followed(mesh, kept):
+def test_after_a_loss_that_is_not_finite_the_outputs_of_all_layers_are_followed(mesh, kept, monkeypatch):
+    monkeypatch.setenv("GRADSPECTRA_FUSED", "off")  # compiled, sums of the second tier come at any budget
     model = fully_shard(attention(), mesh=mesh)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     with watched(model, optimizer, budget=1e-9) as watch:
