@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
+from gradspectra.budget import Budget
 from gradspectra.capture import capturing
 from gradspectra.compiling import ArrayFunction
 from gradspectra.flat import OneThread
@@ -29,7 +30,7 @@ from gradspectra.turns import Turns
 NOTHING = (-1.0, 0.0)
 """Largest absolute entry and count of what is not finite, of no output at all."""
 FEWEST_OUTPUTS = 1 << 18
-"""Numbers of outputs that may be measured at a step of any model, however small."""
+"""Numbers of outputs that may be measured at a step within a budget, however small the model."""
 FRUITLESS = 3
 """Armed steps in a row without a forward pass of any module: after so many it is left alone."""
 
@@ -39,8 +40,8 @@ class Activations:
 
     off: why nothing is measured, in words; None where it is. seconds: what the hooks took since they were armed.
     fused: the compiled pass, which finds the extremes of float32 outputs on the host, where there is one. in_turns:
-    whether outputs with more numbers than half of the weights have, by what they had before, are measured in turn: a
-    small model's are many times its weights. Ranks that must measure alike cannot do so.
+    whether, within a budget, outputs with more numbers than half of the weights have, by what they had before, are
+    measured in turn: a small model's are many times its weights. Ranks that must measure alike cannot do so.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Activations:
         models: Mapping[str, nn.Module],
         inventory: Inventory,
         tier: SecondTier,
+        budget: Budget,
         guard: Guard,
         fused: FusedPass | None = None,
         in_turns: bool = True,
@@ -66,7 +68,7 @@ class Activations:
         self._armed: dict[int, slice] = {}
         self._in_turns = in_turns
         weights = sum(tensor.parameter.numel() for tensor in inventory.tensors)
-        self._turns = Turns([0] * len(self._modules), max(FEWEST_OUTPUTS, weights // 2))
+        self._turns = Turns([0] * len(self._modules), budget.room(max(FEWEST_OUTPUTS, weights // 2)))
         """Of the modules; sizes: how many numbers their outputs had at the last step that they were measured at."""
         self._fused = fused
         self._extremes: ArrayFunction | None = None

@@ -13,6 +13,7 @@ All costs are kept as shares of the step they came in, so that a machine that is
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 SAFETY = 0.95
@@ -156,6 +157,10 @@ class Budget:
     def too_large(self, cost: float) -> bool:
         """Whether the piece would make its step longer by more than its neighbours may differ."""
         return self.share is not None and cost > LARGEST_PIECE * self.step_seconds > 0
+
+    def room(self, entries: int) -> float:
+        """How many entries may be read at a step, where a budget allows so many: without one all."""
+        return math.inf if self.share is None else entries
 
     def second_seconds(self) -> float:
         """What the second tier may cost at a recorded step; 0 until the costs are known."""

@@ -42,7 +42,7 @@ class SecondMeasuring:
     def __init__(self, job: Job, shards: SecondTier | None = None) -> None:
         self.tier = SecondTier(job.inventory, job.budget) if shards is None else shards
         self.activations = Activations(
-            job.models, job.inventory, self.tier, job.guard, job.fused, in_turns=shards is None
+            job.models, job.inventory, self.tier, job.budget, job.guard, job.fused, in_turns=shards is None
         )
         self._fused = job.fused
         self._guard = job.guard

@@ -47,7 +47,7 @@ STAGED = 1 << 22
 """Entries of weights that are copied before a step at most."""
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 SAMPLED = 1 << 14
-"""Second moments that medians are taken of at a step at most, in turn: four layers of the largest sample."""
+"""Second moments that medians are taken of at a step within a budget, in turn: four layers of the largest sample."""
 
 
 @dataclass(slots=True)
@@ -71,7 +71,7 @@ class SecondTier:
         self._staged: dict[int, Tensor] = {}
         self._last_staged = -1
         sizes = [min(stop - start, SAMPLE) for tensor in inventory.tensors for start, stop in tensor.pieces]
-        self._samples = Turns(sizes, SAMPLED)
+        self._samples = Turns(sizes, budget.room(SAMPLED))
         self._medians: frozenset[int] = frozenset()
         """Layers whose medians are taken at this step."""
         self._next = 0

@@ -8,7 +8,9 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def in_turn(entries: Sequence[T], last: int, place: Callable[[T], int], size: Callable[[T], int], room: int) -> list[T]:
+def in_turn(
+    entries: Sequence[T], last: int, place: Callable[[T], int], size: Callable[[T], int], room: float
+) -> list[T]:
     """Of entries those that have room, at least one: first those with places after the last, then from the start."""
     found: list[T] = []
     for entry in sorted(entries, key=lambda entry: (place(entry) <= last, place(entry))):
@@ -22,7 +24,7 @@ def in_turn(entries: Sequence[T], last: int, place: Callable[[T], int], size: Ca
 class Turns:
     """Goes round numbered entries, as many at a time as have room. sizes: of each entry; may be written to."""
 
-    def __init__(self, sizes: Sequence[int], room: int) -> None:
+    def __init__(self, sizes: Sequence[int], room: float) -> None:
         self.sizes = list(sizes)
         self._room = room
         self._last = -1

@@ -254,6 +254,7 @@ def test_a_compiled_model_has_none_and_says_so(kept):
 
 def test_outputs_that_are_large_beside_the_weights_come_in_turn_and_all_after_an_alarm(kept, monkeypatch):
     monkeypatch.setattr("gradspectra.activations.FEWEST_OUTPUTS", 100)
+    monkeypatch.setattr("gradspectra.budget.Budget.room", lambda _, entries: entries)
     model = nn.Sequential(*(nn.Linear(3, 3) for _ in range(4)))  # 48 weights; 20 × 3 numbers in each output
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     x = torch.randn(20, 3)

@@ -145,6 +145,7 @@ def test_the_median_of_a_large_layer_is_of_a_sample_and_its_sums_of_the_whole(ke
 @pytest.mark.usefixtures("either_way")
 def test_medians_whose_samples_have_no_room_together_come_in_turn_and_sums_at_each_step(kept, monkeypatch):
     monkeypatch.setattr("gradspectra.second_tier.SAMPLED", 3000)
+    monkeypatch.setattr("gradspectra.budget.Budget.room", lambda _, entries: entries)
     model = nn.ModuleList(nn.Linear(n, 20, bias=False) for n in (60, 70, 80, 150))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     expected = []
@@ -520,3 +521,18 @@ def test_within_a_budget_the_record_says_which_layers_were_measured(kept):
         for name, number in column(record, "grad_l1").items():
             if number is not None:
                 assert number >= math.sqrt(value(record, "grad_sq", name)) * (1 - 1e-5)
+
+
+@pytest.mark.usefixtures("either_way")
+def test_without_a_budget_medians_and_outputs_of_any_size_come_at_each_step(kept, monkeypatch):
+    monkeypatch.setattr("gradspectra.second_tier.SAMPLED", 1)
+    monkeypatch.setattr("gradspectra.activations.FEWEST_OUTPUTS", 1)
+    model = nn.Sequential(*(nn.Linear(n, n, bias=False) for n in (20, 20, 20)))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    with watched(model, optimizer):
+        for _ in range(3):
+            model(torch.randn(100, 20)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    for name in ("second_moment_median", "act_max"):
+        assert [[x is not None for x in column(record, name).values()] for record in kept()] == [[True] * 3] * 3
