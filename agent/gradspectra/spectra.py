@@ -28,7 +28,6 @@ SHORTEST_INTERVAL = 20
 """Steps between two spectra of a layer that spectra="auto" keeps at least, however cheap they are."""
 INTERVAL_AT_ANY_COST = 100
 """Steps between two spectra of a layer with spectra="auto" and no budget."""
-LOST_BELOW = 1e-8
 
 
 @dataclass(slots=True)
