@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from gradspectra_core.records import Bool
 from gradspectra_core.views import LayerSeries, Series
 from numpy.typing import NDArray
+
+from gradspectra_backend.arrow_arrays import numbers, text
 
 
 def stream(table: Any) -> bytes:
@@ -22,24 +23,18 @@ def stream(table: Any) -> bytes:
     return sink.getvalue()
 
 
-def column(values: NDArray[Any], present: Bool | None = None) -> Any:
-    """One column; entries that are not present become null. values: (N,) numbers."""
-    mask = None if present is None or present.all() else ~present
-    return pa.array(np.ascontiguousarray(values), mask=mask, from_pandas=False)
-
-
 def series_table(series: Series, place: Mapping[str, NDArray[Any]]) -> Any:
     """One row per bucket: `place` (`step`, and the axis), and five columns per series.
 
     They are `name` (the mean), `name_min`, `name_max`, `name_last` and `name_nonfinite`. A series that is called as
     one of `place` has its mean under `name_mean`. The schema's metadata has `damaged` as JSON.
     """
-    columns = {name: column(values) for name, values in place.items()}
+    columns = {name: numbers(values) for name, values in place.items()}
     for name, buckets in series.series.items():
-        columns[f"{name}_mean" if name in place else name] = column(buckets.mean, buckets.present)
+        columns[f"{name}_mean" if name in place else name] = numbers(buckets.mean, buckets.present)
         for part in ("min", "max", "last"):
-            columns[f"{name}_{part}"] = column(getattr(buckets, part), buckets.present)
-        columns[f"{name}_nonfinite"] = column(buckets.nonfinite)
+            columns[f"{name}_{part}"] = numbers(getattr(buckets, part), buckets.present)
+        columns[f"{name}_nonfinite"] = numbers(buckets.nonfinite)
     return pa.Table.from_arrays(
         list(columns.values()), names=list(columns), metadata={"damaged": json.dumps(series.damaged)}
     )
@@ -51,11 +46,10 @@ def layers_table(values: LayerSeries, place: Mapping[str, NDArray[Any]]) -> Any:
     The schema's metadata has `statistic`, and `damaged` and `retired` as JSON.
     """
     layer, at = np.nonzero(values.present)
-    columns = {name: column(entries[at]) for name, entries in place.items()}
-    names = pa.array(values.layers, pa.string())
-    columns["layer"] = pa.DictionaryArray.from_arrays(pa.array(layer.astype(np.int32)), names)
+    columns = {name: numbers(entries[at]) for name, entries in place.items()}
+    names = text(values.layers)
+    columns["layer"] = pa.DictionaryArray.from_arrays(numbers(layer.astype(np.int32)), names)
     for part in ("mean", "min", "max", "nonfinite"):
-        columns[part] = column(getattr(values, part)[layer, at])
-    return pa.table(columns).replace_schema_metadata(
-        {"statistic": values.statistic, "damaged": json.dumps(values.damaged), "retired": json.dumps(values.retired)}
-    )
+        columns[part] = numbers(getattr(values, part)[layer, at])
+    said = {"statistic": values.statistic, "damaged": json.dumps(values.damaged), "retired": json.dumps(values.retired)}
+    return pa.Table.from_arrays(list(columns.values()), names=list(columns), metadata=said)

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gradspectra_backend.arrow_arrays import lists, numbers, text
 from gradspectra_backend.export_tables import Cells, Kind, Piece, Table
 
 VALUES_A_GROUP = 1 << 20
@@ -90,6 +91,8 @@ def _batch(piece: Piece, names: list[str], kinds: list[Kind]) -> pa.RecordBatch:
 
 
 def _column(cells: Cells, kind: Kind) -> pa.Array:
-    mask = None if cells.present is None else ~cells.present
-    values = np.ascontiguousarray(cells.values) if isinstance(cells.values, np.ndarray) else cells.values
-    return pa.array(values, _TYPES[kind], mask=mask, from_pandas=False)
+    if kind == "text":
+        return text(cells.values)
+    if kind in ("integers", "numbers"):
+        return lists(cells.values, np.int64 if kind == "integers" else np.float64)
+    return numbers(np.asarray(cells.values, np.int64 if kind == "integer" else np.float64), cells.present)
