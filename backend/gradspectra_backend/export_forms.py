@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import orjson
 from gradspectra_core.jsonform import json_array
 
-from gradspectra_backend.export_tables import Cells, Kind, Table
+from gradspectra_backend.export_tables import Cells, Kind, Piece, Table
 
 Format = Literal["csv", "json", "parquet", "arrow"]
 MEDIA_TYPES: dict[Format, str] = {
@@ -41,25 +40,33 @@ def as_csv(table: Table) -> Iterator[bytes]:
     """
     yield _csv_lines([list(table.columns)])
     kinds = list(table.columns.values())
-    for piece in table.pieces:
-        rows = zip(*(_csv_cells(cells, kind) for cells, kind in zip(piece, kinds, strict=True)), strict=True)
-        while taken := list(islice(rows, ROWS_AT_ONCE)):
-            yield _csv_lines(taken)
+    for part in _parts(table):
+        rows = zip(*(_csv_cells(cells, kind) for cells, kind in zip(part, kinds, strict=True)), strict=True)
+        yield _csv_lines(rows)
 
 
 def as_json(table: Table) -> Iterator[bytes]:
     """A JSON list with an object per row, each on a line; "NaN", "Infinity" and "-Infinity"; null for missing."""
     names, kinds = list(table.columns), list(table.columns.values())
     separator = b"[\n"
-    for piece in table.pieces:
-        rows = zip(*(_json_cells(cells, kind) for cells, kind in zip(piece, kinds, strict=True)), strict=True)
-        while taken := list(islice(rows, ROWS_AT_ONCE)):
-            yield separator + b",\n".join(orjson.dumps(dict(zip(names, row, strict=True))) for row in taken)
+    for part in _parts(table):
+        lines = io.BytesIO()
+        for row in zip(*(_json_cells(cells, kind) for cells, kind in zip(part, kinds, strict=True)), strict=True):
+            lines.write(separator)
+            lines.write(orjson.dumps(dict(zip(names, row, strict=True))))  # kept by themselves they take 4 KiB each
             separator = b",\n"
+        yield lines.getvalue()
     yield b"[]\n" if separator == b"[\n" else b"\n]\n"
 
 
-def _csv_lines(rows: list[Any]) -> bytes:
+def _parts(table: Table) -> Iterator[Piece]:
+    """The rows, ROWS_AT_ONCE at a time: a number takes up four times as much room while it is an object."""
+    for piece in table.pieces:
+        for begin in range(0, len(piece[0]), ROWS_AT_ONCE):
+            yield [cells.rows(begin, begin + ROWS_AT_ONCE) for cells in piece]
+
+
+def _csv_lines(rows: Iterable[Any]) -> bytes:
     lines = io.StringIO(newline="")
     csv.writer(lines, lineterminator="\n").writerows(rows)
     return lines.getvalue().encode()

@@ -49,6 +49,10 @@ class Cells:
     def __len__(self) -> int:
         return len(self.values)
 
+    def rows(self, begin: int, end: int) -> Cells:
+        """The cells [begin, end) alone."""
+        return Cells(self.values[begin:end], None if self.present is None else self.present[begin:end])
+
 
 Piece = list[Cells]
 """Cells of all columns, all of one length."""
