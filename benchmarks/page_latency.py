@@ -222,7 +222,7 @@ def main() -> int:
                     "platform": platform.platform(),
                     "python": platform.python_version(),
                 },
-                "versions": {name: version(name) for name in ("gradspectra", "plotly", "fastapi", "sqlalchemy")}
+                "versions": {name: version(name) for name in ("gradspectra", "fastapi", "sqlalchemy")}
                 | {"chromium": browser},
             },
             indent=2,

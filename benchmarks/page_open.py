@@ -128,7 +128,7 @@ def main() -> int:
         for tab in options.tabs:
             result[tab] = measured(tab, job, address, server.pid, options.repeat)
         result["server_peak_megabytes"] = peak_megabytes(server.pid)
-    versions = {name: version(name) for name in ("gradspectra", "plotly", "fastapi", "sqlalchemy")}
+    versions = {name: version(name) for name in ("gradspectra", "fastapi", "sqlalchemy")}
     machine = {"cpus": len(os.sched_getaffinity(0)), "load_before": load, "python": platform.python_version()}
     print(json.dumps(result | {"machine": machine, "versions": versions}, indent=2))
     return 0

@@ -24,7 +24,7 @@ from gradspectra_backend.retention_command import sentence
 from gradspectra_backend.settings import Settings, SettingsError, unknown_variables
 from gradspectra_backend.start import CannotStart, check_data_folder, database_file, has_token
 
-PACKAGES = ("numpy", "torch", "fastapi", "uvicorn", "sqlalchemy", "celery", "redis", "plotly", "psycopg")
+PACKAGES = ("numpy", "torch", "fastapi", "uvicorn", "sqlalchemy", "celery", "redis", "psycopg")
 LITTLE_SPACE = 2**30
 CHECK_SECONDS = 20.0
 MOST_NAMED = 10

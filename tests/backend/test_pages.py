@@ -23,7 +23,7 @@ def test_plotly_comes_packed_once_and_for_ever(caller: Caller):
     packed = caller.client.get(assets.plotly_url(), headers={"Accept-Encoding": "gzip"})
     assert packed.headers["content-encoding"] == "gzip"
     assert packed.headers["cache-control"] == "public, max-age=31536000, immutable"
-    assert int(packed.headers["content-length"]) < 2_000_000
+    assert int(packed.headers["content-length"]) < 600_000
     original = assets.plotly_script().read_bytes()
     assert packed.content == original
     plain = caller.client.get(assets.plotly_url(), headers={"Accept-Encoding": "identity"})
