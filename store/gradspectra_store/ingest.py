@@ -15,14 +15,12 @@ from gradspectra_store.errors import BadBatch, SequenceGap, UnknownRun, UnknownS
 from gradspectra_store.layer_tables import KnownTable, known_table, note_spectra, store_table
 from gradspectra_store.names import add_names
 from gradspectra_store.prepared import Prepared
-from gradspectra_store.schema import JsonText, gaps, layer_tables, runs, segments, sessions
+from gradspectra_store.schema import gaps, layer_tables, runs, segments, sessions
 from gradspectra_store.segments import pack_layers, pack_scalars, pack_spectra
 
 MAX_STEP = 2**53
-KNOWN_LINES = 64
-_json = JsonText()
-_lines: dict[str, dict[str, Any]] = {}
-"""The sparklines written last, by their text, which the next batches of their runs begin from."""
+TOUCH_SECONDS = 1.0
+"""`updated_at` of a run is written at the first batch that comes so long after it: each time its index moves too."""
 
 
 class _State(NamedTuple):
@@ -38,6 +36,7 @@ class _State(NamedTuple):
     run_attempt: int
     run_last_step: int
     state: str
+    updated_at: float
     last_batch: int
     sparkline: str
     stop_at_step: int | None
@@ -50,7 +49,7 @@ _COLUMNS = {
     "run_last_step": runs.c.last_step,
     "table_size": layer_tables.c.size,
     "table_spectra": layer_tables.c.spectra,
-    **{name: runs.c[name] for name in ("state", "last_batch", "sparkline", "stop_at_step")},
+    **{name: runs.c[name] for name in ("state", "updated_at", "last_batch", "sparkline", "stop_at_step")},
 }
 _state_query = Prepared(
     sa.select(*(_COLUMNS[name] if name in _COLUMNS else sessions.c[name] for name in _State._fields))
@@ -66,9 +65,12 @@ _state_query = Prepared(
 _advance_run = Prepared(
     sa.update(runs)
     .where(runs.c.id == sa.bindparam("of_run"))
-    .values(last_batch=runs.c.last_batch + 1)
-    .values({name: sa.bindparam(name) for name in ("last_step", "updated_at", "state", "sparkline")})
-    .returning(runs.c.last_batch)
+    .values({name: sa.bindparam(name) for name in ("last_batch", "last_step", "sparkline")})
+)
+_touch_run = Prepared(
+    sa.update(runs)
+    .where(runs.c.id == sa.bindparam("of_run"))
+    .values({name: sa.bindparam(name) for name in ("updated_at", "state")})
 )
 _advance_session = Prepared(
     sa.update(sessions)
@@ -120,7 +122,8 @@ def ingest(conn: sa.Connection, run: str, batch: Batch, now: float) -> Ingested:
     _check_steps(batch, state)
     if digest is not None:
         _check_layers(conn, run, batch, digest, state)
-    last_step, number = _move_run(conn, run, batch, state, now)
+    number = state.last_batch + 1
+    last_step = _move_run(conn, run, batch, state, now)
     _move_session(conn, run, batch, state, now)
     for row in _rows(run, batch, state, number):
         _insert_segment.run(conn, row)
@@ -192,8 +195,7 @@ def _rows(run: str, batch: Batch, state: _State, number: int) -> list[dict[str, 
         "session": batch.session,
         "sequence": batch.sequence,
     }
-    scalars: dict[str, Any] = {"digest": None, "members": None, "payload": pack_scalars(batch)}
-    rows: list[dict[str, Any]] = [{"kind": "scalars", **_span(batch.steps, state), **scalars}]
+    rows: list[dict[str, Any]] = []  # the long first: the short one then mostly lies on the same new page of the file
     if batch.layers is not None and len(batch.layers.steps):
         layers = {"digest": batch.layers.digest, "members": None, "payload": pack_layers(batch.layers)}
         rows.append({"kind": "layers", **_span(batch.layers.steps, state), **layers})
@@ -201,6 +203,8 @@ def _rows(run: str, batch: Batch, state: _State, number: int) -> list[dict[str, 
         members = _members(batch.spectra)
         spectra = {"digest": batch.spectra.digest, "members": members, "payload": pack_spectra(batch.spectra)}
         rows.append({"kind": "spectra", **_span(batch.spectra.step, state), **spectra})
+    scalars: dict[str, Any] = {"digest": None, "members": None, "payload": pack_scalars(batch)}
+    rows.append({"kind": "scalars", **_span(batch.steps, state), **scalars})
     return [common | row for row in rows]
 
 
@@ -230,30 +234,26 @@ def _store_names(conn: sa.Connection, run: str, batch: Batch, known: str) -> str
     return digest
 
 
-def _move_run(conn: sa.Connection, run: str, batch: Batch, state: _State, now: float) -> tuple[int, int]:
-    """Move the run on to this batch; returns its last step and the number of the batch."""
-    values: dict[str, Any] = {
-        "last_step": state.run_last_step,
-        "state": state.state,
-        "sparkline": state.sparkline,
-        "updated_at": now,
-    }
+def _move_run(conn: sa.Connection, run: str, batch: Batch, state: _State, now: float) -> int:
+    """Move the run on to this batch, numbered after its last one, whose row the state was read with a lock on.
+
+    Returns the run's last step.
+    """
+    last_step, text, name = state.run_last_step, state.sparkline, state.state
     if state.attempt == state.run_attempt:  # else a spool of an older attempt, sent late
         if len(batch.steps):
-            values["last_step"] = max(state.run_last_step, int(batch.steps[-1]))
-        if state.state == "lost" and state.ended_at is None:
-            values["state"] = "running"
+            last_step = max(last_step, int(batch.steps[-1]))
+        if name == "lost" and state.ended_at is None:
+            name = "running"
         if state.rank == 0 and "loss" in batch.scalars.names:
             at = batch.scalars.names.index("loss")
             columns = batch.scalars.values[at], batch.scalars.present[at]
-            line = _lines.pop(state.sparkline, None) or _json.process_result_value(state.sparkline, conn.dialect)
-            line = sparkline.extended(line, batch.steps, *columns)
-            values["sparkline"] = text = str(_json.process_bind_param(line, conn.dialect))
-            if len(_lines) >= KNOWN_LINES:
-                _lines.clear()
-            _lines[text] = line
-    ((number,),) = _advance_run.rows(conn, {"of_run": run} | values)
-    return values["last_step"], number
+            text = sparkline.to_text(sparkline.extended(sparkline.from_text(text), batch.steps, *columns))
+    values = {"last_batch": state.last_batch + 1, "last_step": last_step, "sparkline": text}
+    _advance_run.run(conn, {"of_run": run} | values)
+    if name != state.state or not 0 <= now - state.updated_at < TOUCH_SECONDS:
+        _touch_run.run(conn, {"of_run": run, "updated_at": now, "state": name})
+    return last_step
 
 
 def _move_session(conn: sa.Connection, run: str, batch: Batch, state: _State, now: float) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
+import orjson
 from gradspectra_core.records import Bool, Float64, Int64
 
 POINTS = 60
@@ -39,6 +41,21 @@ def cut(line: dict[str, Any], first_step: int) -> dict[str, Any]:
     """Drop what a new attempt that begins at `first_step` hides."""
     kept = [pair for pair in zip(line["steps"], line["losses"], strict=True) if pair[0] < first_step]
     return {"width": line["width"], "steps": [step for step, _ in kept], "losses": [loss for _, loss in kept]}
+
+
+def to_text(line: dict[str, Any]) -> str:
+    """Write a sparkline as the database keeps it, the JSON of `JsonText`, in a twentieth of the time."""
+    text = orjson.dumps(line).decode()
+    return json.dumps(line, separators=(",", ":")) if "null" in text else text  # NaN and ±inf have names there
+
+
+def from_text(text: str) -> dict[str, Any]:
+    """Read what `to_text` or `JsonText` wrote."""
+    try:
+        line: dict[str, Any] = orjson.loads(text)
+    except orjson.JSONDecodeError:  # NaN and ±inf
+        line = json.loads(text)
+    return line
 
 
 def _last_of_bucket(steps: Int64, width: int) -> Int64:

@@ -38,6 +38,19 @@ def test_a_batch_is_stored_and_read_back(store: Store) -> None:
     assert (shown["last_step"], shown["updated_at"], shown["last_loss"]) == (4, 1001.0, 0.25)
 
 
+def test_when_a_run_was_heard_is_written_once_a_second(store: Store) -> None:
+    run = started(store)
+    heard = []
+    for sequence, now in enumerate((1001.0, 1001.9, 1002.0, 1002.5, 999.0), 1):
+        stored(store, run.run, a_batch(run.session, sequence, [sequence]), now)
+        with store.read() as conn:
+            shown = get_run(conn, run.run)
+        assert shown is not None
+        heard.append(shown["updated_at"])
+        assert shown["last_step"] == sequence
+    assert heard == [1001.0, 1001.0, 1002.0, 1002.0, 999.0]  # the last one after the clock was put back
+
+
 def test_a_repeated_batch_changes_nothing(store: Store) -> None:
     run = started(store)
     batch = a_batch(run.session, 1, [1, 2])

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
-from gradspectra_store import ingest, sparkline
-from gradspectra_store.database import Store
-from gradspectra_store.run_views import get_run
+from gradspectra_store import sparkline
 from gradspectra_store.schema import JsonText
 from hypothesis import given
 from hypothesis import strategies as st
-from store.batches import a_batch, started, stored
+from sqlalchemy.dialects.sqlite import dialect
+
+DIALECT = dialect()
 
 
 def reference(steps: list[int], losses: list[float]) -> dict[str, Any]:
@@ -39,26 +38,10 @@ def test_it_does_not_matter_how_a_run_is_cut(gaps: list[int], sizes: list[int], 
     assert line == reference(steps[there].tolist(), losses[there].tolist())
 
 
-def test_the_curve_of_the_batch_before_is_not_parsed_again(store: Store, monkeypatch: Any) -> None:
-    run = started(store)
-    parsed: list[str] = []
-    monkeypatch.setattr(
-        JsonText, "process_result_value", lambda _self, text, _: parsed.append(text) or json.loads(text)
-    )
-    for sequence in range(1, 5):
-        stored(store, run.run, a_batch(run.session, sequence, [sequence]))
-    assert not [text for text in parsed if '"losses":[1' in text]
-    ingest._lines.clear()  # as after a restart
-    stored(store, run.run, a_batch(run.session, 5, [5]))
-    assert json.loads(parsed[-1])["steps"] == [1, 2, 3, 4]
-
-
-def test_a_bounded_number_of_curves_is_known(store: Store, monkeypatch: Any) -> None:
-    monkeypatch.setattr(ingest, "KNOWN_LINES", 2)
-    runs = [started(store) for _ in range(3)]
-    for sequence in range(1, 4):
-        for at, run in enumerate(runs):
-            stored(store, run.run, a_batch(run.session, sequence, [10 * sequence + at]))
-            assert len(ingest._lines) <= 2
-    with store.read() as conn:
-        assert all(len(get_run(conn, run.run)["sparkline"]) == 3 for run in runs)
+@given(st.lists(st.floats(), max_size=60), st.integers(0, 2**53))
+def test_its_text_is_what_the_database_keeps_everywhere(losses: list[float], begin: int) -> None:
+    line = {"width": 1, "steps": [begin + at for at in range(len(losses))], "losses": losses}
+    text, kept = sparkline.to_text(line), JsonText()
+    for read in (sparkline.from_text(text), kept.process_result_value(text, DIALECT)):
+        assert repr(read) == repr(line)  # to the last bit, NaN and -0 too
+    assert repr(sparkline.from_text(str(kept.process_bind_param(line, DIALECT)))) == repr(line)
