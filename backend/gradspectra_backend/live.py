@@ -10,6 +10,7 @@ from typing import Any
 from fastapi.sse import ServerSentEvent
 
 from gradspectra_backend.answers import dumps, plain
+from gradspectra_backend.lately import Lately
 
 QUEUE_LENGTH = 256
 RETRY_MS = 1000
@@ -58,6 +59,7 @@ class Hub:
         self._listeners: set[Listener] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self.closing = False
+        self.lately = Lately()
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start to accept announcements; they are dropped before this."""
@@ -77,14 +79,16 @@ class Hub:
     def announce(self, announcement: dict[str, Any]) -> None:
         """Tell every stream that wants it. Losing one does no harm: the database is the truth.
 
-        The loop is not woken where no stream is open: one that opens now reads what it missed.
+        The loop is not woken where no stream is open: one that opens now is told when the run was last announced.
         """
+        self.lately.note(announcement)  # before the look for streams: one that opens meanwhile looks here after it
         loop = self._loop
         if self._listeners and loop is not None and not loop.is_closed():
             loop.call_soon_threadsafe(self.publish, announcement)
 
     def publish(self, announcement: dict[str, Any]) -> None:
         """As `announce`, for callers in the event loop."""
+        self.lately.note(announcement)
         for listener in self._listeners:
             if listener.wants(announcement):
                 listener.put(announcement)
@@ -117,11 +121,14 @@ async def stream(
 ) -> AsyncIterator[ServerSentEvent]:
     """The events of one stream until the server closes: first what was missed, then what comes.
 
+    It begins with `opened`: how long ago runs were last announced. A page that was loaded just before learns from it
+    which of its answers may be older than that.
+
     backlog: reads what the client may have missed; called after the subscription, so that nothing falls between.
     """
     listener = hub.subscribe(runs)
     try:
-        yield ServerSentEvent(comment="open", retry=RETRY_MS)
+        yield ServerSentEvent(event="opened", raw_data=dumps(hub.lately.told(listener.runs)).decode(), retry=RETRY_MS)
         told: dict[str, tuple[Any, ...]] = {}
         waiting = await backlog()
         while not hub.closing:

@@ -14,7 +14,8 @@ import httpx2
 import pytest
 from backend.callers import API, Caller, batch
 from backend.servers import serving
-from gradspectra_backend.live import QUEUE_LENGTH, Hub, stream
+from gradspectra_backend.lately import MOST_RUNS, Lately
+from gradspectra_backend.live import QUEUE_LENGTH, RESYNC, Hub, stream
 from gradspectra_backend.routes.live import missed
 
 PATIENCE = 120.0
@@ -70,6 +71,43 @@ def test_the_loop_is_woken_for_open_streams_alone():
         assert len(woken) == 1
 
     asyncio.run(scenario())
+
+
+def test_a_stream_begins_with_what_was_announced_while_none_was_open():
+    async def scenario() -> None:
+        hub = Hub()
+        hub.open(asyncio.get_running_loop())
+        hub.announce(run_event("a", 1))
+        hub.publish({"type": "alert", "run": "b", "alert": {}})
+        for wanted, runs in ((None, {"a", "b"}), (["b", "c"], {"b"})):
+            events = stream(hub, wanted, nothing)
+            (event,) = await take(events, 1)
+            told = json.loads(event.raw_data)
+            assert (event.event, set(told["runs"])) == ("opened", runs)
+            assert all(0 <= age <= told["seconds"] for age in told["runs"].values())
+            await events.aclose()
+
+    asyncio.run(scenario())
+
+
+def test_seconds_since_an_announcement_are_known_as_far_back_as_they_say():
+    time_now = 100.0
+    lately = Lately(lambda: time_now)
+    time_now = 110.0
+    lately.note(run_event("a", 1))
+    time_now = 112.0
+    lately.note(run_event("b", 1))
+    lately.note(run_event("a", 2))
+    time_now = 113.0
+    assert lately.told(None) == {"seconds": 13.0, "runs": {"a": 1.0, "b": 1.0}}
+    for number in range(MOST_RUNS):
+        lately.note(run_event(f"r{number}", 1))
+    time_now = 114.0
+    found = lately.told(None)
+    assert (found["seconds"], len(found["runs"]), found["runs"]["r0"]) == (2.0, MOST_RUNS, 1.0)
+    lately.note(RESYNC)
+    time_now = 115.0
+    assert lately.told(None) == {"seconds": 1.0, "runs": {}}
 
 
 def test_a_stream_that_is_too_slow_is_told_to_ask_anew():
@@ -207,7 +245,7 @@ def test_a_page_hears_of_a_batch_its_derivation_and_the_alert_and_a_stop_ends_al
             assert listener.heard(run=run["id"], step=1)[:2] == ("run", f"{run['id']}.1")
             listener.heard(run=run["id"], derived_step=1)
         assert listeners[0].heard("alert", run=run["id"])[2]["alert"]["rule"] == "nonfinite"
-        assert listeners[-1].events[0][0] == "resync"
+        assert [event[0] for event in listeners[-1].events[:2]] == ["opened", "resync"]
         status, log = server.stopped(signal.SIGTERM)
         assert status in (0, -signal.SIGTERM)
         assert "graceful shutdown exceeded" not in log, "the streams ended by themselves, before the server's patience"

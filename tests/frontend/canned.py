@@ -70,6 +70,7 @@ class CannedServer:
         """Stand where a server just started stands."""
         self.drop_streams()
         self.last, self.streams, self.away = last, 0, False
+        self.begun, self.announced = time.monotonic(), None
         self.alerts = synthetic.alerts()
         self.made: dict[str, list[dict[str, Any]]] = {"tokens": [], "channels": []}
         now = time.time()
@@ -109,9 +110,16 @@ class CannedServer:
         self.last += steps
         self.runs[0]["last_step"] = self.runs[0]["derived_step"] = self.last
         event = {"run": self.runs[0]["id"], "batch": self.last, "step": self.last, "derived_step": self.last}
+        self.announced = time.monotonic()
         for listener in self.listeners:
             listener.put(f"event: run\ndata: {json.dumps(event)}\n\n")
         return self.last
+
+    def lately(self) -> dict[str, Any]:
+        """What a stream begins with: seconds since the first run was announced, and since the server began."""
+        now = time.monotonic()
+        ages = {} if self.announced is None else {self.runs[0]["id"]: now - self.announced}
+        return {"seconds": now - self.begun, "runs": ages}
 
     def get(self, handler: BaseHTTPRequestHandler) -> None:
         """Answer a GET."""
@@ -265,7 +273,7 @@ class CannedServer:
         handler.end_headers()
         handler.close_connection = True
         try:
-            handler.wfile.write(b": open\n\n")
+            handler.wfile.write(f"event: opened\ndata: {json.dumps(self.lately())}\n\n".encode())
             while (event := listener.get()) is not None:
                 handler.wfile.write(event.encode())
         except OSError:

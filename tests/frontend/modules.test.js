@@ -205,6 +205,7 @@ test("the stream comes back by itself and asks anew for what it may have missed"
   live.connect();
   sources[0].onopen();
   assert.equal(live.state, "live");
+  sources[0].handlers.opened({ data: '{"seconds":1e9,"runs":{}}' });
   sources[0].handlers.run({ data: '{"run":"r1","step":7}' });
   sources[0].handlers.run({ data: '{"run":"r2","step":8}' });
   sources[0].onerror();
@@ -215,6 +216,7 @@ test("the stream comes back by itself and asks anew for what it may have missed"
   assert.deepEqual(timers.map(([ms]) => ms), [1000]);
   timers.pop()[1]();
   sources[2].onopen();
+  sources[2].handlers.opened({ data: '{"seconds":1e9,"runs":{}}' });
   assert.deepEqual(heard, [7, null]);
   live.pause(true);
   sources[2].handlers.run({ data: '{"run":"r1","step":9}' });
@@ -224,6 +226,24 @@ test("the stream comes back by itself and asks anew for what it may have missed"
   live.hide();
   assert.equal(live.state, "hidden");
   assert.equal(sources[2].closed, true);
+});
+
+test("what was announced between the page's first question and the open stream is told once", () => {
+  let time = 5000;
+  const sources = [];
+  const opened = (runs, seconds) => {
+    const live = new Live({ open: () => (sources.push(new Source()), sources.at(-1)), now: () => time });
+    const heard = [];
+    live.onRun(null, (event) => heard.push(event && event.run));
+    time += 2000;
+    live.connect();
+    sources.at(-1).onopen();
+    sources.at(-1).handlers.opened({ data: JSON.stringify({ runs, seconds }) });
+    return heard;
+  };
+  assert.deepEqual(opened({ before: 2.5, within: 1.9, now: 0 }, 60), ["within", "now"]);
+  assert.deepEqual(opened({}, 60), []);
+  assert.deepEqual(opened({ within: 1 }, 1.5), [null], "the server knows less of the time before than has passed");
 });
 
 test("drawings take turns: each one has its frame, in the order in which they came", async () => {

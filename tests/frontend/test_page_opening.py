@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from frontend.canned import CannedServer
 from gradspectra_frontend import assets
 from playwright.sync_api import Locator, Page, Route, expect
 
@@ -25,6 +26,20 @@ def test_figures_are_drawn_before_the_run_has_answered(page: Page, tab: str, nam
         route.continue_()
     expect(page.locator("h1")).to_have_text("gpt-small-lr3e-3")
     expect(figure(page, name)).to_have_attribute("data-drawn", "1")
+
+
+def test_a_step_between_the_first_answers_and_the_open_stream_is_drawn(page: Page, server: CannedServer) -> None:
+    waiting: list[Route] = []
+    page.route("**/api/v1/live", lambda route: waiting.append(route))
+    page.goto(f"{RUN}/overview")
+    for name in ("loss", "grad_norm"):
+        expect(figure(page, name)).to_have_attribute("data-last-step", "1200")
+    expect(page.locator(".run-progress")).to_contain_text("1,200")
+    last = server.advance(7)
+    waiting.pop().continue_()
+    for name in ("loss", "grad_norm"):
+        expect(figure(page, name)).to_have_attribute("data-last-step", str(last))
+    expect(page.locator(".run-progress")).to_contain_text("1,207")
 
 
 @pytest.mark.parametrize("width", [1280, 420])

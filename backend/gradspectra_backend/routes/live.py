@@ -48,7 +48,9 @@ class Watched:
 async def live(context: Shared, watched: Annotated[Watched, Depends()]) -> AsyncIterator[ServerSentEvent]:
     """Server-sent events: `run` (a run advanced or changed state), `alert`, `resync` (events were lost: ask anew).
 
-    Events carry no data but where a run stands. A stream first says where the runs it names stand now; after a
+    The first one is `opened`: {"seconds", "runs"}, by run how many seconds ago it was last announced, as far back as
+    `seconds`. Whoever read a run before it opened the stream sees whether it has changed since.
+    Events carry no data but where a run stands. A stream says early where the runs it names stand now; after a
     reconnection with Last-Event-ID that is all that was missed, alerts by a `resync`.
     """
 

@@ -9,17 +9,19 @@ const LONGEST_WAIT = 10_000;
 
 /** Connection to /api/v1/live. States: connecting, live, offline, hidden. `paused` only stops the redrawing. */
 export class Live {
-  /** @param {{url?: string, open?: (url: string) => EventSource, later?: typeof setTimeout}} [parts] */
-  constructor({ url = "/api/v1/live", open = (url) => new EventSource(url), later = (f, ms) => setTimeout(f, ms) } = {}) {
+  /** @param {{url?: string, open?: (url: string) => EventSource, later?: typeof setTimeout, now?: () => number}} [parts] */
+  constructor({ url = "/api/v1/live", open = (url) => new EventSource(url), later = (f, ms) => setTimeout(f, ms), now = () => performance.now() } = {}) {
     this.url = url;
     this.open = open;
     this.later = later;
+    this.now = now;
+    /** From when on events may have been missed: nothing is asked before this is made. After a stream was lost: unknown. */
+    this.heardUntil = now();
     this.state = "connecting";
     this.paused = false;
     /** @type {EventSource | null} */
     this.source = null;
     this.failures = 0;
-    this.wasLive = false;
     /** @type {Set<RunListener>} */
     this.runListeners = new Set();
     /** @type {Set<(event: any) => void>} */
@@ -35,6 +37,7 @@ export class Live {
     this.source = source;
     source.onopen = () => this.opened(source);
     source.onerror = () => this.failed(source);
+    source.addEventListener("opened", (event) => this.catchUp(JSON.parse(event.data)));
     source.addEventListener("run", (event) => this.tell(JSON.parse(event.data)));
     source.addEventListener("resync", () => this.tell(null));
     source.addEventListener("alert", (event) => {
@@ -48,8 +51,15 @@ export class Live {
     if (source !== this.source) return;
     this.failures = 0;
     this.setState("live");
-    if (this.wasLive) this.tell(null);
-    this.wasLive = true;
+  }
+
+  /** Tell of what was announced before the stream stood: `runs` are seconds since then, all that there were in `seconds`.
+   * @param {{seconds: number, runs: Record<string, number>}} lately */
+  catchUp({ seconds, runs }) {
+    const away = (this.now() - this.heardUntil) / 1000;
+    this.heardUntil = -Infinity;
+    if (away > seconds) this.tell(null);
+    else Object.keys(runs).filter((run) => runs[run] <= away).forEach((run) => this.tell({ run }));
   }
 
   /** @param {EventSource} source */
