@@ -10,8 +10,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from gradspectra_store.engines import mapped_errors, new_engine
-from gradspectra_store.errors import StoreUnavailable
+from gradspectra_store.engines import begin_at_once, mapped_errors, new_engine
+from gradspectra_store.errors import StoreBusy, StoreUnavailable
 from gradspectra_store.migrating import migrate as migrate_database
 from gradspectra_store.segment_cache import SegmentCache
 
@@ -26,7 +26,8 @@ class Store:
     one connection that stays open, since taking one and giving it back costs as much as a small transaction.
     """
 
-    def __init__(self, url: str, engine: sa.Engine) -> None:
+    def __init__(self, url: str, engine: sa.Engine, *, at_once: bool = False) -> None:
+        """at_once: whether a commit is short, because it does not wait for the disk."""
         self.url = url
         self.dialect = engine.dialect.name
         self._engine = engine
@@ -35,6 +36,7 @@ class Store:
             options |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
         self._reader = engine.execution_options(**options)
         self._one_writer = threading.Lock() if self.dialect == "sqlite" else None
+        self._at_once = at_once and self._one_writer is not None
         self._writer: sa.Connection | None = None
 
     @classmethod
@@ -48,15 +50,19 @@ class Store:
         engine = new_engine(url, synchronous=synchronous)
         if migrate:
             migrate_database(url)
-        return cls(url, engine)
+        return cls(url, engine, at_once=synchronous == "NORMAL")
 
     @contextmanager
-    def write(self) -> Iterator[sa.Connection]:
+    def write(self, *, wait: bool = True) -> Iterator[sa.Connection]:
         """One transaction that may write: committed at the end of the block, undone by any exception.
 
-        On SQLite it holds the write lock from its beginning; never nest two in one thread.
+        On SQLite it holds the write lock from its beginning; never nest two in one thread. wait: False raises
+        StoreBusy where a short transaction would take long: another writer has the database, or a commit waits for
+        the disk or the network.
         """
-        with mapped_errors(self.url), self._alone():
+        if not wait and not self._at_once:
+            raise StoreBusy("a commit waits for the disk or the network")
+        with mapped_errors(self.url), self._alone(wait):
             if self._one_writer is None:
                 with self._engine.begin() as conn:
                     yield conn
@@ -64,7 +70,9 @@ class Store:
             conn = self._writer or self._engine.connect()
             self._writer = None
             try:
-                with conn.begin():
+                if not wait:
+                    begin_at_once(conn)
+                with conn.get_transaction() or conn.begin():
                     yield conn
             except BaseException:
                 conn.close()
@@ -104,11 +112,13 @@ class Store:
             conn.execution_options(isolation_level="AUTOCOMMIT").exec_driver_sql(f"PRAGMA wal_checkpoint({mode})")
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _alone(self, wait: bool = True) -> Iterator[None]:
         if self._one_writer is None:
             yield
             return
-        if not self._one_writer.acquire(timeout=WRITE_WAIT):
+        if not self._one_writer.acquire(timeout=WRITE_WAIT if wait else 0):
+            if not wait:
+                raise StoreBusy("another writer has the database")
             raise StoreUnavailable(f"another writer held the database for more than {WRITE_WAIT:g} s")
         try:
             yield
