@@ -13,8 +13,8 @@ from gradspectra_store.errors import BadRequest
 from gradspectra_store.stretches import Stretch
 
 MAX_COLUMNS = 100_000
-PIECE_VALUES = 1 << 22
-"""So many values are read and bucketed at a time."""
+PIECE_VALUES = 1 << 20
+"""So many values are read and bucketed at a time: each of the arrays on the way is then at most 8 MiB large."""
 
 
 @dataclass(frozen=True, slots=True)

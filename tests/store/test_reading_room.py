@@ -1,0 +1,31 @@
+"""The room that reading takes: a long range is bucketed piece by piece, in arrays of a bounded size."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import numpy as np
+from gradspectra_core.layers import Layer, LayerTable
+from gradspectra_store import Store
+from gradspectra_store.read import read_layers
+from store.batches import a_batch, layer_block, started, stored
+
+LAYERS, STEPS, AT_ONCE = 512, 8192, 256
+
+
+def test_millions_of_recorded_values_are_not_held_at_once(store: Store) -> None:
+    table = LayerTable.of(Layer(f"layers.{at}.weight", "up", at, (8, 8)) for at in range(LAYERS))
+    values = np.random.default_rng(0).lognormal(size=(AT_ONCE, LAYERS))
+    run = started(store)
+    for sequence in range(1, STEPS // AT_ONCE + 1):
+        steps = np.arange(AT_ONCE * (sequence - 1) + 1, AT_ONCE * sequence + 1)
+        block = layer_block(steps.tolist(), {"grad_sq": values}, table)
+        stored(store, run.run, a_batch(run.session, sequence, steps, layer_table=table, layers=block))
+    with store.read() as conn:
+        tracemalloc.start()
+        answer = read_layers(conn, run.run, "grad_norm", columns=64)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert answer.mean.shape == (LAYERS, 33)  # of 256 steps
+    bound = 2 * LAYERS * STEPS * 8  # what was decoded takes a quarter; of all at once the way takes more than this
+    assert peak < bound, f"{peak / 2**20:.0f} of {bound / 2**20:.0f} MiB"
