@@ -39,6 +39,7 @@ test("shares, times and cadences read as people write them", () => {
   assert.equal(format.every(2), "every 2nd");
   assert.equal(format.every(12), "every 12th");
   assert.equal(format.whole(1234567), "1,234,567");
+  assert.deepEqual([0, 999, -1000, 12345.6, "Infinity", "NaN", null].map(format.whole), ["0", "999", "-1,000", "12,346", "+inf", "NaN", "–"]);
 });
 
 test("time left follows the mean speed so far", () => {

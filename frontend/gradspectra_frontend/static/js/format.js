@@ -28,10 +28,12 @@ const trimmed = (text) => (text.includes(".") ? text.replace(/\.?0+$/, "") : tex
 /** @param {string} text */
 const minus = (text) => text.replace("-", "−").replace("e−", "e-");
 
-/** A whole number in groups of three. @param {unknown} value */
+/** A whole number in groups of three; without toLocaleString, whose first call takes tens of milliseconds.
+ * @param {unknown} value */
 export function whole(value) {
   const x = asNumber(value);
-  return x === null ? "–" : Math.round(x).toLocaleString("en-US");
+  if (x === null || !(Math.abs(x) < 1e21)) return number(x);
+  return String(Math.round(x)).replace(/\B(?=(\d{3})+$)/g, ",");
 }
 
 /** "every step", "every 2nd", "every 8th": how often something is measured. @param {unknown} cadence */
