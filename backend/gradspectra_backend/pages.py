@@ -5,10 +5,12 @@ from __future__ import annotations
 import gzip
 import hashlib
 from functools import cache
+from pathlib import Path
 
 from fastapi import APIRouter, FastAPI, Request
 from gradspectra_frontend import assets
-from starlette.responses import HTMLResponse, Response
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
@@ -21,11 +23,24 @@ ASK_AGAIN = "no-cache"
 class Files(StaticFiles):
     """Static files that a browser keeps; those whose address does not name their contents it asks about again."""
 
+    def __init__(self) -> None:
+        super().__init__(directory=assets.static_dir(), check_dir=False)
+        self._kept: dict[str, Response] = {}
+
     async def get_response(self, path: str, scope: Scope) -> Response:
-        """As Starlette's, with Cache-Control."""
+        """As Starlette's, with Cache-Control; a file at an address that names its contents is read once.
+
+        A browser that is new here asks for all of them at once, and reading each takes longer than all else.
+        """
         name, fixed = assets.static_path(path)
+        if fixed and path in self._kept:
+            return self._kept[path]
         response = await super().get_response(name, scope)
         response.headers["Cache-Control"] = FOREVER if fixed else ASK_AGAIN
+        if fixed and scope["method"] == "GET" and isinstance(response, FileResponse):
+            headers = {name: response.headers[name] for name in ("Cache-Control", "ETag", "Last-Modified")}
+            body = await run_in_threadpool(Path(response.path).read_bytes)
+            response = self._kept[path] = Response(body, headers=headers, media_type=response.media_type)
         return response
 
 
@@ -68,4 +83,4 @@ def install(app: FastAPI) -> None:
         router.add_api_route(path, _page, methods=["GET"])
     router.add_api_route(assets.plotly_url(), _script, methods=["GET"])
     app.include_router(router)
-    app.mount("/static", Files(directory=assets.static_dir(), check_dir=False), name="static")
+    app.mount("/static", Files(), name="static")

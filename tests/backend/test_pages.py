@@ -8,6 +8,7 @@ import pytest
 from backend.callers import API, Caller
 from gradspectra_backend.problems import KINDS
 from gradspectra_frontend import assets
+from starlette.staticfiles import StaticFiles
 
 
 @pytest.mark.parametrize("path", ["/", "/runs/abc", "/runs/abc/layers", "/alerts", "/settings", "/login"])
@@ -49,6 +50,23 @@ def test_files_whose_address_names_their_contents_are_kept_for_ever(caller: Call
     of_another_version = caller.client.get(f"/static/{'0' * 16}/js/early.js")
     assert (of_another_version.content, of_another_version.headers["cache-control"]) == (kept.content, "no-cache")
     assert f'src="{assets.static_url()}/js/main.js"' in caller.client.get("/").text
+
+
+def test_a_file_whose_address_names_its_contents_is_read_once(caller: Caller, monkeypatch: pytest.MonkeyPatch):
+    address = f"{assets.static_url()}/style/base.css"
+    first = caller.client.get(address)
+
+    def unread(*_: object) -> None:
+        raise AssertionError("looked for on disk again")
+
+    monkeypatch.setattr(StaticFiles, "lookup_path", unread)
+    again = caller.client.get(address)
+    assert (again.status_code, again.content) == (200, (assets.static_dir() / "style" / "base.css").read_bytes())
+    for name in ("content-type", "etag", "last-modified", "cache-control"):
+        assert again.headers[name] == first.headers[name]
+    head = caller.client.head(address)
+    assert (head.status_code, head.content) == (200, b"")
+    assert caller.client.get("/static/style/base.css").status_code == 500, "one that does not is looked for each time"
 
 
 @pytest.mark.parametrize(
