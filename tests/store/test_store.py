@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -214,21 +215,56 @@ def test_a_disk_full_on_postgresql_is_said() -> None:
         raise sa.exc.OperationalError("INSERT", {}, DiskFull("could not extend file"))
 
 
-def test_a_checkpoint_empties_the_log_when_it_has_grown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def in_file(folder: Path) -> int:
+    """Segments in the file itself, whatever the log has."""
+    with closing(sqlite3.connect(f"file:{folder}/a.db?mode=ro&immutable=1", uri=True)) as conn:
+        (count,) = conn.execute("SELECT count(*) FROM segments").fetchone()
+    return int(count)
+
+
+def test_a_log_that_has_grown_is_written_from_its_beginning_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = Store.open(f"sqlite:///{tmp_path}/a.db")
     run = started(store)
     stored(store, run.run, a_batch(run.session, 1, range(1, 4001)))
     log = tmp_path / "a.db-wal"
     grown = log.stat().st_size
     assert grown > 100_000
+    with store.read() as reading:  # has begun before, so that the log cannot begin anew
+        assert get_run(reading, run.run) is not None
+        stored(store, run.run, a_batch(run.session, 2, range(4001, 4100)))
+        grown = log.stat().st_size
+        monkeypatch.setattr("gradspectra_store.database.WAL_BOUND", 1000)
+        store.checkpoint()
+        stored(store, run.run, a_batch(run.session, 3, range(4100, 4200)))
+        assert log.stat().st_size > grown
+    grown = log.stat().st_size
     store.checkpoint()
-    assert log.stat().st_size == grown  # written to the file, and to be used again from its beginning
-    with sqlite3.connect(f"file:{tmp_path}/a.db?mode=ro&immutable=1", uri=True) as conn:
-        assert conn.execute("SELECT count(*) FROM segments").fetchone() == (1,)
-    conn.close()
-    monkeypatch.setattr("gradspectra_store.database.WAL_BOUND", 1000)
+    assert in_file(tmp_path) == 3
+    for sequence in (4, 5, 6):
+        stored(store, run.run, a_batch(run.session, sequence, [4200 + sequence]))
+    assert log.stat().st_size == grown
+    with store.read() as reading:
+        assert read_series(reading, run.run, ["loss"], 4202).x.tolist() == [4204, 4205, 4206]
+    store.close()
+
+
+def test_a_checkpoint_waits_for_as_many_commits_as_it_is_told(tmp_path: Path) -> None:
+    store = Store.open(f"sqlite:///{tmp_path}/a.db")
     store.checkpoint()
-    assert log.stat().st_size == 0
+    run = started(store)
+    stored(store, run.run, a_batch(run.session, 1, [1]))
+    store.checkpoint(least=3)
+    assert in_file(tmp_path) == 0
+    stored(store, run.run, a_batch(run.session, 2, [2]))
+    store.checkpoint(least=3)
+    assert in_file(tmp_path) == 2
+    stored(store, run.run, a_batch(run.session, 3, [3]))
+    store.checkpoint(least=3)
+    assert in_file(tmp_path) == 2
+    store.checkpoint()
+    assert in_file(tmp_path) == 3
     store.close()
 
 

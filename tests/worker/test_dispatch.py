@@ -52,6 +52,23 @@ def test_work_left_by_an_earlier_process_is_taken_up_without_a_request(store):
     dispatcher.stop()
 
 
+def test_the_log_is_moved_into_the_file_while_many_batches_come(store, monkeypatch):
+    if store.dialect != "sqlite":
+        pytest.skip("PostgreSQL has a log of its own")
+    moved = threading.Event()
+    monkeypatch.setattr(dispatch, "CHECKPOINT_SECONDS", 0.01)
+    monkeypatch.setattr(store, "_checkpoint", lambda _mode: moved.set() or 0)
+    dispatcher = InlineDispatcher(store, sweep_seconds=60.0)
+    dispatcher.start()
+    started = start(store)
+    wait_until(moved.is_set)  # by the first sweep
+    moved.clear()
+    for batch in batches(numbers(dispatch.CHECKPOINT_COMMITS), started.session, 1):
+        take_in(store, started, [batch])
+    wait_until(moved.is_set)
+    dispatcher.stop()
+
+
 def test_a_lost_request_is_found_by_the_sweep(store):
     dispatcher = InlineDispatcher(store, sweep_seconds=0.1)
     dispatcher.start()
@@ -183,7 +200,7 @@ def test_stopping_is_quick_and_what_is_left_waits_for_the_next_start(store):
     dispatcher.start()
     time.sleep(0.05)
     threads = [thread for thread in threading.enumerate() if thread not in before]
-    assert len(threads) == 3
+    assert len(threads) == 4
     dispatcher.stop()  # which would not wait for the next sweep
     assert not any(thread.is_alive() for thread in threads)
     started = start(store)

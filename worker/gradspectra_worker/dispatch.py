@@ -33,6 +33,9 @@ costs it costs once, however many batches it takes."""
 COMPACT_SHARE = 0.2
 """Share of its time that the compacting thread works: what it leaves undone waits until fewer batches come."""
 
+CHECKPOINT_SECONDS, CHECKPOINT_COMMITS = 0.25, 64
+"""How often SQLite's log is moved into the file while so many transactions come in that time, and how many."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -50,7 +53,8 @@ class Dispatcher(Protocol):
 
 
 class InlineDispatcher:
-    """Derives in one thread of this process, compacts and retires in another and delivers alerts in a third; no Redis.
+    """Derives in one thread of this process, compacts and retires in another, delivers alerts in a third and moves
+    SQLite's log into the file in a fourth; no Redis.
 
     Requests are coalesced (a run waits at most once) and served in order of arrival. Every `sweep_seconds` runs
     whose request was lost are found by their watermark, and what was derived is compacted; every `retain_seconds`
@@ -82,6 +86,8 @@ class InlineDispatcher:
         self._deriving = threading.Thread(target=self._derive_loop, name="gradspectra-derive", daemon=True)
         self._compacting = threading.Thread(target=self._compact_loop, name="gradspectra-compact", daemon=True)
         self._delivering = threading.Thread(target=self._deliver_loop, name="gradspectra-deliver", daemon=True)
+        self._checkpointing = threading.Thread(target=self._checkpoint_loop, name="gradspectra-log", daemon=True)
+        self._threads = self._deriving, self._compacting, self._delivering, self._checkpointing
 
     def request(self, run: str) -> None:
         """Ask for a run to be derived; returns at once."""
@@ -96,9 +102,8 @@ class InlineDispatcher:
 
     def start(self) -> None:
         """Start the threads; the first sweep takes up what an earlier process left undone."""
-        self._deriving.start()
-        self._compacting.start()
-        self._delivering.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self, timeout: float = 10.0) -> None:
         """Stop after the chunk in hand. timeout: seconds to wait for it; what is left is derived at the next start."""
@@ -107,7 +112,7 @@ class InlineDispatcher:
         with self._wake:
             self._wake.notify_all()
         until = time.monotonic() + timeout
-        for thread in (self._deriving, self._compacting, self._delivering):
+        for thread in self._threads:
             if thread.is_alive():
                 thread.join(max(0.0, until - time.monotonic()))
 
@@ -210,3 +215,10 @@ class InlineDispatcher:
                 deliver_due(self._store, now=time.time(), allow_hosts=self._allow_hosts)
             except Exception:
                 _log.exception("delivering alerts failed; the sweep tries again")
+
+    def _checkpoint_loop(self) -> None:
+        while not self._stopping.wait(CHECKPOINT_SECONDS):
+            try:
+                self._store.checkpoint(CHECKPOINT_COMMITS)
+            except Exception:
+                _log.exception("moving the log into the file failed; it is tried again")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -56,11 +55,10 @@ async def post_records(context: Shared, run: RunId, request: Request) -> Respons
     content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
     encoding = request.headers.get("content-encoding", "")
     arguments = context, run, body, content_type, encoding
-    taken = None
-    if len(body) <= AT_ONCE_BYTES and content_type == CONTENT_TYPE and not encoding and not context.settings.redis_url:
-        with suppress(StoreBusy):
-            taken = _store(*arguments, wait=False)
-    batch, done = taken or await _lane.run(_store, *arguments)
+    taken = _at_once(*arguments)
+    if taken is None:
+        taken = await _lane.run(_store, *arguments)
+    batch, done = taken
     news = context.news.pending(run, batch.session)
     alerts = await _lane.run(fresh_alerts, context, run, batch.session, look=False) if news else []
     return answer(
@@ -73,6 +71,18 @@ async def post_records(context: Shared, run: RunId, request: Request) -> Respons
             "viewed": context.audience.present,
         }
     )
+
+
+def _at_once(
+    context: Context, run: str, body: bytes, content_type: str, encoding: str
+) -> tuple[Batch, Ingested] | None:
+    """Store a short batch here and now; None, with nothing stored, where it is long or would have to wait."""
+    if len(body) > AT_ONCE_BYTES or content_type != CONTENT_TYPE or encoding or context.settings.redis_url is not None:
+        return None
+    try:
+        return _store(context, run, body, content_type, encoding, wait=False)
+    except StoreBusy:
+        return None
 
 
 def _store(
