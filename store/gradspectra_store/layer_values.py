@@ -9,15 +9,17 @@ from functools import partial
 import numpy as np
 import sqlalchemy as sa
 from gradspectra_core.blocks import Recorded
-from gradspectra_core.buckets import Bucketed, level_of
+from gradspectra_core.buckets import Bucketed, level_of, shown
 from gradspectra_core.layers import Layer
 from gradspectra_core.records import Bool, Int64
 from gradspectra_core.statistics import METRICS, STATISTICS
 from gradspectra_core.views import LayerSeries
+from gradspectra_core.widths import level_at, width_of
 
 from gradspectra_store.attempts import visible_spans
 from gradspectra_store.block_rows import Source
 from gradspectra_store.errors import UnknownLayer, UnknownStatistic
+from gradspectra_store.kept_parts import Kept, Place
 from gradspectra_store.layer_tables import RunLayers, run_layers
 from gradspectra_store.levels import Levels, Quantity
 from gradspectra_store.names import known_name, known_names
@@ -45,12 +47,34 @@ def read_layers(
     BadRequest.
     """
     wanted = Range.of(start, stop, columns)
+    place = Place(
+        conn, run, ("layers", run, statistic, wanted, columns, None if layers is None else tuple(layers), attempt)
+    )
+    kept = place.get()
+    if kept is None:
+        return _read(conn, run, statistic, wanted, columns, layers, attempt, place)
+    buckets = _there(shown(kept.parts, kept.factor))
+    return _shown(statistic, kept.rows, buckets, wanted, keep_empty=layers is not None)
+
+
+def _read(
+    conn: sa.Connection,
+    run: str,
+    statistic: str,
+    wanted: Range,
+    columns: int,
+    layers: Sequence[str] | None,
+    attempt: int | None,
+    place: Place,
+) -> LayerSeries:
+    """As `read_layers`, where nothing is kept."""
     spans = visible_spans(conn, run, attempt)
     known = known_name(conn, run, "layer", statistic)
     if known is None and statistic not in STATISTICS and statistic not in METRICS:
         raise UnknownStatistic(statistic, known_names(conn, run, "layer").keys() | STATISTICS.keys() | METRICS.keys())
     every = run_layers(conn, run)
     places = _chosen(every, layers)
+    rows = every.layers if layers is None else [every.layers[at] for at in places]
     metric = METRICS.get(statistic)
     computed = metric is not None and metric.function is not None
     derived = not computed and (statistic in METRICS if known is None else known)
@@ -64,15 +88,23 @@ def read_layers(
     grid = Grid.of(*(extent([reach], spans, wanted.start, wanted.stop) or (0, -1)), columns)
     number = level_of(grid.width)
     widest = max((one.width for one in coarse), default=1)
-    answers = []
-    for first, end in grid.pieces(len(every.layers) * len(quantity.inputs), number, levels.loose, widest):
-        stretches = Range(max(first, wanted.start), min(end, wanted.stop)).stretches(spans)
-        answers.append(_there(read_beside(levels, quantity, grid.width, stretches, spans, coarse)))
-    buckets = joined_buckets(answers, len(places))
-    rows = every.layers if layers is None else [every.layers[at] for at in places]
-    values = _shown(statistic, rows, buckets, merged_damage([levels]), keep_empty=layers is not None)
-    left = told(coarse, wanted.stretches(spans), grid.width)
-    return replace(values, x=np.maximum(values.x, wanted.start), retired=left)
+    pieces = [
+        Range(max(first, wanted.start), min(end, wanted.stop)).stretches(spans)
+        for first, end in grid.pieces(len(every.layers) * len(quantity.inputs), number, levels.loose, widest)
+    ]
+    if len(pieces) == 1 and not coarse:
+        number = level_at(grid.width)
+        (parts,) = levels.parts([quantity], number, pieces[0])
+        kept = Kept(rows, parts, grid.width // width_of(number))
+        if not levels.damaged:
+            place.put(kept)
+        buckets = _there(shown(kept.parts, kept.factor))
+    else:
+        answers = (_there(read_beside(levels, quantity, grid.width, own, spans, coarse)) for own in pieces)
+        buckets = joined_buckets(list(answers), len(places))
+    damage, left = merged_damage([levels]), told(coarse, wanted.stretches(spans), grid.width)
+    answer = _shown(statistic, rows, buckets, wanted, keep_empty=layers is not None)
+    return replace(answer, damaged=damage, retired=left)
 
 
 def layer_quantity(name: str, rows: int) -> Quantity:
@@ -124,9 +156,7 @@ def _there(buckets: Bucketed) -> Bucketed:
     return x[some], mean[:, some], low[:, some], high[:, some], last[:, some], nonfinite[:, some], present[:, some]
 
 
-def _shown(
-    statistic: str, rows: Sequence[Layer], buckets: Bucketed, damaged: tuple[tuple[int, int], ...], *, keep_empty: bool
-) -> LayerSeries:
+def _shown(statistic: str, rows: Sequence[Layer], buckets: Bucketed, wanted: Range, *, keep_empty: bool) -> LayerSeries:
     x, mean, low, high, _, nonfinite, present = buckets
     whole = present.size > 0 and present.all()
     if not keep_empty and not whole and not (keep := np.any(present, axis=1)).all():
@@ -135,7 +165,7 @@ def _shown(
     return LayerSeries(
         statistic=statistic,
         axis="step",
-        x=x,
+        x=np.maximum(x, wanted.start),
         layers=tuple([layer.name for layer in rows]),
         roles=tuple([layer.role for layer in rows]),
         depths=tuple([layer.depth for layer in rows]),
@@ -144,5 +174,4 @@ def _shown(
         max=high,
         nonfinite=nonfinite,
         present=present,
-        damaged=damaged,
     )

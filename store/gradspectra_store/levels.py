@@ -6,6 +6,7 @@ the buckets below them. The same steps thus give the same bits however they are 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,6 +23,9 @@ from gradspectra_core.widths import ladder, width_of
 from gradspectra_store.block_rows import BlockRow, Content, Source, find_blocks, load_blocks
 from gradspectra_store.scan import Found, Reaches
 from gradspectra_store.stretches import Stretch, united, whole, within, without
+
+FEW = 64
+"""So many steps at the ends of a range, or fewer, are read as they were recorded, whatever levels have them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,10 +130,23 @@ class Levels:
 
     def parts(self, quantities: Sequence[Quantity], number: int, stretches: Sequence[Stretch]) -> list[list[Level]]:
         """Return what `read` does of each as levels that follow one another in order of their buckets."""
-        rest = {quantity.name: self._from_the_beginning(stretches) for quantity in quantities}
+        known = set(self.damaged)
+        found = self._parts(quantities, number, stretches, FEW)
+        if self.damaged != known:  # levels that were passed over may have what is lost below them
+            self.damaged = known
+            found = self._parts(quantities, number, stretches, 0)
+        return found
+
+    def _parts(
+        self, quantities: Sequence[Quantity], number: int, stretches: Sequence[Stretch], few: int
+    ) -> list[list[Level]]:
+        """As `parts`; where no more than `few` steps are left to read in blocks, as they were recorded."""
+        rest = {quantity.name: self._to_the_ends(stretches) for quantity in quantities}
         taken: dict[str, dict[int, list[tuple[Level, Stretch]]]] = {quantity.name: {} for quantity in quantities}
         broken: dict[str, list[Stretch]] = {quantity.name: [] for quantity in quantities}
         for level in reversed(ladder(number)):
+            if level != number and all(self._left(own) <= few for own in rest.values()):
+                break
             wholes = [whole(one, width_of(level)) for one in _all(rest.values())]
             rows = find_blocks(self._conn, self._source, list(rest), level, wholes)
             wanted = {row.id: (row, self._clean(row, rest[row.name])) for row in rows}
@@ -153,12 +170,26 @@ class Levels:
             for quantity, own in zip(quantities, recorded, strict=True)
         ]
 
-    def _from_the_beginning(self, stretches: Sequence[Stretch]) -> list[Stretch]:
-        """The same stretches; where the first begins with its attempt's numbers, the bucket there is a whole one."""
+    def _to_the_ends(self, stretches: Sequence[Stretch]) -> list[Stretch]:
+        """The same stretches, no further than their attempts reach unless numbers are retired, whose last bucket may.
+
+        Where the first begins with its attempt's numbers, the bucket there is a whole one.
+        """
         found = sorted(stretches, key=lambda one: one.first)
         if found and found[0].first <= self.reaches.get(found[0].attempt, (-1, -1))[0]:
             found[0] = found[0]._replace(first=0)
-        return found
+        if self._retired:
+            return found
+        ends = {attempt: last + 1 for attempt, (_, last) in self.reaches.items()}
+        cut = (one._replace(stop=min(one.stop, ends.get(one.attempt, one.stop))) for one in found)
+        return [one for one in cut if one.first < one.stop]
+
+    def _left(self, rest: Sequence[Stretch]) -> float:
+        """How many of these steps blocks may have as they were recorded, infinite where some have only buckets left."""
+        pieces = [piece for one in rest for piece in without(one, self._loose)]
+        if any(within(self._retired, piece) for piece in pieces):
+            return math.inf
+        return sum(piece.stop - piece.first for piece in pieces)
 
     def recorded(self, names: Sequence[str], rows: int, stretches: Sequence[Stretch]) -> list[Recorded]:
         """Return what was recorded of each name over the stretches, all of its `rows` rows."""

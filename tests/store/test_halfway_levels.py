@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from gradspectra_core.pyramid import Level
 from gradspectra_store import Store, levels
+from gradspectra_store.block_rows import BlockRow, find_blocks
 from gradspectra_store.levels import ordered
 from gradspectra_store.read import read_layers, read_series
 from store.batches import TABLE, a_batch, columns, layer_block, started, stored
@@ -69,3 +70,24 @@ def test_from_64_steps_a_column_a_question_reads_as_many_buckets_as_it_gives(
         found = read_layers(conn, run, "grad_norm", columns=columns)
     assert columns // 2 < len(found.x) <= columns
     assert max(widest) == len(found.x)
+
+
+def test_a_few_steps_at_the_end_are_read_as_recorded_with_the_same_bits(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = a_plain_run(store, 6436, size=36)
+    compacted(store, run)
+    asked: list[int] = []
+
+    def noting(conn: Any, source: Any, names: Any, level: int, stretches: Any) -> list[BlockRow]:
+        asked.append(level)
+        return find_blocks(conn, source, names, level, stretches)
+
+    monkeypatch.setattr(levels, "find_blocks", noting)
+    with store.read() as conn:
+        found = read_layers(conn, run, "grad_norm", stop=6330, columns=51)
+        assert asked == [34, 0]
+        monkeypatch.setattr(levels, "FEW", 0)
+        again = read_layers(conn, run, "grad_norm", stop=6330, columns=51)
+    assert asked == [34, 0, 34, 2, 1, 0]
+    np.testing.assert_equal([found.x, found.mean, found.min, found.max], [again.x, again.mean, again.min, again.max])
