@@ -15,13 +15,14 @@ from gradspectra_store.errors import BadRequest, StoreBusy, StoreFull, StoreUnav
 SYNCHRONOUS = ("NORMAL", "FULL")
 PAGE_BYTES = 16_384  # of new files: a batch of layer numbers is one long value, written in a third of the time of 4 KiB
 WAL_BOUND_PAGES = 8_192  # 128 MiB: past it a commit checkpoints by itself, should nobody call Store.checkpoint
+CACHE_KIB = 4_096  # of pages in each connection, of which eight are kept: with 16 MiB reads are hardly quicker
 BUSY_MILLISECONDS = 30_000  # that a writer waits for another process
 _PRAGMAS = (
     f"page_size={PAGE_BYTES}",
     "journal_mode=WAL",
     f"busy_timeout={BUSY_MILLISECONDS}",
     "temp_store=MEMORY",
-    "cache_size=-16384",
+    f"cache_size=-{CACHE_KIB}",
     "mmap_size=67108864",
     f"wal_autocheckpoint={WAL_BOUND_PAGES}",
     "journal_size_limit=67108864",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 from gradspectra_core.layers import Layer, LayerTable
@@ -29,3 +30,13 @@ def test_millions_of_recorded_values_are_not_held_at_once(store: Store) -> None:
     assert answer.mean.shape == (LAYERS, 33)  # of 256 steps
     bound = 2 * LAYERS * STEPS * 8  # what was decoded takes a quarter; of all at once the way takes more than this
     assert peak < bound, f"{peak / 2**20:.0f} of {bound / 2**20:.0f} MiB"
+
+
+def test_the_pages_that_kept_connections_to_sqlite_hold_are_few(tmp_path: Path) -> None:
+    store = Store.open(f"sqlite:///{tmp_path / 'a.db'}")
+    with store.read() as one, store.write() as other:
+        pages = [conn.exec_driver_sql("PRAGMA cache_size").scalar_one() for conn in (one, other)]
+        kept = one.engine.pool.size()  # type: ignore[attr-defined]
+    assert all(-size * kept <= 32 << 10 for size in pages), f"{pages} KiB in each of {kept} connections"
+    assert max(pages) < 0  # KiB, whatever the size of a page
+    store.close()
