@@ -131,6 +131,19 @@ def _watch(variant: Variant, **options: Any) -> Addition:
     return Addition(watch=watch, close=watch.close)
 
 
+def _eager(variant: Variant, **options: Any) -> Addition:
+    """The agent without its compiled pass: as GRADSPECTRA_FUSED=off makes it where there is no compiler."""
+    before = os.environ.get("GRADSPECTRA_FUSED")
+    os.environ["GRADSPECTRA_FUSED"] = "off"
+    try:
+        return _watch(variant, **options)
+    finally:
+        if before is None:
+            del os.environ["GRADSPECTRA_FUSED"]
+        else:
+            os.environ["GRADSPECTRA_FUSED"] = before
+
+
 def _norm_loop(variant: Variant) -> Addition:
     """What most scripts have: the norm of each tensor's gradient, one copy to the host for each."""
 
@@ -230,6 +243,8 @@ ADDITIONS: dict[str, Callable[[Variant], Addition]] = {
     "watch-viewed": _watch,
     "watch-first-tier": partial(_watch, second_tier="off", **EVERY_STEP),
     "watch-everything": partial(_watch, **EVERY_STEP),
+    "watch-first-tier-eager": partial(_eager, second_tier="off", **EVERY_STEP),
+    "watch-everything-eager": partial(_eager, **EVERY_STEP),
     "clip": _clip,
     "norm-loop": _norm_loop,
     "composer-style": _composer_style,

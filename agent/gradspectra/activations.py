@@ -158,17 +158,25 @@ class Activations:
         if not tensor.is_floating_point() or not tensor.numel() or tensor.layout is not torch.strided:
             return
         with torch.no_grad(), OneThread():
-            self._measure_by_torch(self._columns[place], tensor.detach())
+            if tensor.is_cpu:
+                self._measure_on_host(place, tensor)
+            else:
+                self._measure_on_device(self._columns[place], tensor.detach())
 
-    def _measure_by_torch(self, columns: slice, tensor: Tensor) -> None:
-        low, high = torch.aminmax(tensor)
-        largest = torch.maximum(-low, high).float()
-        lost = None
-        if tensor.device.type != "cpu" or not math.isfinite(largest.item()):
+    def _measure_on_host(self, place: int, tensor: Tensor) -> None:
+        low, high = (extreme.item() for extreme in torch.aminmax(tensor))
+        largest, lost = max(-low, high), 0
+        if not math.isfinite(high - low):
             finite = tensor.isfinite()
-            lost = finite.logical_not().sum().float()
-            largest = torch.where(finite, tensor.abs(), -1).amax().float()
-        self._tier.put_forward(columns, largest, lost)
+            lost = tensor.numel() - int(finite.sum())
+            largest = torch.where(finite, tensor.abs(), -1).amax().item()
+        found = self._found[place]
+        found[:] = max(found[0], largest), found[1] + lost
+
+    def _measure_on_device(self, columns: slice, tensor: Tensor) -> None:
+        finite = tensor.isfinite()
+        largest = torch.where(finite, tensor.abs(), -1).amax().float()
+        self._tier.put_forward(columns, largest, finite.logical_not().sum().float())
 
 
 def _address(tensor: Tensor) -> int:

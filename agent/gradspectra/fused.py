@@ -1,10 +1,13 @@
-"""All sums of float32 layers on a CPU in one compiled pass, so that every number is read from memory once."""
+"""All sums of float32 layers on a CPU in one pass, so that every number is read from memory once.
+
+The pass is compiled; where it is not, and all sums are wanted at each step, it is made of pieces that stay in cache.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +28,7 @@ from gradspectra.compiling import (
     switched_off,
 )
 from gradspectra.inventory import Inventory, WatchedTensor
+from gradspectra.piecewise import layers_of, measure_in_pieces
 from gradspectra.second_numbers import units
 from gradspectra.settings import fused_wanted
 from gradspectra.updates import Coefficients, UpdateTerms, unknown_update
@@ -48,7 +52,8 @@ class FusedRows:
     rows: (n, len(ROW)); `row` gives one of its columns. update: (n,) whether the direction is that of a known update;
     factor: (n,) ΔW = −factor·d. moments: (n,) whether first_sq and second_sum are Adam's, and (n, 2) corrections what
     makes them those of m̂ and v̂. other_moments: (n,) whether the optimizer keeps Adam's, and they are not these.
-    second: (n,) where the numbers lie that second_sum is of, as long as the optimizer leaves them there.
+    second: (n,) where the numbers lie that second_sum is of, as long as the optimizer leaves them there. medians: (n,)
+    of these, where they came with the sums.
     """
 
     tensors: frozenset[int]
@@ -61,6 +66,7 @@ class FusedRows:
     corrections: Float64
     other_moments: Bool
     second: NDArray[np.uint64]
+    medians: Float64 | None = None
 
     def row(self, name: str) -> Float64:
         """One number of each layer, (n,)."""
@@ -89,15 +95,33 @@ class _Layout:
         self.words = self.table.view(np.uint64).reshape(len(of), -1)
         self.numbers = self.table.view(np.float64).reshape(len(of), -1)
         self.address = self.table.ctypes.data
+        firsts = zip(of, flat.tolist(), strict=True)
+        self.pieces = [(tensor, start, start + rows * each, each) for tensor, (start, rows, each) in firsts]
+        """Of each layer its tensor, its numbers [start, stop) of that, and the numbers of an output unit."""
+
+
+class Sources(NamedTuple):
+    """What a tensor is measured from, each on the host and in order; place: which coefficients are its update's.
+
+    What a rule does not take is the gradient, and multiplied by 0.
+    """
+
+    gradient: Tensor
+    weight: Tensor
+    first: Tensor
+    second: Tensor
+    place: int
 
 
 class FusedPass:
     """Measures what it can of the tensors of one inventory; the rest is left to torch's own operations.
 
-    Raises ValueError for a wrong GRADSPECTRA_FUSED.
+    everything: all sums are wanted whenever some are, so that a pass pays that is not compiled. Raises ValueError for a
+    wrong GRADSPECTRA_FUSED.
     """
 
-    def __init__(self, inventory: Inventory) -> None:
+    def __init__(self, inventory: Inventory, everything: bool = False) -> None:
+        self._everything = everything
         self._compilation = compilation() if fused_wanted() else switched_off()
         self._compiled: Compiled | None = None
         self._pieces: dict[int, list[tuple[int, int, int]]] = {}
@@ -128,29 +152,35 @@ class FusedPass:
         early: identities of parameters whose gradient is no longer what it was.
         """
         compiled = self.compiled
-        if compiled is None or not self._pieces:
+        if not self._pieces or (compiled is None and not self._everything):
             return None
         known = optimizer is not None and unknown_update(optimizer) is None
         terms = UpdateTerms(optimizer) if known else None
         taken: list[int] = []
         addresses: list[int] = []
-        shared: list[int] = []
+        sources: list[Sources] = []
         for tensor in tensors:
-            first, parameter = tensor.first, tensor.parameter
-            entries = self._entries.get(first)
-            if entries is None or id(parameter) in early:
+            entries = self._entries.get(tensor.first)
+            if entries is None or id(tensor.parameter) in early:
                 continue
-            places = _places(parameter, terms, tensor, entries)
-            if places is not None:
-                taken.append(first)
-                addresses += places[:4]
-                shared.append(places[4])
+            own = _sources(tensor.parameter, terms, tensor)
+            at = () if own is None else [address(numbers, entries) for numbers in own[:4]]
+            if own is not None and all(at):
+                taken.append(tensor.first)
+                addresses += at
+                sources.append(own)
         if not taken:
             return None
         layout = self._layout(tuple(taken))
-        of_update = _fill(layout, addresses, shared, [UNKNOWN] if terms is None else terms.coefficients)
-        rows = np.empty((len(layout.of), len(ROW)))
-        compiled.measure(len(layout.of), layout.address, rows.ctypes.data)
+        coefficients = [UNKNOWN] if terms is None else terms.coefficients
+        of_update = _fill(layout, addresses, [own.place for own in sources], coefficients)
+        medians = None
+        if compiled is not None:
+            rows = np.empty((len(layout.of), len(ROW)))
+            compiled.measure(len(layout.of), layout.address, rows.ctypes.data)
+        else:
+            updates = [coefficients[own.place] for own in sources]
+            rows, medians = measure_in_pieces(layers_of([own[:4] for own in sources], updates, layout.pieces))
         return FusedRows(
             layout.tensors,
             layout.columns,
@@ -162,6 +192,7 @@ class FusedPass:
             of_update[:, 6:],
             (of_update[:, 0] == ADAM) & ~(of_update[:, 5] > 0),
             layout.words[:, 3].copy(),
+            medians,
         )
 
     def _layout(self, tensors: tuple[int, ...]) -> _Layout:
@@ -177,6 +208,8 @@ class FusedPass:
 
         To be asked for before the optimizer steps again.
         """
+        if rows.medians is not None:
+            return rows.medians[chosen]
         assert self.compiled is not None
         entries, medians = rows.entries[chosen], np.empty(len(chosen))
         table = np.zeros(len(chosen), SAMPLE)
@@ -250,24 +283,18 @@ def _pieces(tensor: WatchedTensor, inventory: Inventory) -> list[tuple[int, int,
     return found
 
 
-def _places(
-    parameter: Tensor, terms: UpdateTerms | None, tensor: WatchedTensor, entries: int
-) -> tuple[int, int, int, int, int] | None:
-    """Where gradient, weights and what the optimizer keeps lie, and which coefficients are its; None where torch must.
-
-    What a rule does not take is read from the gradient, and multiplied by 0.
-    """
-    weight, gradient = address(parameter, entries), address(parameter.grad, entries)
-    if not weight or not gradient:
+def _sources(parameter: Tensor, terms: UpdateTerms | None, tensor: WatchedTensor) -> Sources | None:
+    """What a tensor is measured from, wherever that lies; None where torch must."""
+    gradient = parameter.grad
+    if gradient is None:
         return None
     if terms is None:
-        return gradient, weight, gradient, gradient, 0
+        return Sources(gradient, parameter, gradient, gradient, 0)
     own = terms.of(tensor)
     if own is None:
         return None
-    first = gradient if own[0] is None else address(own[0], entries)
-    second = gradient if own[1] is None else address(own[1], entries)
-    return (gradient, weight, first, second, own[2]) if first and second else None
+    first, second = (gradient if kept is None else kept for kept in own[:2])
+    return Sources(gradient, parameter, first, second, own[2])
 
 
 def _fill(layout: _Layout, addresses: list[int], shared: list[int], coefficients: Sequence[Coefficients]) -> Float64:

@@ -27,11 +27,14 @@ SQUARE, LOW, HIGH, WEIGHT, UPDATE = range(5)
 
 
 class FirstTier:
-    """Measures the tensors of one inventory; results stay on the device until `results` are copied."""
+    """Measures the tensors of one inventory; results stay on the device until `results` are copied.
 
-    def __init__(self, inventory: Inventory) -> None:
+    everything: as FusedPass has it.
+    """
+
+    def __init__(self, inventory: Inventory, everything: bool = False) -> None:
         self.inventory = inventory
-        self.fused = FusedPass(inventory)
+        self.fused = FusedPass(inventory, everything)
         layers = len(inventory.table)
         self._results: dict[torch.device, Tensor] = {}
         self._accelerators: dict[torch.device, AcceleratorRows] = {}

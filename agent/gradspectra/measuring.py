@@ -66,7 +66,8 @@ class Measuring:
         self.clock.follow([local(tensor.parameter).device for tensor in tensors])
         self._of_optimizer = [[t for t in tensors if t.optimizer == i] for i in range(len(self._optimizers))]
         self._identities = [frozenset(id(t.parameter) for t in own) for own in self._of_optimizer]
-        self.tier = FirstTier(self.inventory)
+        both_tiers = self._options.second_tier != "off" and self._group is None
+        self.tier = FirstTier(self.inventory, both_tiers and self._budget.share is None)
         self._parts = PartSquares(tensors, layers, self.backward, self._guard, self._ranks, self.tier.fused)
         if self.second is not None:
             self.second.close()

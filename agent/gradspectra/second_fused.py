@@ -36,6 +36,7 @@ def put_medians(results: Float32, present: Bool, fused: FusedRows, compiled: Fus
         present[OF_MEDIAN, fused.columns[chosen]] = True
 
 
+@np.errstate(over="ignore")
 def put_outputs(results: Float32, present: Bool, columns: Int64, largest: Float64, lost: Float64) -> None:
     """Add outputs of the modules of n layers to what other outputs of theirs have brought; see SecondTier."""
     sizes, counts = results[OF_FORWARD]

@@ -1,0 +1,226 @@
+"""All sums of float32 layers on a CPU where there is no compiler: by torch and numpy, in pieces that stay in cache.
+
+What fused.c reads once is here read from memory once and from the cache ten times. Small layers lie one after another
+in one vector, since an operation on a few numbers takes as long as on ten thousand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from gradspectra_core.records import Float32, Float64, Int64
+from torch import Tensor
+
+from gradspectra.compiling import ADAM, MOST_BLOCKS, NO_UPDATE, ROW
+from gradspectra.shards import local
+from gradspectra.updates import Coefficients
+
+PIECE = 1 << 16
+"""Elements that are measured at a time: 256 KiB of each of gradient, weights and moments."""
+TOGETHER = 1 << 14
+"""Elements of layers that are measured together at most."""
+SMALL = TOGETHER >> 1
+"""Elements of a layer that is measured together with others at most."""
+SQUARE, LARGEST, WEIGHT, MOVED, SUM, IDLE, DOT, ALONG, FIRST, SECOND, LOST, WHOLE = range(len(ROW))
+"""Columns of ROW."""
+AT_MOST = np.finfo(np.float32).max
+
+
+class Numbers(NamedTuple):
+    """A layer on the host: vectors (n,) float32 without a gradient of their own, n ≥ 1, and how its update was made.
+
+    per_unit: how many numbers an output unit has. first, second: as `Coefficients` has them; what its rule does not
+    take may be any vector (n,).
+    """
+
+    gradient: Tensor
+    weight: Tensor
+    first: Tensor
+    second: Tensor
+    per_unit: int
+    update: Coefficients
+
+
+def layers_of(
+    tensors: Sequence[Sequence[Tensor]], updates: Sequence[Coefficients], pieces: Sequence[tuple[int, int, int, int]]
+) -> list[Numbers]:
+    """The layers of tensors, each from the first four of Numbers in any shape and its update.
+
+    pieces: of each layer the index of its tensor, its numbers [start, stop) of that, and those of an output unit.
+    """
+    flat = [[local(numbers).detach().view(-1) for numbers in own] for own in tensors]
+    found = []
+    for at, start, stop, per_unit in pieces:
+        g, w, m, v = flat[at]
+        if not stop - start == len(g) == len(w) == len(m) == len(v):
+            g, w, m, v = g[start:stop], w[start:stop], m[start:stop], v[start:stop]
+        found.append(Numbers(g, w, m, v, per_unit, updates[at]))
+    return found
+
+
+@np.errstate(all="ignore")
+def measure_in_pieces(layers: Sequence[Numbers]) -> tuple[Float64, Float64]:
+    """What fused.c finds of n layers, (n, len(ROW)); and the medians of `second`, (n,), NaN where it is not Adam's v.
+
+    Medians are of the sample that `FusedPass.medians` takes, the lower of two; NaN where the sample has one.
+    """
+    rows = np.zeros((len(layers), len(ROW)))
+    largest = max(min(layer.gradient.numel(), PIECE) for layer in layers)
+    scratch = torch.empty(max(largest, TOGETHER))
+    for together in _batches(layers):
+        if len(together) == 1:
+            _measure_alone(layers[together[0]], rows[together[0]], scratch)
+        else:
+            rows[together] = _measure_together([layers[at] for at in together], scratch)
+    rows[:, WHOLE] = rows[:, SQUARE]
+    medians = np.full(len(layers), np.nan)
+    for at, layer in enumerate(layers):
+        if not rows[at, LARGEST] <= AT_MOST:
+            _without_nonfinite(layer, rows[at])
+        rows[at, IDLE] = _idle_units(layer)
+        if layer.update.rule == ADAM:
+            medians[at] = _median(layer.second.numpy())
+    return rows, medians
+
+
+def _batches(layers: Sequence[Numbers]) -> Iterator[list[int]]:
+    """Which layers are measured together: small ones of one kind of update, and each other alone."""
+    open_ones: dict[Coefficients, tuple[list[int], int]] = {}
+    for at, layer in enumerate(layers):
+        size = layer.gradient.numel()
+        if size > SMALL:
+            yield [at]
+            continue
+        batch, filled = open_ones.get(layer.update, ([], 0))
+        if filled + size > TOGETHER:
+            yield batch
+            batch, filled = [], 0
+        batch.append(at)
+        open_ones[layer.update] = batch, filled + size
+    yield from (batch for batch, _ in open_ones.values())
+
+
+def _measure_alone(layer: Numbers, row: Float64, scratch: Tensor) -> None:
+    """Add up what the pieces of one layer have."""
+    g, w, m, v, _, update = layer
+    if len(g) <= PIECE:
+        row[:] = _sums(update, g, w, m, v, scratch[: len(g)], None)[:, 0]
+        return
+    for at in range(0, len(g), PIECE):
+        piece = slice(at, min(at + PIECE, len(g)))
+        found = _sums(update, g[piece], w[piece], m[piece], v[piece], scratch[: piece.stop - at], None)[:, 0]
+        largest = np.maximum(row[LARGEST], found[LARGEST])
+        row += found
+        row[LARGEST] = largest
+
+
+def _measure_together(layers: Sequence[Numbers], scratch: Tensor) -> Float64:
+    """Rows of layers with one kind of update."""
+    sizes = [layer.gradient.numel() for layer in layers]
+    starts = np.cumsum([0, *sizes[:-1]])
+    kinds = zip(*(layer[:4] for layer in layers), strict=True)
+    g, w, m, v = (torch.cat(vectors) for vectors in kinds)
+    return _sums(layers[0].update, g, w, m, v, scratch[: g.numel()], starts).T
+
+
+def _sums(
+    update: Coefficients, g: Tensor, w: Tensor, m: Tensor, v: Tensor, scratch: Tensor, starts: Int64 | None
+) -> Float64:
+    """Sums over vectors, and the largest magnitude of the gradient: (len(ROW), 1), or of each layer that starts there.
+
+    What takes a closer look (IDLE, LOST, WHOLE) is 0.
+    """
+    add = _Whole() if starts is None else _Layers(starts, torch.empty_like(g))
+    found = np.zeros((len(ROW), 1 if starts is None else len(starts)))
+    found[SQUARE], found[DOT], found[WEIGHT] = add.dot(g, g), add.dot(g, w), add.dot(w, w)
+    torch.abs(g, out=scratch)
+    found[SUM], found[LARGEST] = add.sum(scratch), add.largest(scratch)
+    if update.rule != NO_UPDATE:
+        d, scale = _direction(update, g, w, m, v, scratch)
+        found[MOVED], found[ALONG] = add.dot(d, d) * (scale * scale), add.dot(d, g) * scale
+    if update.rule == ADAM:
+        found[FIRST], found[SECOND] = add.dot(m, m), add.sum(v)
+    return found
+
+
+def _direction(update: Coefficients, g: Tensor, w: Tensor, m: Tensor, v: Tensor, out: Tensor) -> tuple[Tensor, float]:
+    """A vector, and what it is to be multiplied by to be the direction d of the update. out: a temporary."""
+    if update.rule == ADAM:
+        np.sqrt(v.numpy(), out=out.numpy())  # torch's takes twice as long on some processors
+        out.add_(update.epsilon / update.scale)
+        if update.decay:
+            return torch.addcdiv(w, m, out, value=1 / (update.decay * update.scale), out=out), update.decay
+        return torch.div(m, out, out=out), 1 / update.scale
+    torch.mul(g, update.scale, out=out)
+    if update.epsilon:
+        out.add_(m, alpha=update.epsilon)
+    if update.decay:
+        out.add_(w, alpha=update.decay)
+    return out, 1.0
+
+
+class _Whole:
+    """Sums over whole vectors."""
+
+    def dot(self, a: Tensor, b: Tensor) -> float:
+        return torch.dot(a, b).item()
+
+    def sum(self, a: Tensor) -> float:
+        return a.sum().item()
+
+    def largest(self, a: Tensor) -> float:
+        return a.amax().item()
+
+
+class _Layers:
+    """Sums over the layers that lie in a vector one after another, (n,). products: a temporary of its size."""
+
+    def __init__(self, starts: Int64, products: Tensor) -> None:
+        self._starts = starts
+        self._products: Float32 = products.numpy()
+
+    def dot(self, a: Tensor, b: Tensor) -> Float32:
+        return np.add.reduceat(np.multiply(a.numpy(), b.numpy(), out=self._products), self._starts)
+
+    def sum(self, a: Tensor) -> Float32:
+        return np.add.reduceat(a.numpy(), self._starts)
+
+    def largest(self, a: Tensor) -> Float32:
+        return np.maximum.reduceat(a.numpy(), self._starts)
+
+
+def _idle_units(layer: Numbers) -> int:
+    """How many output units have a gradient of zeros alone."""
+    units = layer.gradient.numpy().reshape(-1, layer.per_unit)
+    suspects = np.flatnonzero(units[:, 0] == 0)
+    at_once = max(PIECE // layer.per_unit, 1)
+    found = 0
+    for at in range(0, len(suspects), at_once):
+        chosen = units[suspects[at : at + at_once]]
+        found += len(chosen) - int(np.count_nonzero(chosen.any(1)))
+    return found
+
+
+def _median(numbers: Float32) -> float:
+    sample = numbers[:: -(-len(numbers) // MOST_BLOCKS) | 1]
+    middle = (len(sample) - 1) // 2
+    ordered = np.partition(sample, middle)  # a NaN comes last
+    return float(ordered[middle]) if not np.isnan(ordered[middle:].max()) else np.nan
+
+
+def _without_nonfinite(layer: Numbers, row: Float64) -> None:
+    """The numbers of the gradient anew, of its finite entries alone."""
+    gradient, weight = layer.gradient.numpy(), layer.weight.numpy()
+    row[[SQUARE, LARGEST, SUM, DOT]] = 0.0
+    for at in range(0, len(gradient), PIECE):
+        finite = np.isfinite(gradient[at : at + PIECE])
+        g = gradient[at : at + PIECE][finite].astype(np.float64)
+        row[LOST] += len(finite) - len(g)
+        if len(g):
+            row[SQUARE] += np.square(g).sum()
+            row[LARGEST] = max(row[LARGEST], np.abs(g).max())
+            row[SUM] += np.abs(g).sum()
+            row[DOT] += (g * weight[at : at + PIECE][finite]).sum()
