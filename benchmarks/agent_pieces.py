@@ -1,9 +1,9 @@
 """What the agent's spectra cost beside an SVD and how exact they are, which steps they make longer, and its memory.
 
 `--pieces spectra,steps,memory` chooses. Prints JSON:
-spectra: processor time of all matrices' singular values as the agent takes them, over that of torch's float32 SVD, on
-one thread, the median of rounds in which each matrix is measured both ways in turn; and the largest relative error of
-nuclear norm and effective rank against a float64 SVD.
+spectra: processor time of all matrices' singular values as the agent takes them from the second time on, over that of
+torch's float32 SVD, on one thread, the median of rounds in which each matrix is measured both ways in turn; how many of
+them come by a float64 SVD; and the largest relative error of nuclear norm and effective rank against one.
 steps: with the agent at its default budget, a step with a spectrum over the mean of the nearest steps of the same kind
 (layer numbers or none) without one, before and after it: the median ratio, from wall and from processor time.
 memory: what is held more after some steps than before the watch was made: torch's storages, and what Python and numpy
@@ -28,7 +28,7 @@ from typing import Any
 import gradspectra
 import numpy as np
 import torch
-from gradspectra.spectra import singular_values
+from gradspectra.singular import GRAM, SVD, measured, resolved, singular_values
 from gradspectra_core.spectrum import aggregates
 from models import TASKS, Task
 from sink import start_sink
@@ -57,17 +57,19 @@ def spectra(task: Task, rounds: int) -> dict[str, Any]:
     found = matrices(model)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    methods = [GRAM if resolved(singular_values(matrix)) else SVD for matrix in found]
     ratios = []
     for _ in range(rounds):
         own = svd = 0.0
-        for matrix in found:
-            own += busy(lambda matrix=matrix: singular_values(matrix))  # type: ignore[misc]
+        for matrix, method in zip(found, methods, strict=True):
+            own += busy(lambda matrix=matrix, method=method: resolved(measured(matrix, method)[0]))  # type: ignore[misc]
             svd += busy(lambda matrix=matrix: torch.linalg.svdvals(matrix))  # type: ignore[misc]
         ratios.append(own / svd)
     torch.set_num_threads(threads)
     errors = np.array([_errors(matrix) for matrix in found])
     return {
         "matrices": len(found),
+        "by_svd": methods.count(SVD),
         "time_over_float32_svd": round(statistics.median(ratios), 3),
         "error_nuclear": float(errors[:, 0].max()),
         "error_effective_rank": float(errors[:, 1].max()),

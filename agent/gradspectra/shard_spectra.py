@@ -23,14 +23,8 @@ from gradspectra.flat import OneThread, flat
 from gradspectra.inventory import Inventory
 from gradspectra.record import SpectrumRecord
 from gradspectra.shards import local, rows_here
-from gradspectra.spectra import (
-    SHORTEST_INTERVAL,
-    Candidate,
-    Spectra,
-    singular_values,
-    singular_values_of_gram,
-    spectrum_record,
-)
+from gradspectra.singular import GRAM, measured, singular_values_of_gram
+from gradspectra.spectra import SHORTEST_INTERVAL, Candidate, Spectra, spectrum_record
 
 MOST_NUMBERS = 1 << 22
 """Numbers of one layer that the ranks exchange at most: 32 MiB on each device, taken when the watch is made."""
@@ -195,7 +189,7 @@ class ShardSpectra(Spectra):
             part = self._slices[candidate.layer]
             last = first + part.numbers
             if self.sends and whole.numbers is not None:
-                records.append(spectrum_record(candidate, _values(part, whole.numbers[first:last])))
+                records.append(spectrum_record(candidate, *_values(part, whole.numbers[first:last])))
             if candidate.taken >= 0:
                 self._lap = count - candidate.taken
             candidate.taken, first = count, last
@@ -206,9 +200,10 @@ class ShardSpectra(Spectra):
         return [record for record in records if record is not None]
 
 
-def _values(part: Slice, numbers: Tensor) -> Float64:
+def _values(part: Slice, numbers: Tensor) -> tuple[Float64, str]:
+    """Singular values, and their method, from the numbers of all ranks."""
     with OneThread():
         if not part.gram:
-            return singular_values(numbers.view(part.shape))
+            return measured(numbers.view(part.shape), GRAM)
         side = part.shape[1 - part.cut]
-        return singular_values_of_gram(numbers.view(side, side))
+        return singular_values_of_gram(numbers.view(side, side)), GRAM

@@ -1,8 +1,4 @@
-"""Spectra: the singular values of one layer's gradient at a time, staggered over layers and steps.
-
-Eigenvalues of the smaller Gram matrix in float64: twice as fast as a float32 SVD and exact to 1e-8 of the largest
-singular value, below which they cannot be told from 0.
-"""
+"""Spectra: the singular values of one layer's gradient at a time, staggered over layers and steps."""
 
 from __future__ import annotations
 
@@ -12,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from gradspectra_core.identity import matrix_shape
 from gradspectra_core.records import Float64
 from gradspectra_core.spectrum import aggregates, drawn_indices
@@ -22,8 +17,8 @@ from gradspectra.budget import Budget
 from gradspectra.flat import flat
 from gradspectra.inventory import Inventory, WatchedTensor
 from gradspectra.record import SpectrumRecord
+from gradspectra.singular import GRAM, SVD, gram_of, measured, resolved
 
-METHOD = "gram-float64"
 SHORTEST_INTERVAL = 20
 """Steps between two spectra of a layer that spectra="auto" keeps at least, however cheap they are."""
 INTERVAL_AT_ANY_COST = 100
@@ -32,7 +27,11 @@ INTERVAL_AT_ANY_COST = 100
 
 @dataclass(slots=True)
 class Candidate:
-    """A layer that has a spectrum. rows, columns: its matrix; first: rows of its piece as it lies in memory."""
+    """A layer that has a spectrum.
+
+    rows, columns: its matrix; first: rows of its piece as it lies in memory. method: what its last spectrum would have
+    come by.
+    """
 
     layer: int
     tensor: WatchedTensor
@@ -42,33 +41,7 @@ class Candidate:
     first: int
     expected: float
     taken: int = -1
-
-
-def singular_values(matrix: Tensor) -> Float64:
-    """All singular values of a real matrix, the largest first: (min(rows, columns),) float64; NaN if one is not finite.
-
-    matrix: (rows, columns), any floating dtype and device. Values below 1e-8 of the largest are not resolved.
-    """
-    return singular_values_of_gram(gram_of(matrix))
-
-
-def gram_of(matrix: Tensor) -> Tensor:
-    """The smaller Gram matrix, float64, of a matrix of any floating dtype, where that lies."""
-    wide = matrix.double()
-    wide = wide if wide.shape[0] <= wide.shape[1] else wide.t()
-    return wide @ wide.t()
-
-
-def singular_values_of_gram(gram: Tensor) -> Float64:
-    """Singular values of a matrix, the largest first: (m,) float64; NaN if a number is not finite.
-
-    gram: its smaller Gram matrix, (m, m) float64, on any device.
-    """
-    gram = gram.cpu()
-    if not bool(torch.isfinite(gram.diagonal().sum())):
-        return np.full(gram.shape[0], np.nan)
-    values: Float64 = torch.linalg.eigvalsh(gram).clamp_(min=0).sqrt_().flip(0).numpy()
-    return values
+    method: str = GRAM
 
 
 @dataclass(slots=True)
@@ -89,7 +62,7 @@ class PendingSpectrum:
         record = None
         if np.isfinite(gram.trace()):
             values: Float64 = np.sqrt(np.maximum(np.linalg.eigvalsh(gram), 0.0))[::-1]
-            record = spectrum_record(self.candidate, values)
+            record = spectrum_record(self.candidate, values, GRAM)
         self.learn(self.candidate, self.seconds + time.perf_counter() - began)
         return record
 
@@ -169,7 +142,9 @@ class Spectra:
         if matrix.device.type != "cpu":
             gram = gram_of(matrix)
             return PendingSpectrum(candidate, gram, time.perf_counter() - began, self._learn)
-        record = spectrum_record(candidate, singular_values(matrix))
+        values, method = measured(matrix, candidate.method)
+        candidate.method = GRAM if resolved(values) else SVD
+        record = spectrum_record(candidate, values, method)
         if record is not None:
             self._learn(candidate, time.perf_counter() - began)
         return record
@@ -194,7 +169,7 @@ class Spectra:
         self._budget.lap_seconds = self._speed * sum(candidate.expected for candidate in self.candidates)
 
 
-def spectrum_record(candidate: Candidate, values: Float64) -> SpectrumRecord | None:
+def spectrum_record(candidate: Candidate, values: Float64, method: str) -> SpectrumRecord | None:
     """What is kept of a layer's singular values, (m,), the largest first; None where they say nothing."""
     if not np.isfinite(values[0]) or values[0] == 0:
         return None
@@ -202,7 +177,7 @@ def spectrum_record(candidate: Candidate, values: Float64) -> SpectrumRecord | N
     return SpectrumRecord(
         candidate.layer,
         "gradient",
-        METHOD,
+        method,
         candidate.rows,
         candidate.columns,
         aggregates(values),

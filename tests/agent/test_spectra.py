@@ -1,40 +1,19 @@
-"""Spectra against a float64 SVD, and when which layer's is taken."""
+"""Spectra as they are recorded, and when which layer's is taken."""
 
 from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from agent.watched_training import attention, loss_of, watched
 from gradspectra.budget import Budget
 from gradspectra.inventory import choice_of, take_inventory
-from gradspectra.spectra import SHORTEST_INTERVAL, Spectra, singular_values
+from gradspectra.singular import GRAM, SVD, gram_of, singular_values_of_gram
+from gradspectra.spectra import SHORTEST_INTERVAL, Spectra
 from gradspectra_core.records import AGGREGATES
 from gradspectra_core.spectrum import aggregates
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
-
-
-@settings(max_examples=40)
-@given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 10), st.floats(-12, 12))
-def test_singular_values_are_those_of_a_float64_svd(rows, columns, rank, power):
-    generator = torch.Generator().manual_seed(rows * 31 + columns)
-    left = torch.randn(rows, rank + 1, generator=generator, dtype=torch.float64)
-    matrix = (left @ torch.randn(rank + 1, columns, generator=generator, dtype=torch.float64) * 10.0**power).float()
-    exact = torch.linalg.svdvals(matrix.double()).numpy()
-    found = singular_values(matrix)
-    assert found.shape == (min(rows, columns),)
-    assert np.all(np.diff(found) <= 0)
-    assert np.allclose(found, exact, rtol=1e-9, atol=2e-8 * exact[0])
-
-
-def test_a_matrix_with_a_number_that_is_not_finite_has_none():
-    matrix = torch.ones(3, 4)
-    matrix[1, 2] = math.nan
-    assert np.isnan(singular_values(matrix)).all()
 
 
 def exact_spectrum(matrix):
@@ -63,6 +42,32 @@ def test_each_block_is_seen_as_its_matrix_and_before_clipping(kept):
         assert (spectrum.of, spectrum.method) == ("gradient", "gram-float64")
     assert (found["conv.weight"].rows, found["conv.weight"].columns) == (8, 27)
     assert (found["embed.weight"].rows, found["embed.weight"].columns) == (40, 6)
+
+
+def test_a_layer_whose_small_values_drown_in_rounding_comes_by_an_svd_until_they_do_not(kept, monkeypatch):
+    torch.manual_seed(0)
+    grams = []
+
+    def gram(matrix):
+        grams.append(len(kept()))
+        return gram_of(matrix)
+
+    monkeypatch.setattr("gradspectra.singular.gram_of", gram)
+    model = nn.Linear(40, 30, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    drowned = torch.randn(30, 1) @ torch.randn(1, 40)
+    gradients = [drowned, drowned, torch.randn(30, 40), torch.randn(30, 40)]
+    with watched(model, optimizer, spectra=1, budget=None):
+        for gradient in gradients:
+            model.weight.grad = gradient.clone()
+            optimizer.step()
+    found = [record.spectra[0] for record in kept()]
+    assert [spectrum.method for spectrum in found] == [SVD, SVD, SVD, GRAM]
+    assert len(grams) == 2, "the first, and once the third has shown that it does"
+    for spectrum, gradient in zip(found, gradients, strict=True):
+        assert spectrum.aggregates[:5] == pytest.approx(aggregates(exact_spectrum(gradient))[:5], rel=1e-7)
+    by_gram = aggregates(singular_values_of_gram(gram_of(drowned)))
+    assert abs(by_gram[4] - aggregates(exact_spectrum(drowned))[4]) > 1e-7, "else this shows nothing"
 
 
 def test_at_most_96_values_are_kept_for_drawing(kept):
