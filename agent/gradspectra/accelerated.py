@@ -6,20 +6,28 @@ finite is always measured, and the host chooses when the numbers have come.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from gradspectra_core.records import Float64
+from gradspectra_core.records import Bool, Float64
 from torch import Tensor
 
+from gradspectra.device_build import build_on
+from gradspectra.device_pass import DevicePass
+from gradspectra.device_rows import DeviceRows
 from gradspectra.flat import ACCELERATOR_CHUNK, flat, placed, widest
-from gradspectra.inventory import WatchedTensor
+from gradspectra.inventory import Inventory, WatchedTensor
+from gradspectra.layer_marks import FiniteGradient
+from gradspectra.settings import fused_wanted
 from gradspectra.shards import local
 
 TOGETHER = 4096
 """Most numbers of a piece that is measured together with others as long as it is."""
 KEPT_PLACES = 16
+FOR_KERNELS = ("cuda",)
+"""Types of devices that the kernels of triton_kernels.py run on."""
 LOST, FINITE_SQUARE = range(2)
 """Rows of `AcceleratorRows.finite`: how many entries are not finite, the sum of squares of the others."""
 
@@ -28,16 +36,39 @@ class AcceleratorRows:
     """Measures tensors on one accelerator into its results, (5, L) float32 in the order of measure's.
 
     LOW and HIGH are of the finite entries. finite: (2, L) float64, see LOST; float32 where there is nothing wider.
+    one_pass: kernels that read every number once, on a CUDA device; what they cannot measure is left to torch's
+    operations. Raises ValueError for a wrong GRADSPECTRA_FUSED.
     """
 
-    def __init__(self, device: torch.device, layers: int) -> None:
+    def __init__(self, device: torch.device, inventory: Inventory) -> None:
+        layers = len(inventory.table)
         self.results = torch.zeros(5, layers, device=device)
         self.finite = torch.zeros(2, layers, dtype=widest(device), device=device)
         self._device = device
         self._places: dict[tuple[int, ...], Tensor] = {}
+        wanted = fused_wanted() and device.type in FOR_KERNELS
+        build = build_on(device) if wanted else None
+        self.one_pass = None if build is None else DevicePass(build, inventory, self.results, self.finite)
+
+    @property
+    def in_one_pass(self) -> bool:
+        """Whether the kernels are in use."""
+        return self.one_pass is not None and self.one_pass.build.in_use
+
+    @property
+    def state(self) -> str:
+        """In words, how it stands with the kernels; empty where there are none for such a device."""
+        return "" if self.one_pass is None else self.one_pass.build.state
+
+    def take(self, tensors: Sequence[WatchedTensor], optimizer: Any, early: Container[int]) -> DeviceRows | None:
+        """Measure in one pass what it can measure of these; see DevicePass.take."""
+        return None if self.one_pass is None else self.one_pass.take(tensors, optimizer, early)
 
     def gradients(self, tensors: Sequence[WatchedTensor]) -> None:
         """Measure gradients, which all of these tensors have."""
+        if self.one_pass is not None:
+            known = self.one_pass.gradients(tensors)
+            tensors = [tensor for tensor in tensors if tensor.first not in known]
         columns, pieces = _pieces(tensors, lambda tensor: tensor.parameter.grad)
         if not columns:
             return
@@ -127,7 +158,14 @@ def finite_rows(matrix: Tensor) -> Tensor:
     return torch.stack([lost.sum(0), square.sum(0), low.amin(0), high.amax(0)])
 
 
-def lost_layers(rows: Float64, finite: Float64) -> list[int]:
-    """The layers of which a closer look is kept: whose sum of squares is not finite. rows: (5, L), finite: (2, L)."""
-    found: list[int] = np.flatnonzero((finite[LOST] > 0) | ~np.isfinite(rows[0])).tolist()
+def lost_gradients(rows: Float64, finite: Float64, here: Bool, entries: Sequence[int]) -> dict[int, FiniteGradient]:
+    """What an accelerator has found, by layer, of gradients whose sum of squares is not finite.
+
+    rows: (5, L), finite: (2, L), as AcceleratorRows has them. here: (L,) lie there. entries: numbers of each layer.
+    """
+    found = {}
+    for layer in np.flatnonzero(here & ((finite[LOST] > 0) | ~np.isfinite(rows[0]))).tolist():
+        count, square = int(finite[LOST, layer]), float(finite[FINITE_SQUARE, layer])
+        largest = float(max(-rows[1, layer], rows[2, layer]))
+        found[layer] = FiniteGradient(count, square, largest, count < entries[layer])
     return found

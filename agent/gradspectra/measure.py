@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from gradspectra_core.records import Bool, Float64
+from gradspectra_core.records import Float64
 from torch import Tensor
 
-from gradspectra.accelerated import FINITE_SQUARE, LOST, AcceleratorRows, lost_layers
+from gradspectra.accelerated import AcceleratorRows, lost_gradients
 from gradspectra.bundles import bundle, bundle_rows, bundle_update
+from gradspectra.device_rows import DeviceRows
 from gradspectra.flat import Scratch, dot_into, extremes_into, flat, placed
 from gradspectra.fused import CPU, FusedPass, FusedRows
 from gradspectra.inventory import Inventory, WatchedTensor
@@ -54,7 +55,7 @@ class FirstTier:
 
     def _on(self, device: torch.device, layers: int) -> Tensor:
         if device not in self._results and device.type != "cpu":
-            self._accelerators[device] = AcceleratorRows(device, layers)
+            self._accelerators[device] = AcceleratorRows(device, self.inventory)
             self._results[device] = self._accelerators[device].results
         return self._results.setdefault(device, torch.zeros(5, layers, device=device))
 
@@ -65,7 +66,7 @@ class FirstTier:
 
     def take(
         self, tensors: Sequence[WatchedTensor], optimizer: Any, skipped: bool = False, early: Container[int] = ()
-    ) -> FusedRows | None:
+    ) -> FusedRows | DeviceRows | None:
         """Measure all tensors of an optimizer (None: not known, all tensors) after it has stepped.
 
         skipped: it did nothing. early: identities of parameters whose gradient was measured before. Returns what one
@@ -77,7 +78,7 @@ class FirstTier:
         taken: Container[int] = frozenset() if fused is None else fused.tensors
         if fused is not None and len(fused.tensors) == len(tensors):
             return fused
-        self._take_accelerated(tensors, optimizer, skipped, early)
+        there = self._take_accelerated(tensors, optimizer, skipped, early)
         for together in self._bundles(tensors):
             if together[0].parameter.device in self._accelerators:
                 continue
@@ -92,19 +93,23 @@ class FirstTier:
                 if id(tensor.parameter) not in early:
                     self.take_gradient(tensor)
                 self._update(tensor, optimizer, skipped)
-        return fused
+        return fused if there is None else there
 
     def _take_accelerated(
         self, tensors: Sequence[WatchedTensor], optimizer: Any, skipped: bool, early: Container[int]
-    ) -> None:
+    ) -> DeviceRows | None:
         if not self._accelerators:
-            return
+            return None
         own = [tensor for tensor in tensors if tensor.parameter.device in self._accelerators]
+        there = None if skipped else self._take_in_one_pass(own, optimizer, early)
+        taken: Container[int] = frozenset() if there is None else there.tensors
+        own = [tensor for tensor in own if tensor.first not in taken]
         self.take_gradients([tensor for tensor in own if id(tensor.parameter) not in early])
         for device, rows in self._accelerators.items():
             rows.weights([tensor for tensor in own if tensor.parameter.device == device])
-        for together in self._bundles(tensors):
-            if together[0].parameter.device not in self._accelerators:
+        for whole in self._bundles(tensors):
+            together = [t for t in whole if t.parameter.device in self._accelerators and t.first not in taken]
+            if not together:
                 continue
             dense = all(t.parameter.grad is not None and not t.parameter.grad.is_sparse for t in together)
             known = len(together) > 1 and optimizer is not None and dense and not skipped
@@ -117,6 +122,31 @@ class FirstTier:
             self._accelerators[together[0].parameter.device].put_updates(columns, found[0])
             self.marks.update[columns] = True
             self.marks.factor[columns] = found[1] ** 2
+        return there
+
+    def _take_in_one_pass(
+        self, tensors: Sequence[WatchedTensor], optimizer: Any, early: Container[int]
+    ) -> DeviceRows | None:
+        """Measure what kernels can, where all layers lie on one device."""
+        if len(self._results) > 1:
+            return None
+        (rows,) = self._accelerators.values()
+        found = rows.take(tensors, optimizer, early)
+        if found is not None:
+            self.marks.gradient[found.columns] = True
+            self.marks.update[found.columns] = found.update
+            self.marks.factor[found.columns] = found.factor**2
+        return found
+
+    @property
+    def one_pass(self) -> bool:
+        """Whether all sums come in one pass, those of the second tier too."""
+        return self.fused.compiled is not None or any(rows.in_one_pass for rows in self._accelerators.values())
+
+    @property
+    def state(self) -> str:
+        """In words, how it stands with the one pass."""
+        return next((rows.state for rows in self._accelerators.values() if rows.state), self.fused.state)
 
     def _put_fused(self, fused: FusedRows) -> None:
         largest = fused.row("grad_max")
@@ -229,18 +259,8 @@ class FirstTier:
         rows = np.stack(columns, axis=1) if columns else np.zeros((5, 0))
         for device, finite in zip(self._accelerators, copies[len(self._results) :], strict=True):
             here = [marks.gradient[i] and own == device for i, own in enumerate(self._column_device)]
-            marks.repaired = self._lost(rows, finite, np.array(here)) | marks.repaired
+            marks.repaired = lost_gradients(rows, finite, np.array(here), self._entries) | marks.repaired
         return rows
-
-    def _lost(self, rows: Float64, finite: Float64, here: Bool) -> dict[int, FiniteGradient]:
-        """What an accelerator has found of gradients whose sum of squares is not finite. here: (L,) lie there."""
-        found = {}
-        for layer in lost_layers(rows, finite):
-            if here[layer]:
-                count, square = int(finite[LOST, layer]), float(finite[FINITE_SQUARE, layer])
-                largest = float(max(-rows[LOW, layer], rows[HIGH, layer]))
-                found[layer] = FiniteGradient(count, square, largest, count < self._entries[layer])
-        return found
 
     def repair(self) -> None:
         """On the host, look closer at each gradient whose sum of squares is not finite, while it is still there."""
@@ -271,7 +291,7 @@ class FirstTier:
         rows = results.double().cpu()
         for own in self._accelerators.values():
             finite = own.finite.cpu().numpy()
-            self.marks.repaired |= self._lost(rows.numpy(), finite, self.marks.gradient)
+            self.marks.repaired |= lost_gradients(rows.numpy(), finite, self.marks.gradient, self._entries)
         shares = torch.stack([rows[SQUARE], rows[WEIGHT], rows[UPDATE], *torch.zeros(3, rows.shape[1])])
         shares[4] = torch.tensor([stop > start for t in self.inventory.tensors for start, stop in t.pieces])
         shares[5] = torch.maximum(-rows[LOW], rows[HIGH])

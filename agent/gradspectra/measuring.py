@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gradspectra.budget import Budget
 from gradspectra.clipping import Clip
+from gradspectra.device_rows import DeviceRows
 from gradspectra.device_time import DeviceClock
 from gradspectra.drift import TURN, Drift
 from gradspectra.flat import OneThread
@@ -180,10 +181,10 @@ class Measuring:
 
     def _layers(
         self, step: OpenStep, tensors: Sequence[WatchedTensor], optimizer: Any, skipped: bool
-    ) -> FusedRows | None:
+    ) -> FusedRows | DeviceRows | None:
         began, started = time.perf_counter(), step.device.start()
         step.measured = False
-        both = self._budget.share is None or not self._parts.armed or self.tier.fused.compiled is not None
+        both = self._budget.share is None or not self._parts.armed or self.tier.one_pass
         with OneThread(), torch.no_grad():
             fused = self.tier.take(tensors, optimizer if both else None, skipped, step.clips.early)
             self.tier.repair()

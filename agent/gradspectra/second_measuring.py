@@ -12,6 +12,7 @@ from torch import nn
 
 from gradspectra.activations import Activations
 from gradspectra.budget import Budget
+from gradspectra.device_rows import DeviceRows
 from gradspectra.flat import OneThread
 from gradspectra.fused import FusedPass, FusedRows
 from gradspectra.guard import Guard
@@ -81,7 +82,7 @@ class SecondMeasuring:
         optimizer: Any,
         marks: LayerMarks,
         skipped: bool,
-        fused: FusedRows | None,
+        fused: FusedRows | DeviceRows | None,
     ) -> None:
         """The optimizer of these parameters has stepped, and the first tier is measured: measure what has its turn.
 
@@ -97,10 +98,10 @@ class SecondMeasuring:
         optimizer: Any,
         marks: LayerMarks,
         skipped: bool,
-        fused: FusedRows | None,
+        fused: FusedRows | DeviceRows | None,
     ) -> None:
         if fused is not None:
-            self.tier.put_fused(fused)
+            self.tier.put_fused(fused, step.clips.spoiled)
         known: frozenset[int] = frozenset() if fused is None else fused.tensors
         own = self._of(parameters)
         if not own:

@@ -19,6 +19,7 @@ from gradspectra_core.records import Bool, Float32, Float64, Int64
 from torch import Tensor
 
 from gradspectra.budget import LARGEST_PIECE, Budget
+from gradspectra.device_rows import DeviceRows
 from gradspectra.flat import Scratch, flat, placed
 from gradspectra.fused import CPU, FusedPass, FusedRows
 from gradspectra.inventory import Inventory, WatchedTensor
@@ -33,6 +34,7 @@ from gradspectra.second_numbers import (
     OF_UPDATE,
     ROWS,
     SAMPLE,
+    WITH_GRADIENT,
     gradient_rows,
     moment_rows,
     rounding_rows,
@@ -138,17 +140,26 @@ class SecondTier:
             self._staged[id(tensor.parameter)] = flat(tensor.parameter.detach(), tensor.axis).clone()
             self._last_staged = tensor.first
 
-    def put_fused(self, fused: FusedRows) -> None:
-        """Take over what came with the first tier, for all layers that it came for."""
-        put_rows(self._on_host(), self._present, fused)
+    def put_fused(self, fused: FusedRows | DeviceRows, early: Container[int] = ()) -> None:
+        """Take over what came with the first tier, for all layers that it came for. early: as for `take`."""
+        if isinstance(fused, DeviceRows):
+            fused.put(self._on(fused.rows.device), self._present)
+            lost = [t for t in self._inventory.tensors if t.first in fused.tensors and id(t.parameter) in early]
+            for tensor in lost:
+                self._present[WITH_GRADIENT, tensor.first : tensor.first + len(tensor.pieces)] = False
+        else:
+            put_rows(self._on_host(), self._present, fused)
 
-    def take_medians(self, due: Sequence[Unit], fused: FusedRows, compiled: FusedPass) -> frozenset[int]:
+    def take_medians(self, due: Sequence[Unit], fused: FusedRows | DeviceRows, compiled: FusedPass) -> frozenset[int]:
         """Measure of these units what the compiled pass can after `put_fused`.
 
         Returns the tensors, by the index of their first layer, of which nothing is left to be measured.
         """
         layers = self._medians.intersection(chain.from_iterable(unit.layers for unit in due))
-        put_medians(self._on_host(), self._present, fused, compiled, list(layers))
+        if isinstance(fused, DeviceRows):
+            fused.put_medians(self._on(fused.rows.device), self._present, layers)
+        else:
+            put_medians(self._on_host(), self._present, fused, compiled, list(layers))
         return fused.tensors - set(fused.columns[fused.other_moments].tolist())
 
     def take(
@@ -172,6 +183,8 @@ class SecondTier:
         if unit.taken >= 0:
             self._lap = step - unit.taken
         unit.taken = step
+        if unit.firsts <= known:
+            self._rounding(unit, optimizer, early)
         if unit.firsts <= whole:
             return
         for part in self._parts(unit, optimizer, early):
@@ -214,9 +227,15 @@ class SecondTier:
             tensor = unit.tensors[0]
             scratch = self._scratch.of(tensor.parameter)
             self._put(unit, OF_UPDATE, update_rows(unit.tensors, update, scratch))
-            before = self._staged.get(id(tensor.parameter))
-            if before is not None:
-                self._put(unit, OF_ROUNDING, rounding_rows(tensor, before, update, scratch))
+            self._rounding(unit, optimizer, early)
+
+    def _rounding(self, unit: Unit, optimizer: Any, early: Container[int]) -> None:
+        """Measure what of the update was rounded away, of a tensor of which the sums are known."""
+        tensor = unit.tensors[0]
+        before = self._staged.get(id(tensor.parameter))
+        update = intended_update(optimizer, unit.tensors) if before is not None and _dense(tensor, early) else None
+        if before is not None and update is not None:
+            self._put(unit, OF_ROUNDING, rounding_rows(tensor, before, update, self._scratch.of(tensor.parameter)))
 
     def _moments(self, unit: Unit, optimizer: Any) -> None:
         median = not self._medians.isdisjoint(unit.layers)

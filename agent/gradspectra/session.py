@@ -294,7 +294,7 @@ class Session:
             "budget": self.budget.share,
             "overhead": self.budget.overhead,
             "step_seconds": self.budget.step_seconds,
-            "fused": self.measuring.tier.fused.state,
+            "fused": self.measuring.tier.state,
             "not_measured": self.not_measured(),
             "norms_that_disagreed": self.disagreements,
         }

@@ -9,6 +9,7 @@ import torch
 from gradspectra_core.records import Float64
 from torch import Tensor
 
+from gradspectra.device_rows import DeviceRows
 from gradspectra.flat import OneThread
 from gradspectra.fused import FusedRows
 from gradspectra.layer_marks import LayerMarks
@@ -44,7 +45,7 @@ class ShardSecond(SecondMeasuring):
         failed = self._guard.failures("activations") > self._failures
         return failed or not self._begun or "activations" in self._guard.off
 
-    def sums(self, step: OpenStep, marks: LayerMarks, fused: FusedRows | None) -> Tensor:
+    def sums(self, step: OpenStep, marks: LayerMarks, fused: FusedRows | DeviceRows | None) -> Tensor:
         """What this rank brings to the exchange, (N,) float64 where its shards lie.
 
         marks: of its own first tier; fused: what came with that already.

@@ -16,6 +16,7 @@ from gradspectra_core.records import Bool, Float64
 from torch import Tensor
 
 from gradspectra.budget import LARGEST_PIECE, Budget
+from gradspectra.device_rows import DeviceRows
 from gradspectra.flat import flat
 from gradspectra.fused import FusedRows
 from gradspectra.inventory import Inventory, WatchedTensor
@@ -172,7 +173,9 @@ class ShardTier(SecondTier):
             if tensor.first in own:
                 self._staged[id(tensor.parameter)] = flat(local(tensor.parameter).detach(), tensor.axis).clone()
 
-    def take_shards(self, step: int, marks: LayerMarks, early: Collection[int], fused: FusedRows | None = None) -> None:
+    def take_shards(
+        self, step: int, marks: LayerMarks, early: Collection[int], fused: FusedRows | DeviceRows | None = None
+    ) -> None:
         """Measure what this rank has of the layers whose turn it is. marks, early: as for `take`.
 
         fused: what came with the first tier already, if that knew the optimizer.
@@ -187,7 +190,7 @@ class ShardTier(SecondTier):
                 of_known, of_whole = (part.firsts if unit.firsts <= own else frozenset[int]() for own in (known, whole))
                 self.take(part, step, self._optimizer, marks, False, early, of_known, of_whole)
 
-    def _put_shards(self, fused: FusedRows) -> frozenset[int]:
+    def _put_shards(self, fused: FusedRows | DeviceRows) -> frozenset[int]:
         """Take over what came with the first tier; returns the tensors of which nothing is left to be measured."""
         self.put_fused(fused)
         here = fused.entries > 0

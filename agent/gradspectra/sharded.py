@@ -13,6 +13,7 @@ from gradspectra_core.records import Float64
 from torch import Tensor, nn
 
 from gradspectra.budget import Budget
+from gradspectra.device_rows import DeviceRows
 from gradspectra.drift import TURN, Drift, DriftSums
 from gradspectra.exchange import (
     ALARM,
@@ -81,7 +82,7 @@ class Sharded:
         self._exchanges = 0
         self._parts_seconds = 0.0
         self._unseen = ""
-        self._fused: FusedRows | None = None
+        self._fused: FusedRows | DeviceRows | None = None
         """What of the second tier came with the first at the exchange at hand."""
         layers, tensors = len(inventory.table), inventory.tensors
         device = local(tensors[0].parameter).device if tensors else torch.device("cpu")

@@ -66,7 +66,7 @@ class UpdateTerms:
             group = current_group(self._optimizer, tensor)
         if group is None:
             return None
-        key = id(group), _step(state.get("step")) if self._adam else None
+        key = id(group), self._steps(state) if self._adam else None
         place = self._places[key] if key in self._places else self._add(key, group)
         if place is None:
             return None
@@ -74,6 +74,9 @@ class UpdateTerms:
             return state["exp_avg"], state["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"], place
         buffer = state.get("momentum_buffer") if group["momentum"] else None
         return None if buffer is None and group["momentum"] else (buffer, None, place)
+
+    def _steps(self, state: State) -> Any:
+        return _step(state.get("step"))
 
     def _add(self, key: tuple[int, Any], group: Group) -> int | None:
         """The place of coefficients that are new: None where they are not known in numbers."""
