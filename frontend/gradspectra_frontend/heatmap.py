@@ -42,11 +42,11 @@ def packed(values: Array) -> dict[str, Any]:
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Names without `.weight` at the end, and without the first words that most of them share (such as `model.`).
+    """Names without `.weight` (before a block too, as `qkv[q]`) and the first words that most share (such as `model.`).
 
     A word before a number (the `h` of `h.0.attn`) stays, and so does everything where two names would become alike.
     """
-    parts = [name.removesuffix(".weight").split(".") for name in names]
+    parts = [name.removesuffix(".weight").replace(".weight[", "[").split(".") for name in names]
     while any(len(part) > 1 for part in parts):
         word, count = Counter(part[0] for part in parts if len(part) > 1).most_common(1)[0]
         shorter = [part[1:] if len(part) > 1 and part[0] == word else part for part in parts]

@@ -12,7 +12,7 @@ from gradspectra_core.views import Buckets, LayerSeries
 
 from gradspectra_frontend.heatmap import Grid, gridded, log_ticks, packed, row_order, short_names
 from gradspectra_frontend.marks import MARK_AXIS, Array, Curve, curve_traces, plain, shade_alerts
-from gradspectra_frontend.theme import Figure, Theme, axis, base_layout, colour_scale, value_ticks
+from gradspectra_frontend.theme import Figure, Theme, axis, base_layout, colour_scale, step_axis, value_ticks
 
 SPECTRAL = ("effective_rank", "stable_rank", "participation_ratio")
 """Metrics that only matrices have: rows without any are left out."""
@@ -114,7 +114,7 @@ def layer_curves(
     layout = base_layout(theme, _titled(title, data), f"layer_curves {data.statistic}")
     finite = data.mean[rows][np.isfinite(data.mean[rows])]
     log = bool(finite.size) and bool((finite > 0).mean() > 0.5) and data.statistic not in SIGNED
-    layout["xaxis"] = axis(theme, data.axis, showgrid=False, hoverformat=",d", tickformat=",~d", nticks=8)
+    layout["xaxis"] = step_axis(theme, data.axis, data.x, hoverformat=",d")
     layout["yaxis"] = axis(theme, title.lower(), type="log" if log else "linear", nticks=6, **value_ticks(log, finite))
     layout["yaxis2"] = dict(MARK_AXIS)
     layout["meta"] = {
@@ -165,7 +165,7 @@ def _heatmap_layout(
     height = int(np.clip(ROW_HEIGHT * len(names) + 110, 260, 1100))
     layout = base_layout(theme, _titled(title, data), f"{name} {data.statistic}", height=height, hovermode="closest")
     layout["plot_bgcolor"] = theme.missing
-    layout["xaxis"] = axis(theme, data.axis, showgrid=False, tickformat=",~d", nticks=8)
+    layout["xaxis"] = step_axis(theme, data.axis, data.x)
     each = max(1, int(np.ceil(len(names) * 12 / max(height - 110, 1))))
     layout["yaxis"] = axis(
         theme,

@@ -17,7 +17,7 @@ from gradspectra_frontend.marks import (
     plain,
     shade_alerts,
 )
-from gradspectra_frontend.theme import Figure, Theme, axis, base_layout, decades, value_ticks
+from gradspectra_frontend.theme import Figure, Theme, axis, base_layout, decades, step_axis, value_ticks
 
 Alerts = Sequence[Mapping[str, Any]]
 
@@ -111,7 +111,7 @@ def _figure(
 ) -> Figure:
     log = _log_axis(curves, scale)
     layout = base_layout(theme, title, name)
-    layout["xaxis"] = axis(theme, data.axis, showgrid=False, hoverformat=",d", tickformat=",~d", nticks=8)
+    layout["xaxis"] = step_axis(theme, data.axis, data.x, hoverformat=",d")
     layout["yaxis"] = axis(theme, y_title, type="log" if log else "linear", nticks=6)
     layout["meta"] = {"figure": name, "title": title, "last_step": int(data.x[-1]) if len(data.x) else 0}
     figure: Figure = {"data": [], "layout": layout}

@@ -10,7 +10,7 @@ from gradspectra_core.views import Spectrum
 
 from gradspectra_frontend.marks import FEW, MARK_AXIS, Array, broken, drawable, plain, shade_alerts
 from gradspectra_frontend.noise_floor import noise_effective_rank
-from gradspectra_frontend.theme import SEQUENCE, Figure, Theme, axis, base_layout, colour_scale
+from gradspectra_frontend.theme import SEQUENCE, Figure, Theme, axis, base_layout, colour_scale, step_axis
 
 MAX_BEHIND = 24
 """So many other steps are drawn, thinly, behind the chosen one."""
@@ -60,7 +60,7 @@ def ranks(data: Sequence[Spectrum], alerts: Sequence[Mapping[str, Any]], theme: 
     ordered = sorted(data, key=lambda one: one.step)
     title = f"Ranks of the {ordered[0].of}" if ordered else "Ranks"
     layout = base_layout(theme, title, f"ranks {ordered[0].layer if ordered else ''}")
-    layout["xaxis"] = axis(theme, "step", showgrid=False, hoverformat=",d", tickformat=",~d", nticks=8)
+    layout["xaxis"] = step_axis(theme, "step", [one.step for one in ordered], hoverformat=",d")
     layout["yaxis"] = axis(theme, "rank", type="log", nticks=6)
     layout["yaxis2"] = dict(MARK_AXIS)
     last = ordered[-1].step if ordered else 0

@@ -93,6 +93,10 @@ def colour_scale(colours: tuple[str, ...] = SEQUENCE) -> list[list[Any]]:
     return [[i / (len(colours) - 1), colour] for i, colour in enumerate(colours)]
 
 
+STEP_TICKS = 8
+"""At most so many on an axis of steps."""
+
+
 def axis(theme: Theme, title: str, **more: Any) -> dict[str, Any]:
     """Axis in the theme's colours; `more` overrides."""
     base = {
@@ -107,6 +111,12 @@ def axis(theme: Theme, title: str, **more: Any) -> dict[str, Any]:
         "automargin": True,
     }
     return base | more
+
+
+def step_axis(theme: Theme, title: str, steps: Any, **more: Any) -> dict[str, Any]:
+    """Axis of steps, (N,) ascending: whole numbers, each tick another one."""
+    few = {"dtick": 1} if len(steps) and steps[-1] - steps[0] < STEP_TICKS - 1 else {}
+    return axis(theme, title, showgrid=False, tickformat=",~d", nticks=STEP_TICKS, **few, **more)
 
 
 def base_layout(theme: Theme, title: str, revision: str, **more: Any) -> dict[str, Any]:

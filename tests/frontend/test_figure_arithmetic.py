@@ -9,7 +9,7 @@ import pytest
 from gradspectra_frontend.heatmap import gridded, held, log_ticks, packed, short_names
 from gradspectra_frontend.marks import broken, holes
 from gradspectra_frontend.noise_floor import noise_effective_rank
-from gradspectra_frontend.theme import DARK, LIGHT, SEQUENCE, colour_scale, faded
+from gradspectra_frontend.theme import DARK, LIGHT, SEQUENCE, colour_scale, faded, step_axis
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -51,7 +51,13 @@ def test_names_lose_what_most_share_but_never_become_alike() -> None:
     assert short_names(["a.x", "b.x", "x"]) == ["a.x", "b.x", "x"]
     assert short_names(["m.a.weight", "m.b.weight", "a.weight"]) == ["m.a", "m.b", "a"]
     assert short_names(["a.bias", "a.weight"]) == ["a.bias", "a"]
+    assert short_names(["h.0.qkv.weight[q]", "h.0.qkv.bias[q]"]) == ["h.0.qkv[q]", "h.0.qkv.bias[q]"]
     assert short_names([]) == []
+
+
+@pytest.mark.parametrize(("steps", "each"), [([5], 1), ([3, 9], 1), ([3, 10], None), ([], None)])
+def test_no_two_ticks_of_few_steps_are_the_same_step(steps: list[int], each: int | None) -> None:
+    assert step_axis(LIGHT, "step", np.array(steps)).get("dtick") == each
 
 
 @given(st.lists(st.integers(1, 10**6), min_size=1, max_size=60, unique=True).map(sorted))

@@ -62,6 +62,8 @@ def test_a_run_that_is_not_there_says_so_in_place_of_figures(page: Page) -> None
     page.goto("/runs/nothing00000/overview")
     expect(page.locator(".problem")).to_have_count(1)
     expect(page.locator("figure")).to_have_count(0)
+    page.get_by_role("link", name="All runs").click()
+    expect(page.locator("tr.row")).to_have_count(5)
 
 
 def test_each_figure_is_seen_before_the_next_one_is_drawn(own_page: Page) -> None:

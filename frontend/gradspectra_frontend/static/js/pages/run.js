@@ -53,7 +53,7 @@ export function Run({ address }) {
   useEffect(() => void document.querySelector(".tabs [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" }), [address.tab, answer.data === null]);
   const Tab = VIEWS[/** @type {keyof typeof VIEWS} */ (address.tab)];
   const data = answer.data ?? { id: run, last_step: null, overhead: null, open_alerts: 0 };
-  if (answer.data === null && answer.failure) return html`<div class="page"><${Problem} failure=${answer.failure} /></div>`;
+  if (answer.data === null && answer.failure) return html`<div class="page"><${Problem} failure=${answer.failure} /><p class="note"><a href="/">All runs</a></p></div>`;
   return html`<div class="page">
     ${answer.data === null ? html`<p class="note run-head">Loading …</p>` : html`<${Header} run=${data} alerts=${alerts.data?.items ?? []} />`}
     ${answer.failure && html`<${Problem} failure=${answer.failure} />`}
