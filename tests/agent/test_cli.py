@@ -123,12 +123,15 @@ def test_an_export_that_cannot_be_is_one_line(run_id: str, tmp_path: Path, capsy
 
 def test_follow_prints_each_alert_once_until_interrupted(url: str) -> None:
     command = [sys.executable, "-m", "gradspectra.cli", "alerts", "--follow", "--json", "--server", url]
-    follower = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert follower.stdout is not None
-    assert json.loads(follower.stdout.readline())["opened_step"] == 40
-    time.sleep(2.5)
-    follower.send_signal(signal.SIGINT)
-    rest, errors = follower.communicate(timeout=60)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as follower:
+        try:
+            assert follower.stdout is not None
+            assert json.loads(follower.stdout.readline())["opened_step"] == 40
+            time.sleep(2.5)
+            follower.send_signal(signal.SIGINT)
+            rest, errors = follower.communicate(timeout=300)
+        finally:
+            follower.kill()
     assert (rest, errors, follower.returncode) == ("", "", 130)
 
 
