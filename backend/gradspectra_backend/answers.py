@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import orjson
 from gradspectra_core.jsonform import json_array, json_number
+from gradspectra_core.pages import wide_bytes
 from gradspectra_core.records import Bool
 from gradspectra_core.views import Buckets, LayerSeries, Series, Spectrum
 from numpy.typing import NDArray
 from starlette.responses import Response
 
 OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
+_AT_ONCE = 1 << 14
+"""So many numbers are written at a time: their text then lies in memory that was used before."""
+
+
+class Written:
+    """A JSON value as text, in parts that follow each other."""
+
+    def __init__(self, *parts: bytes) -> None:
+        self.parts = parts
 
 
 def dumps(value: Any) -> bytes:
     """JSON of plain objects and arrays; an array's missing and non-finite entries become null."""
     return orjson.dumps(value, default=_default, option=OPTIONS)
+
+
+def wide_dumps(members: dict[str, Any]) -> bytes | memoryview:
+    """As `dumps`, of an object in which large members may be written already; these come last."""
+    written = {name: value for name, value in members.items() if isinstance(value, Written)}
+    parts = [dumps({name: value for name, value in members.items() if name not in written})[:-1]]
+    for name, value in written.items():
+        parts += [b"," if len(parts[0]) > 1 or len(parts) > 1 else b"", dumps(name), b":", *value.parts]
+    return wide_bytes([*parts, b"}"])
 
 
 def answer(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
@@ -26,6 +46,8 @@ def answer(value: Any, status: int = 200, headers: dict[str, str] | None = None)
 
 
 def _default(value: Any) -> Any:
+    if isinstance(value, Written):
+        return orjson.Fragment(b"".join(value.parts))
     if isinstance(value, np.ndarray):
         return np.ascontiguousarray(value).tolist()
     if isinstance(value, tuple | set | frozenset):
@@ -75,14 +97,13 @@ def _buckets(buckets: Buckets) -> dict[str, Any]:
 
 
 def layers_object(values: LayerSeries) -> dict[str, Any]:
-    """The `layer values` object of the interface, with roles and depths beside the names."""
+    """The `layer values` object of the interface, with roles and depths beside the names.
+
+    Numbers that are all float32 are as short as they read back the same in float32.
+    """
     arrays = {name: getattr(values, name) for name in ("mean", "min", "max")}
-    written: dict[int, Any] = {}
-    for array in arrays.values():
-        if id(array) not in written:  # of single steps all three are one array
-            often = sum(other is array for other in arrays.values()) > 1
-            rows = _rows(array, values.present)
-            written[id(array)] = orjson.Fragment(dumps(rows)) if often else rows
+    own = {id(array): array for array in arrays.values()}  # of single steps all three are one array
+    written = {key: _rows(array, values.present) for key, array in own.items()}
     return {
         "statistic": values.statistic,
         "axis": values.axis,
@@ -91,21 +112,66 @@ def layers_object(values: LayerSeries) -> dict[str, Any]:
         "roles": list(values.roles),
         "depths": list(values.depths),
         **{name: written[id(array)] for name, array in arrays.items()},
-        "nonfinite": np.ascontiguousarray(values.nonfinite) if values.nonfinite.any() else _zeros(values.mean.shape),
+        "nonfinite": _counts(values.nonfinite),
         "damaged": values.damaged,
         "retired": values.retired,
     }
 
 
-def _rows(values: NDArray[Any], present: Bool) -> Any:
-    if values.size and present.all() and np.isfinite(values).all():
-        return np.ascontiguousarray(values)
-    return [numbers(row, there) for row, there in zip(values, present, strict=True)]
+def narrowed(values: NDArray[np.float64]) -> NDArray[Any]:
+    """The same numbers, (R, N), as float32 where they all are that, as most statistics are; else as they were."""
+    with np.errstate(over="ignore"):
+        for rows in (values[:1], values):  # the first row tells most
+            narrow = rows.astype(np.float32)
+            other = narrow != rows
+            if other.any() and not np.isnan(rows[other]).all():
+                return values
+    return narrow
 
 
-def _zeros(shape: tuple[int, ...]) -> orjson.Fragment:
-    row = b"[" + b",".join([b"0"] * shape[1]) + b"]"
-    return orjson.Fragment(b"[" + b",".join([row] * shape[0]) + b"]")
+def _rows(values: NDArray[Any], present: Bool) -> Written:
+    """Rows of numbers (R, N) with the special ones named, null where nothing is present."""
+    if not present.all():
+        values = np.where(present, values, np.nan)
+    values = narrowed(values)
+    special = present & ~np.isfinite(values)
+    odd = special.any(axis=1)
+    return _listed(
+        _named(values[begin], special[begin]) if odd[begin] else dumps(values[begin:end])[1:-1]
+        for begin, end in _portions(odd, values.shape[1])
+    )
+
+
+def _portions(odd: Bool, width: int) -> Iterator[tuple[int, int]]:
+    """Ranges of rows to write at once, the odd ones by themselves."""
+    most = max(_AT_ONCE // max(width, 1), 1)
+    begin = 0
+    for place in [*np.flatnonzero(odd).tolist(), len(odd)]:
+        yield from ((at, min(at + most, place)) for at in range(begin, place, most))
+        if place < len(odd):
+            yield place, place + 1
+        begin = place + 1
+
+
+def _named(row: NDArray[Any], special: Bool) -> bytes:
+    """A row, of whose numbers the special ones are written as nulls otherwise."""
+    texts = dumps(np.ascontiguousarray(row))[1:-1].split(b",")
+    for at in np.flatnonzero(special).tolist():
+        texts[at] = dumps(json_number(float(row[at])))
+    return b"[" + b",".join(texts) + b"]"
+
+
+def _counts(counts: NDArray[np.int64]) -> Written:
+    if counts.any():
+        none = np.zeros(len(counts), np.bool_)
+        return _listed(dumps(counts[begin:end])[1:-1] for begin, end in _portions(none, counts.shape[1]))
+    row = b"[" + b",".join([b"0"] * counts.shape[1]) + b"]"
+    return Written(b"[" + b",".join([row] * counts.shape[0]) + b"]")
+
+
+def _listed(rows: Iterator[bytes]) -> Written:
+    parts = [part for row in rows for part in (b",", row)]
+    return Written(b"[", *parts[1:], b"]")
 
 
 def spectrum_object(spectrum: Spectrum) -> dict[str, Any]:

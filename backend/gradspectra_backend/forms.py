@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 from fastapi import Request
-from gradspectra_core.container import pack
+from gradspectra_core.container import pack_parts
+from gradspectra_core.pages import wide_bytes
 from gradspectra_core.records import Bool
 from gradspectra_core.views import LayerSeries, Series
 from numpy.typing import NDArray
 from starlette.responses import Response
 
-from gradspectra_backend.answers import dumps, layers_object, series_object
+from gradspectra_backend.answers import dumps, layers_object, narrowed, series_object, wide_dumps
 from gradspectra_backend.problems import Problem
 
 JSON = "application/json"
@@ -26,6 +27,7 @@ FORMS = (JSON, ARRAYS, ARROW)
 _VERSION = version("gradspectra")
 """Part of what an ETag is made of, where that is not the body itself: another version may write it in another way."""
 
+Body = bytes | memoryview
 RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "content": {
@@ -62,14 +64,14 @@ def answer_layers(request: Request, values: LayerSeries, steps: NDArray[Any]) ->
     about = {"kind": "layers", "statistic": values.statistic, "axis": values.axis, **texts}
     meta = about | {"damaged": values.damaged, "retired": values.retired}
 
-    def body() -> bytes:
+    def body() -> Body:
         if form == ARROW:
             from gradspectra_backend import arrow
 
             return arrow.stream(arrow.layers_table(values, place))
         if form == ARRAYS:
             return _packed(meta, place, values, ("mean", "min", "max", "nonfinite"))
-        return dumps(layers_object(values) | _steps_object(values.axis, steps))
+        return wide_dumps(layers_object(values) | _steps_object(values.axis, steps))
 
     return _answered(request, _tag_of_layers(form, meta, place, values), body, form)
 
@@ -97,12 +99,12 @@ def require_pyarrow(what: str) -> None:
         )
 
 
-def unchanged_or(request: Request, body: bytes, media_type: str) -> Response:
+def unchanged_or(request: Request, body: Body, media_type: str) -> Response:
     """The answer with its ETag, a digest of the body; 304 without a body where the caller has just this one."""
     return _answered(request, f'"{hashlib.blake2b(body, digest_size=16).hexdigest()}"', lambda: body, media_type)
 
 
-def _answered(request: Request, tag: str, body: Callable[[], bytes], media_type: str) -> Response:
+def _answered(request: Request, tag: str, body: Callable[[], Body], media_type: str) -> Response:
     headers = {"ETag": tag, "Cache-Control": "private, no-cache", "Vary": "Accept, Authorization, Cookie"}
     known = [entry.strip().removeprefix("W/") for entry in request.headers.get("if-none-match", "").split(",")]
     if tag in known or "*" in known:
@@ -118,9 +120,9 @@ def _tag_of_layers(form: str, meta: dict[str, Any], place: Mapping[str, NDArray[
         arrays["nonfinite"] = values.nonfinite
     if not values.present.all():
         arrays["present"] = np.packbits(values.present)
-    own = {id(array): array for array in arrays.values()}
+    own = {id(array): narrowed(array) if array.dtype == np.float64 else array for array in arrays.values()}
     order = list(own)
-    shapes = {name: [order.index(id(array)), array.dtype.str, *array.shape] for name, array in arrays.items()}
+    shapes = {name: [order.index(id(a)), own[id(a)].dtype.str, *a.shape] for name, a in arrays.items()}
     digest = hashlib.sha256(dumps([_VERSION, form, meta, shapes]))
     for array in own.values():
         digest.update(np.ascontiguousarray(array).data)
@@ -147,7 +149,7 @@ def _steps_object(axis: str, steps: NDArray[Any]) -> dict[str, Any]:
     return {} if axis == "step" else {"steps": np.ascontiguousarray(steps)}
 
 
-def _packed(meta: dict[str, Any], place: Mapping[str, NDArray[Any]], rows: Any, parts: tuple[str, ...]) -> bytes:
+def _packed(meta: dict[str, Any], place: Mapping[str, NDArray[Any]], rows: Any, parts: tuple[str, ...]) -> Body:
     """The binary form: arrays (R, N) with a presence bitmap, left out where nothing is missing."""
 
     def stacked(name: str) -> NDArray[Any]:
@@ -161,4 +163,4 @@ def _packed(meta: dict[str, Any], place: Mapping[str, NDArray[Any]], rows: Any, 
     present: Bool = stacked("present").astype(np.bool_)
     if not present.all():
         blocks["present"] = np.packbits(present, bitorder="little")
-    return pack(meta, blocks)
+    return wide_bytes(pack_parts(meta, blocks))

@@ -44,12 +44,17 @@ def pack(meta: dict[str, Any], blocks: Mapping[str, NDArray[Any]]) -> bytes:
     starts at a multiple of its item size. Raises WireError for another dtype, ValueError for NaN inside `meta`.
     Source of the layout: the safetensors format.
     """
+    return b"".join(pack_parts(meta, blocks))
+
+
+def pack_parts(meta: dict[str, Any], blocks: Mapping[str, NDArray[Any]]) -> list[bytes | memoryview]:
+    """As `pack`, in parts that follow each other: arrays that lie in memory as they are sent are not copied."""
     arrays = sorted(((name, _little_endian(name, block)) for name, block in blocks.items()), key=_by_item_size)
     text = _HEADER.encode(_META.encode(meta))
     layout = _layout_text(tuple([(name, _CODES[array.dtype], array.shape) for name, array in arrays]))
     head = _OPENING + f"{text}}}{layout}".encode()
     head += b" " * (-len(head) % 8)
-    return b"".join((_LENGTH.pack(len(head)), head, *(array.data for _, array in arrays)))
+    return [_LENGTH.pack(len(head)), head, *(array.data for _, array in arrays)]
 
 
 @lru_cache(maxsize=256)

@@ -7,8 +7,11 @@ NUMPY_MADVISE_HUGEPAGE or the system forbids it), as far as these span whole suc
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gradspectra_core.records import Float64
 
@@ -22,9 +25,27 @@ def wide_array(shape: tuple[int, ...]) -> Float64:
 
     What lies around it is reserved alone and takes no memory until it is used, which it never is.
     """
-    size = math.prod(shape) * 8
-    if size < _WORTH:
+    if math.prod(shape) * 8 < _WORTH:
         return np.empty(shape)
+    return _room(math.prod(shape) * 8).view(np.float64).reshape(shape)
+
+
+def wide_bytes(parts: Sequence[bytes | memoryview]) -> bytes | memoryview:
+    """Put bytes, and memory of any items in C order, one behind the other; a mebibyte and more into such room."""
+    plain = [memoryview(part).cast("B") for part in parts if memoryview(part).nbytes]
+    size = sum(map(len, plain))
+    if size < _WORTH:
+        return b"".join(plain)
+    room: memoryview = _room(size).data
+    at = 0
+    for part in plain:
+        room[at : at + len(part)] = part
+        at += len(part)
+    return room.toreadonly()
+
+
+def _room(size: int) -> NDArray[Any]:
+    """So many bytes."""
     reserved = np.empty(max(size + _PAGE, _ASKED_FOR), np.uint8)
     begin = -reserved.ctypes.data % _PAGE
-    return reserved[begin : begin + size].view(np.float64).reshape(shape)
+    return reserved[begin : begin + size]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gradspectra_backend import forms
-from gradspectra_backend.answers import dumps, layers_object
+from gradspectra_backend.answers import dumps, layers_object, wide_dumps
 from gradspectra_core.views import LayerSeries
 from starlette.requests import Request
 from starlette.responses import Response
@@ -59,6 +59,36 @@ def test_arrays_that_are_one_are_written_as_those_that_are_alike(nonfinite: int,
     assert found["max"] == [["Infinity" if np.isinf(one) else one for one in row] for row in high.tolist()]
 
 
+def read_back(numbers: list[list[Any]], dtype: type) -> np.ndarray:
+    words = {"NaN": np.nan, "Infinity": np.inf, "-Infinity": -np.inf, None: 77.0}
+    return np.array(
+        [[words.get(one, one) if one is None or isinstance(one, str) else one for one in row] for row in numbers], dtype
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("rows", [3, 7, 40])
+def test_numbers_read_back_the_same_whatever_lies_among_them(rows: int, dtype: type):
+    rng = np.random.default_rng(rows)
+    mean = rng.lognormal(0, 20, (rows, 1500)).astype(dtype).astype(np.float64)
+    present = np.ones(mean.shape, np.bool_)
+    mean[rows // 2, [3, 4, 5]] = np.nan, np.inf, -np.inf
+    present[-1, [0, 4, 1499]] = False
+    present[rows // 2, 7] = False
+    found = json.loads(bytes(answered(values(mean, present=present)).body))
+    expected = np.where(present, mean, 77.0).astype(dtype)
+    for part in ("mean", "min", "max"):
+        np.testing.assert_array_equal(read_back(found[part], dtype), expected)
+    assert [found["mean"][rows // 2][at] for at in (3, 4, 5, 7)] == ["NaN", "Infinity", "-Infinity", None]
+
+
+def test_numbers_that_are_float32_are_as_short_as_that_allows():
+    narrow = np.array([[0.1, 1 / 3, np.nan], [16777216.0, 3e-7, np.inf]], np.float32).astype(np.float64)
+    found = json.loads(answered(values(narrow, max=narrow * 0.7)).body)
+    assert found["mean"] == found["min"] == [[0.1, 0.33333334, "NaN"], [16777216.0, 3e-7, "Infinity"]]
+    assert found["max"][0][:2] == (narrow * 0.7)[0, :2].tolist()
+
+
 @pytest.mark.parametrize("shape", [(0, 0), (2, 0), (0, 3)])
 def test_no_layers_and_no_buckets_are_written_too(shape: tuple[int, int]):
     found = json.loads(answered(values(np.empty(shape))).body)
@@ -101,3 +131,11 @@ def test_what_the_caller_has_is_not_written_at_all(monkeypatch: pytest.MonkeyPat
     tag = answered(values()).headers["etag"]
     monkeypatch.setattr(forms, "layers_object", lambda _: pytest.fail("written for nothing"))
     assert answered(dataclasses.replace(values()), if_none_match=tag).status_code == 304
+
+
+def test_what_is_written_already_comes_last_in_an_object():
+    of = values(MEAN, max=MEAN + 1.0)
+    assert json.loads(bytes(wide_dumps(layers_object(of)))) == json.loads(dumps(layers_object(of)))
+    alone = {"mean": layers_object(of)["mean"], "min": layers_object(of)["min"]}
+    assert json.loads(bytes(wide_dumps(alone))) == {"mean": MEAN.tolist(), "min": MEAN.tolist()}
+    assert json.loads(bytes(wide_dumps({"x": 1}))) == {"x": 1}
