@@ -2,8 +2,10 @@
 
 - `tests`: the tests of tests/agent/cuda, if pytest is there (an extra of the project, no part of torch).
 - `runtime_calls`: what a step asks of the CUDA runtime with and without the agent, from torch's profiler: launches,
-  copies, and calls that wait. A call that waits and that the plain step has not is the agent's fault.
-- `overhead`: agent_overhead.py --device cuda, for a model whose steps the device fills and one whose steps it does not.
+  copies, and calls that wait. A call that waits and that the plain step has not is the agent's fault. `-by-torch` is
+  without Triton's kernels, and `fused` says whether these were in use.
+- `overhead`: agent_overhead.py --device cuda, for a model whose steps the device fills and one whose steps it does not;
+  the latter also without Triton's kernels.
 
 Needs torch for CUDA and numpy; takes the project from its checkout, without installing it, and uses no network.
 `python benchmarks/cuda_check.py --minutes 8`
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import json
 import os
 import shutil
@@ -50,13 +53,14 @@ def tests(seconds: float) -> dict[str, Any]:
     return {"run": True, "passed": done.returncode == 0, "output": (done.stdout + done.stderr)[-3000:]}
 
 
-def runtime_calls(watched: bool, **options: Any) -> dict[str, float]:
+def runtime_calls(watched: bool, fused: str = "auto", **options: Any) -> dict[str, Any]:
     """Calls of the CUDA runtime in a step of the demo's model, and copies to the host."""
     import gradspectra
     import torch
     from models import TASKS
     from torch.profiler import ProfilerActivity, profile
 
+    os.environ["GRADSPECTRA_FUSED"] = fused
     task = TASKS["demo"]
     model = task.make().cuda()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -74,22 +78,29 @@ def runtime_calls(watched: bool, **options: Any) -> dict[str, float]:
         optimizer.step()
         optimizer.zero_grad()
 
-    for _ in range(STEPS):
+    patience = time.monotonic() + 60
+    for number in itertools.count():
         step()
+        compiling = watched and watch.status()["fused"] == "being compiled"
+        if number >= STEPS and (not compiling or time.monotonic() > patience):
+            break
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         for _ in range(STEPS):
             step()
+    said = {"fused": watch.status()["fused"]} if watched else {}
     watch.close(0.0)
+    os.environ.pop("GRADSPECTRA_FUSED")
     shutil.rmtree(spool, ignore_errors=True)
     calls = Counter(event.name for event in profiler.events() if event.name.startswith("cu"))
     copies = sum(event.name.startswith("Memcpy DtoH") for event in profiler.events())
     counted = {name: count / STEPS for name, count in sorted(calls.items())}
-    return counted | {"copies to the host": copies / STEPS}
+    return counted | {"copies to the host": copies / STEPS} | said
 
 
-def overhead(task: str, minutes: float) -> Any:
+def overhead(task: str, minutes: float, fused: str = "auto") -> Any:
     """What agent_overhead.py says of this task, or how it failed."""
+    os.environ["GRADSPECTRA_FUSED"] = fused
     variants = "plain,control,watch,watch-first-tier,watch-everything,clip,composer-style"
     fixed = ("--device", "cuda", "--steps", "4000", "--minutes", str(minutes), "--variants", variants)
     done = child("benchmarks/agent_overhead.py", "--task", task, *fixed, seconds=60 * minutes + 120)
@@ -114,6 +125,7 @@ def main() -> None:
         "runtime_calls": {
             "plain": runtime_calls(False),
             "watch-everything": runtime_calls(True, **everything),
+            "watch-everything-by-torch": runtime_calls(True, "off", **everything),
             "watch": runtime_calls(True),
         },
     }
@@ -122,7 +134,8 @@ def main() -> None:
     found["added_waits_a_step"] = {name: watching.get(name, 0.0) - plain.get(name, 0.0) for name in WAITING}
     print(json.dumps(found), file=sys.stderr)
     left = max((until - time.monotonic()) / 60, 1.0)
-    found["overhead"] = {task: overhead(task, left / 2 - 0.3) for task in ("gpt-85m", "demo")}
+    found["overhead"] = {task: overhead(task, left / 3 - 0.3) for task in ("gpt-85m", "demo")}
+    found["overhead"]["demo-by-torch"] = overhead("demo", left / 3 - 0.3, "off")
     print(json.dumps(found, indent=2))
 
 

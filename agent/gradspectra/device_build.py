@@ -126,7 +126,8 @@ class Build:
         """In words: by Triton, being compiled, or why torch measures."""
         if self.failure:
             return f"not compiled: {self.failure}"
-        return "compiled by Triton" if self.in_use else "being compiled"
+        going_on = self._warming is not None or self._checking is not None
+        return "compiled by Triton" if self.in_use and not going_on else "being compiled"
 
     def fail(self, error: Exception) -> None:
         """Leave everything to torch from now on."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import time
 
 import pytest
 import torch
 from agent.cuda.jobs import Job, check_alike, on_host, weights
+from agent.cuda.kernels import NEEDS_TRITON
 from agent.watched_training import attention, tokens, value, watched
 from torch import nn
 
@@ -82,6 +84,31 @@ def test_nothing_waits_and_the_numbers_are_those_of_a_cpu(kind, options, kept, u
     if "budget" not in options:
         for own, other in zip(kept(), expected, strict=True):
             check_alike(own, other, rel=2e-3)
+
+
+@NEEDS_TRITON
+@pytest.mark.parametrize("kind", list(MAKE))
+def test_kernels_take_over_once_they_are_proved_and_the_numbers_stay(kind, kept, unwaiting):
+    first = on_cuda(kind)
+    with watched(first.model, first.optimizer) as watch:
+        for number in range(6000):
+            first.step(number % 60, watch.log)
+            first.optimizer.zero_grad()
+            if number > 20 and watch.status()["fused"] != "being compiled":
+                break
+            time.sleep(0.02)
+    kept()
+    cpu = on_host()
+    cpu.optimizer, cpu.clip = MAKE[kind if kind in ("sgd",) else "adamw"](cpu.model.parameters()), 0.05
+    cpu.run(STEPS)
+    expected = kept()
+    job = on_cuda(kind)
+    with watched(job.model, job.optimizer) as watch:
+        train(job, watch, STEPS, unwaiting)
+        assert watch.status()["fused"] == "compiled by Triton"
+        assert watch.status()["not_measured"] == []
+    for own, other in zip(kept(), expected, strict=True):
+        check_alike(own, other, rel=2e-3)
 
 
 def test_entries_that_are_not_finite_are_counted_on_the_device(kept, unwaiting):

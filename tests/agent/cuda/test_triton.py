@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -154,6 +158,7 @@ def check(found, expected, crossings):
 @pytest.mark.parametrize(
     ("optimizer", "clip"), [("adamw", 0.05), ("amsgrad", None), ("momentum", 0.05), ("nesterov", None)]
 )
+@pytest.mark.slow
 def test_a_training_is_measured_in_one_pass_as_on_a_cpu(optimizer, clip, kept, monkeypatch):
     def clipped(job):
         job.clip = clip
@@ -162,6 +167,7 @@ def test_a_training_is_measured_in_one_pass_as_on_a_cpu(optimizer, clip, kept, m
 
 
 @pytest.mark.usefixtures("build")
+@pytest.mark.slow
 def test_steps_that_an_optimizer_counts_on_the_device_are_read_there(kept, monkeypatch):
     def counted(job):
         def move(_):
@@ -176,6 +182,7 @@ def test_steps_that_an_optimizer_counts_on_the_device_are_read_there(kept, monke
 
 @pytest.mark.usefixtures("build")
 @pytest.mark.parametrize(("lost", "clip"), [(float("nan"), 0.05), (float("inf"), None)])
+@pytest.mark.slow
 def test_entries_that_are_not_finite_are_counted_and_the_others_are_measured(lost, clip, kept, monkeypatch):
     def spoiled(job):
         def spoil(model, number):
@@ -193,6 +200,7 @@ def test_entries_that_are_not_finite_are_counted_and_the_others_are_measured(los
 
 
 @pytest.mark.usefixtures("build")
+@pytest.mark.slow
 def test_far_fewer_operations_are_launched(kept, monkeypatch):
     *_, one_pass = run_both(kept, monkeypatch)
     monkeypatch.setenv("GRADSPECTRA_FUSED", "off")
@@ -208,12 +216,14 @@ def states():
 
 
 @pytest.mark.usefixtures("fresh")
+@pytest.mark.slow
 def test_torch_measures_until_the_kernels_are_proved(kept):
     assert states() == ["being compiled", "compiled by Triton"]
     assert all(record.values is not None for record in kept())
 
 
 @pytest.mark.usefixtures("fresh")
+@pytest.mark.slow
 def test_kernels_that_measure_wrong_are_not_used(monkeypatch):
     measure = Kernels.measure
 
@@ -226,6 +236,7 @@ def test_kernels_that_measure_wrong_are_not_used(monkeypatch):
 
 
 @pytest.mark.usefixtures("build")
+@pytest.mark.slow
 def test_kernels_that_cannot_be_launched_leave_the_step_to_torch(kept, monkeypatch):
     host = on_host()
     host.run(STEPS)
@@ -245,3 +256,14 @@ def test_without_triton_torch_measures(monkeypatch):
     monkeypatch.setattr(device_build.importlib.util, "find_spec", lambda _: None)
     assert Build(HOST).state == "not compiled: Triton is not installed"
     assert not Build(HOST).ready(frozenset([((FULL,) * 4, 1, ADAM)]))
+
+
+@pytest.mark.slow
+def test_the_kernels_compile_to_machine_code_of_a_device(tmp_path):
+    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    program = Path(__file__).with_name("compile_kernels.py")
+    done = subprocess.run([sys.executable, str(program)], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    sizes = dict(line.split() for line in done.stdout.splitlines())
+    assert set(sizes) == {"sums", "layers", "samples"}
+    assert all(int(size) > 1000 for size in sizes.values())
