@@ -61,7 +61,7 @@ def test_counters_count_what_was_stored_repeated_and_refused(caller: Caller):
 def test_a_database_in_trouble_is_a_problem_that_says_try_again(caller: Caller, monkeypatch, error, status, name):
     run = caller.start()
 
-    def fail(_: object) -> None:
+    def fail(_: object, *, wait: bool = True) -> None:  # noqa: ARG001
         raise error
 
     monkeypatch.setattr(type(caller.client.app.state.context.store), "write", fail)
