@@ -1,6 +1,6 @@
 """Chromium as a person has it, driven over a pipe of its DevTools protocol: a profile on disk, no debugger.
 
-A private window keeps no compiled scripts: it compiles five megabytes of script at each opening. And wherever a script
+A private window keeps no compiled scripts: it compiles all of them anew at each opening. And wherever a script
 is compiled anew, a driver that attaches a debugger makes V8 parse it again when the script catches an error of its own.
 """
 
