@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from agent.cuda import jobs
 from agent.cuda.jobs import check_alike, on_host, simulated, weights
 from agent.cuda.kernels import NEEDS_INTERPRETER, NEEDS_TRITON, on_simulated
 from agent.cuda.simulated import DEVICE, OnDevice, Simulated
+from agent.watched_training import attention
 from gradspectra import accelerated, device_build
 from gradspectra.device_build import Build, Kernels
 from gradspectra.device_proof import proved
@@ -139,7 +141,7 @@ def run_both(kept, monkeypatch, prepare=lambda _: None, optimizer="adamw", **opt
         patches.delattr(accelerated, "finite_rows")  # no gradient is left to torch
         found, said, crossings = trained(prepare, optimizer, **options)
     for own, other in zip(found, weights(host.model), strict=True):
-        assert torch.equal(own.view(torch.int32), other.view(torch.int32))
+        assert torch.equal(own.view(torch.uint8), other.view(torch.uint8))
     assert said[-1]["not_measured"] == []
     assert said[-1]["fused"] == "compiled by Triton"
     return kept(), expected, crossings
@@ -207,6 +209,16 @@ def test_far_fewer_operations_are_launched(kept, monkeypatch):
     _, said, by_torch = trained(lambda _: None, "adamw")
     assert said[-1]["fused"] == "not compiled: GRADSPECTRA_FUSED is off"
     assert one_pass.operations < by_torch.operations / 2
+
+
+@pytest.mark.slow
+def test_bfloat16_is_measured_with_what_its_rounding_loses(kept, monkeypatch, build):
+    build._ready |= set(itertools.product([(BRAIN,) * 4], WIDTHS, [ADAM, GRADIENT_ALONE]))
+    monkeypatch.setattr(jobs, "attention", lambda: attention().bfloat16())
+    found, expected, _ = run_both(kept, monkeypatch)
+    for own, other in zip(found, expected, strict=True):
+        assert "rounding_lost" in own.statistics
+        check_alike(own, other, rel=2e-3)
 
 
 def states():
