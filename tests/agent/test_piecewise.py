@@ -71,6 +71,11 @@ def test_layers_measured_together_keep_their_own_sums_in_their_own_order():
         assert median == measured(own, kind)["median"]
 
 
+def test_no_more_go_together_than_the_temporary_has_room_for():
+    rows, _ = measure_in_pieces([layer(drawn((2, SMALL // 2), seed), OF_ADAM) for seed in range(3)])
+    agree(dict(zip(ROW, rows[2].tolist(), strict=True)), *drawn((2, SMALL // 2), 2))
+
+
 def test_the_linear_rule_takes_gradient_buffer_and_weights():
     g, w, m, v = drawn((4, 50))
     found = measured((g, w, m, v), Coefficients(LINEAR, -1.0, 0.9, 0.2, 1.0, None))
