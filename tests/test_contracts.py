@@ -24,8 +24,9 @@ ROOMS = {
         "pyarrow",
         "tensorboard",
         "wandb",
+        "triton",
     },
-    "store": {"numpy", "sqlalchemy", "alembic", "psycopg"},
+    "store": {"numpy", "sqlalchemy", "alembic", "psycopg", "orjson"},
     "worker": {"numpy", "sqlalchemy", "billiard", "celery", "kombu", "redis", "httpx2"},
     "frontend": {"numpy"},
     "backend": {
@@ -122,6 +123,7 @@ def test_files_and_functions_stay_short_enough_to_read(room: str) -> None:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 body = node.body[1:] if ast.get_docstring(node) and len(node.body) > 1 else node.body
                 lines = (node.end_lineno or 0) - body[0].lineno + 1
-                if lines > 40 and "migrations" not in path.parts:
+                kernel = any(ast.unparse(decorator).startswith("triton.jit") for decorator in node.decorator_list)
+                if lines > (80 if kernel else 40) and "migrations" not in path.parts:
                     long.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name}: {lines} lines")
     assert long == []

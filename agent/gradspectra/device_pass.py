@@ -16,7 +16,7 @@ from gradspectra.device_table import ADAM, GRADIENT_ALONE, LINEAR, NO_UPDATE, NU
 from gradspectra.device_terms import DeviceTerms
 from gradspectra.fused import KEPT_LAYOUTS, PLAIN, UNKNOWN
 from gradspectra.inventory import Inventory, WatchedTensor
-from gradspectra.second_numbers import units
+from gradspectra.second_numbers import unit_pieces
 from gradspectra.shards import local
 from gradspectra.updates import Coefficients, unknown_update
 
@@ -34,7 +34,9 @@ class DevicePass:
         self._results = results
         self._finite = finite
         self._layouts: dict[tuple[tuple[int, Kinds], ...], RowsLayout] = {}
-        self._pieces = {t.first: _pieces(t, inventory) for t in inventory.tensors if t.axis == 0 and t.pieces[-1][1]}
+        self._pieces = {
+            t.first: unit_pieces(t, inventory) for t in inventory.tensors if t.axis == 0 and t.pieces[-1][1]
+        }
 
     def gradients(self, tensors: Sequence[WatchedTensor]) -> frozenset[int]:
         """Measure gradients alone; returns the tensors that were, by the index of their first layer."""
@@ -175,12 +177,3 @@ def _words(
 def _numbers(own: Coefficients, exponents: tuple[float, float, float]) -> list[float]:
     first, second = own.corrections or (1.0, 1.0)
     return [own.scale, own.epsilon, own.decay, own.factor, first, second, *exponents]
-
-
-def _pieces(tensor: WatchedTensor, inventory: Inventory) -> list[tuple[int, int, int]]:
-    """Per layer of a tensor: its first number here, its output units here, and the numbers of each."""
-    found = []
-    for at, ((start, stop), (first, last)) in enumerate(zip(tensor.pieces, tensor.whole, strict=True)):
-        each = (last - first) // units(inventory.table.layers[tensor.first + at].shape, 0)
-        found.append((start, (stop - start) // each, each))
-    return found

@@ -29,7 +29,7 @@ from gradspectra.compiling import (
 )
 from gradspectra.inventory import Inventory, WatchedTensor
 from gradspectra.piecewise import layers_of, measure_in_pieces
-from gradspectra.second_numbers import units
+from gradspectra.second_numbers import unit_pieces
 from gradspectra.settings import fused_wanted
 from gradspectra.updates import Coefficients, UpdateTerms, unknown_update
 
@@ -129,7 +129,7 @@ class FusedPass:
         self._layouts: dict[tuple[int, ...], _Layout] = {}
         for tensor in inventory.tensors:
             if fits(tensor):
-                self._pieces[tensor.first] = _pieces(tensor, inventory)
+                self._pieces[tensor.first] = unit_pieces(tensor, inventory)
                 self._entries[tensor.first] = tensor.pieces[-1][1]
 
     @property
@@ -174,13 +174,7 @@ class FusedPass:
         layout = self._layout(tuple(taken))
         coefficients = [UNKNOWN] if terms is None else terms.coefficients
         of_update = _fill(layout, addresses, [own.place for own in sources], coefficients)
-        medians = None
-        if compiled is not None:
-            rows = np.empty((len(layout.of), len(ROW)))
-            compiled.measure(len(layout.of), layout.address, rows.ctypes.data)
-        else:
-            updates = [coefficients[own.place] for own in sources]
-            rows, medians = measure_in_pieces(layers_of([own[:4] for own in sources], updates, layout.pieces))
+        rows, medians = self._measured(compiled, layout, sources, coefficients)
         return FusedRows(
             layout.tensors,
             layout.columns,
@@ -194,6 +188,18 @@ class FusedPass:
             layout.words[:, 3].copy(),
             medians,
         )
+
+    @staticmethod
+    def _measured(
+        compiled: Compiled | None, layout: _Layout, sources: Sequence[Sources], coefficients: Sequence[Coefficients]
+    ) -> tuple[Float64, Float64 | None]:
+        """The rows of the layers of a filled layout, and, where there is no compiled pass, their medians."""
+        if compiled is None:
+            updates = [coefficients[own.place] for own in sources]
+            return measure_in_pieces(layers_of([own[:4] for own in sources], updates, layout.pieces))
+        rows = np.empty((len(layout.of), len(ROW)))
+        compiled.measure(len(layout.of), layout.address, rows.ctypes.data)
+        return rows, None
 
     def _layout(self, tensors: tuple[int, ...]) -> _Layout:
         layout = self._layouts.get(tensors)
@@ -271,16 +277,6 @@ def address(numbers: Tensor | None, entries: int) -> int:
     ):
         return numbers.data_ptr()
     return 0
-
-
-def _pieces(tensor: WatchedTensor, inventory: Inventory) -> list[tuple[int, int, int]]:
-    """Per layer of a tensor: its first number here, its output units here, and the numbers of each."""
-    found = []
-    layers = inventory.table.layers[tensor.first :]
-    for layer, (start, stop), (first, last) in zip(layers, tensor.pieces, tensor.whole, strict=False):
-        each = (last - first) // units(layer.shape, tensor.axis)
-        found.append((start, (stop - start) // each, each))
-    return found
 
 
 def _sources(parameter: Tensor, terms: UpdateTerms | None, tensor: WatchedTensor) -> Sources | None:

@@ -197,11 +197,9 @@ class FirstTier:
         numbers = flat(local(gradient), tensor.axis)
         last = tensor.first + len(tensor.pieces)
         self.marks.gradient[tensor.first : last] = True
-        if last == tensor.first + 1:
-            self._extent(self._slots[tensor.first], numbers)
-            return
+        whole = len(tensor.pieces) == 1
         for slots, (start, stop) in zip(self._slots[tensor.first : last], tensor.pieces, strict=True):
-            self._extent(slots, numbers[start:stop])
+            self._extent(slots, numbers if whole else numbers[start:stop])
 
     def _extent(self, slots: tuple[Tensor, ...], numbers: Tensor) -> None:
         if numbers.numel() == 0:
@@ -213,11 +211,9 @@ class FirstTier:
 
     def _weight(self, tensor: WatchedTensor) -> None:
         numbers = flat(local(tensor.parameter), tensor.axis)
-        if len(tensor.pieces) == 1:
-            dot_into(self._slots[tensor.first][WEIGHT], numbers, numbers)
-            return
+        whole = len(tensor.pieces) == 1
         for index, (start, stop) in enumerate(tensor.pieces, tensor.first):
-            piece = numbers[start:stop]
+            piece = numbers if whole else numbers[start:stop]
             dot_into(self._slots[index][WEIGHT], piece, piece)
 
     def _update(self, tensor: WatchedTensor, optimizer: Any, skipped: bool) -> None:

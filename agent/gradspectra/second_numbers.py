@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradspectra.compiling import MOST_BLOCKS
 from gradspectra.flat import CHUNK, dot_into, flat, joined
-from gradspectra.inventory import WatchedTensor
+from gradspectra.inventory import Inventory, WatchedTensor
 from gradspectra.shards import local
 from gradspectra.updates import Update, adam_moments, dot_of, square_into
 
@@ -41,6 +41,16 @@ SAMPLE = MOST_BLOCKS
 def units(shape: Sequence[int], axis: int) -> int:
     """How many output units a tensor of this shape has: its length on `axis`, 1 for a single number."""
     return int(shape[axis]) if len(shape) else 1
+
+
+def unit_pieces(tensor: WatchedTensor, inventory: Inventory) -> list[tuple[int, int, int]]:
+    """Per layer of a tensor: its first number here, its output units here, and the numbers of each."""
+    found = []
+    layers = inventory.table.layers[tensor.first :]
+    for layer, (start, stop), (first, last) in zip(layers, tensor.pieces, tensor.whole, strict=False):
+        each = (last - first) // units(layer.shape, tensor.axis)
+        found.append((start, (stop - start) // each, each))
+    return found
 
 
 def _by_layer(tensors: Sequence[WatchedTensor], rows: Callable[[int, int, int], Tensor]) -> Tensor:

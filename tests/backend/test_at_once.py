@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from backend.callers import API, Caller, batch
 from fastapi.testclient import TestClient
 from gradspectra_backend.app import create_app
 from gradspectra_backend.context import Context
+from gradspectra_backend.promptness import REST_SECONDS, SLOW_SECONDS, Promptness
 from gradspectra_backend.routes import records
 from gradspectra_backend.settings import load_settings
 from gradspectra_core.jsonform import batch_to_json
@@ -90,6 +92,34 @@ def test_while_another_writes_a_batch_waits_in_a_thread_and_the_server_answers(c
         assert not answers
     sending.join(120)
     assert (answers[0]["last_step"], places) == (1, ["lane"])
+
+
+def test_after_a_slow_store_batches_are_stored_in_a_thread_for_a_while(caller: Caller, places: Places) -> None:
+    now = [100.0]
+    context_of(caller).promptness = Promptness(lambda: now[0])
+    store = records.ingest
+
+    def slow(*arguments: Any) -> Any:
+        now[0] += 2 * SLOW_SECONDS
+        return store(*arguments)
+
+    run = caller.start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "ingest", slow)
+        caller.must_send(run["id"], batch(run["session"], 1, [1]))
+    caller.must_send(run["id"], batch(run["session"], 2, [2]))
+    assert places == ["loop", "lane"]
+    now[0] += REST_SECONDS
+    caller.must_send(run["id"], batch(run["session"], 3, [3]))
+    assert places == ["loop", "lane", "loop"]
+
+
+def test_a_store_that_fails_slowly_counts_too() -> None:
+    now = iter([0.0, SLOW_SECONDS, SLOW_SECONDS])
+    promptness = Promptness(lambda: next(now))
+    with suppress(OSError), promptness.timed():
+        raise OSError("full")
+    assert not promptness.good
 
 
 def test_news_are_read_in_a_thread_and_come_with_the_answer(caller: Caller, places: Places) -> None:

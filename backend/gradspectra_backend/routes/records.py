@@ -79,8 +79,11 @@ def _at_once(
     """Store a short batch here and now; None, with nothing stored, where it is long or would have to wait."""
     if len(body) > AT_ONCE_BYTES or content_type != CONTENT_TYPE or encoding or context.settings.redis_url is not None:
         return None
+    if not context.promptness.good:
+        return None
     try:
-        return _store(context, run, body, content_type, encoding, wait=False)
+        with context.promptness.timed():
+            return _store(context, run, body, content_type, encoding, wait=False)
     except StoreBusy:
         return None
 
