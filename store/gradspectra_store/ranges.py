@@ -15,6 +15,9 @@ from gradspectra_store.stretches import Stretch
 MAX_COLUMNS = 100_000
 PIECE_VALUES = 1 << 20
 """So many values are read and bucketed at a time: each of the arrays on the way is then at most 8 MiB large."""
+VALUES_A_BUCKET = 4
+"""In blocks so many values of each bucket of the answer are read together, even where these are more: they take about
+the space of the answer itself, and what is done per piece would count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,9 @@ class Grid:
         steps of the widest buckets (a power of two) where these are wider than those of the grid.
         """
         values, width = PIECE_VALUES // max(rows, 1), max(self.width, widest)
-        steps = max(values * (FACTOR**level if loose <= values else 1) // width, 1) * width
+        if loose <= values:
+            buckets = self.last // self.width - self.first // self.width + 1
+            values = max(values, VALUES_A_BUCKET * buckets) * FACTOR**level
+        steps = max(values // width, 1) * width
         for at in range(self.first // steps, self.last // steps + 1):
             yield at * steps, (at + 1) * steps

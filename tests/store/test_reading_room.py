@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from gradspectra_core.layers import Layer, LayerTable
 from gradspectra_store import Store
+from gradspectra_store.ranges import PIECE_VALUES, Grid
 from gradspectra_store.read import read_layers
 from store.batches import a_batch, layer_block, started, stored
 
@@ -40,3 +41,11 @@ def test_the_pages_that_kept_connections_to_sqlite_hold_are_few(tmp_path: Path) 
     assert all(-size * kept <= 32 << 10 for size in pages), f"{pages} KiB in each of {kept} connections"
     assert max(pages) < 0  # KiB, whatever the size of a page
     store.close()
+
+
+def test_a_wide_answer_from_blocks_is_read_in_one_piece_and_as_recorded_in_many() -> None:
+    grid = Grid.of(0, 99_999, 1000)
+    assert (grid.width, len(list(grid.pieces(2000, 3, loose=0)))) == (128, 1)
+    pieces = list(grid.pieces(2000, 3, loose=100_000))
+    assert all((stop - first) * 2000 <= PIECE_VALUES for first, stop in pieces)
+    assert (pieces[0][0], pieces[-1][1] >= 100_000, {first % grid.width for first, _ in pieces}) == (0, True, {0})
