@@ -17,7 +17,6 @@ from gradspectra_backend.live import Hub
 from gradspectra_backend.login_limit import LoginLimit
 from gradspectra_backend.meters import Meters
 from gradspectra_backend.news import AlertNews
-from gradspectra_backend.promptness import Promptness
 from gradspectra_backend.settings import Settings
 
 Announce = Callable[[dict[str, Any]], None]
@@ -43,7 +42,6 @@ class Context:
     dispatcher_problem: Callable[[], str | None]
     workers: LivingWorkers | None = None
     logins: LoginLimit = field(default_factory=LoginLimit)
-    promptness: Promptness = field(default_factory=Promptness)
     clock: Callable[[], float] = field(default=time.time)
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from gradspectra_store.engines import BUSY_MILLISECONDS, begin_at_once, mapped_errors, new_engine
-from gradspectra_store.errors import StoreBusy, StoreUnavailable
+from gradspectra_store.engines import BUSY_MILLISECONDS, mapped_errors, new_engine
+from gradspectra_store.errors import StoreUnavailable
 from gradspectra_store.migrating import migrate as migrate_database
 from gradspectra_store.segment_cache import SegmentCache
 
@@ -27,8 +27,7 @@ class Store:
     one connection that stays open, since taking one and giving it back costs as much as a small transaction.
     """
 
-    def __init__(self, url: str, engine: sa.Engine, *, at_once: bool = False) -> None:
-        """at_once: whether a commit is short, because it does not wait for the disk."""
+    def __init__(self, url: str, engine: sa.Engine) -> None:
         self.url = url
         self.dialect = engine.dialect.name
         self._engine = engine
@@ -37,7 +36,6 @@ class Store:
             options |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
         self._reader = engine.execution_options(**options)
         self._one_writer = threading.Lock() if self.dialect == "sqlite" else None
-        self._at_once = at_once and self._one_writer is not None
         self._writer: sa.Connection | None = None
         self._commits = 0
 
@@ -52,19 +50,15 @@ class Store:
         engine = new_engine(url, synchronous=synchronous)
         if migrate:
             migrate_database(url)
-        return cls(url, engine, at_once=synchronous == "NORMAL")
+        return cls(url, engine)
 
     @contextmanager
-    def write(self, *, wait: bool = True) -> Iterator[sa.Connection]:
+    def write(self) -> Iterator[sa.Connection]:
         """One transaction that may write: committed at the end of the block, undone by any exception.
 
-        On SQLite it holds the write lock from its beginning; never nest two in one thread. wait: False raises
-        StoreBusy where a short transaction would take long: another writer has the database, or a commit waits for
-        the disk or the network.
+        On SQLite it holds the write lock from its beginning; never nest two in one thread.
         """
-        if not wait and not self._at_once:
-            raise StoreBusy("a commit waits for the disk or the network")
-        with mapped_errors(self.url), self._alone(wait):
+        with mapped_errors(self.url), self._alone():
             if self._one_writer is None:
                 with self._engine.begin() as conn:
                     yield conn
@@ -72,9 +66,7 @@ class Store:
             conn = self._writer or self._engine.connect()
             self._writer = None
             try:
-                if not wait:
-                    begin_at_once(conn)
-                with conn.get_transaction() or conn.begin():
+                with conn.begin():
                     yield conn
                 self._commits += 1
             except BaseException:
@@ -122,13 +114,11 @@ class Store:
                 conn.exec_driver_sql(f"PRAGMA busy_timeout={BUSY_MILLISECONDS}")
 
     @contextmanager
-    def _alone(self, wait: bool = True) -> Iterator[None]:
+    def _alone(self) -> Iterator[None]:
         if self._one_writer is None:
             yield
             return
-        if not self._one_writer.acquire(timeout=WRITE_WAIT if wait else 0):
-            if not wait:
-                raise StoreBusy("another writer has the database")
+        if not self._one_writer.acquire(timeout=WRITE_WAIT):
             raise StoreUnavailable(f"another writer held the database for more than {WRITE_WAIT:g} s")
         try:
             yield

@@ -10,7 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from gradspectra_store.errors import BadRequest, StoreBusy, StoreFull, StoreUnavailable
+from gradspectra_store.errors import BadRequest, StoreFull, StoreUnavailable
 
 SYNCHRONOUS = ("NORMAL", "FULL")
 PAGE_BYTES = 16_384  # of new files: a batch of layer numbers is one long value, written in a third of the time of 4 KiB
@@ -83,19 +83,6 @@ def driver_execute(conn: sa.Connection, text: str, values: Any = ()) -> Any:
     except conn.dialect.loaded_dbapi.Error as error:
         raise driver_error(conn, error, text, values) from error
     return cursor
-
-
-def begin_at_once(conn: sa.Connection) -> None:
-    """Begin a writing transaction of SQLite; raises StoreBusy where another process has the database."""
-    driver_execute(conn, "PRAGMA busy_timeout=0").close()
-    try:
-        conn.begin()
-    except sa.exc.OperationalError as error:
-        if "locked" not in str(error.orig):
-            raise
-        raise StoreBusy("another process writes") from error
-    finally:
-        driver_execute(conn, f"PRAGMA busy_timeout={BUSY_MILLISECONDS}").close()
 
 
 def driver_error(conn: sa.Connection, error: Exception, text: str, values: Any) -> BaseException:

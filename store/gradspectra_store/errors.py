@@ -81,10 +81,6 @@ class StoreUnavailable(StoreError):
     """The database cannot be reached, opened or locked just now; the same call may succeed later."""
 
 
-class StoreBusy(StoreError):
-    """Another writer has the database just now, and the caller would not wait."""
-
-
 class StoreFull(StoreError):
     """The disk (or quota) of the database is full; nothing of the transaction is kept."""
 

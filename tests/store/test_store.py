@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 from gradspectra_store import Store, StoreError
-from gradspectra_store.engines import BUSY_MILLISECONDS, mapped_errors, set_up_sqlite
-from gradspectra_store.errors import BadRequest, SequenceGap, StoreBusy, StoreFull, StoreUnavailable
+from gradspectra_store.engines import mapped_errors, set_up_sqlite
+from gradspectra_store.errors import BadRequest, SequenceGap, StoreFull, StoreUnavailable
 from gradspectra_store.ingest import ingest
 from gradspectra_store.read import read_series
 from gradspectra_store.run_views import get_run
@@ -165,45 +164,6 @@ def test_a_database_locked_by_another_process_is_unavailable(tmp_path: Path) -> 
     other.execute("ROLLBACK")
     other.close()
     assert started(store).next_sequence == 1
-    store.close()
-
-
-def test_who_would_not_wait_is_told_that_another_process_writes(tmp_path: Path) -> None:
-    store = Store.open(f"sqlite:///{tmp_path}/a.db")
-    other = sqlite3.connect(tmp_path / "a.db", isolation_level=None, check_same_thread=False)
-    other.execute("BEGIN IMMEDIATE")
-    with pytest.raises(StoreBusy), store.write(wait=False):
-        pass
-    threading.Timer(0.2, lambda: other.execute("ROLLBACK")).start()
-    with store.write() as conn:  # waits as before
-        assert conn.exec_driver_sql("PRAGMA busy_timeout").scalar_one() == BUSY_MILLISECONDS
-    with store.write(wait=False) as conn:
-        assert conn.exec_driver_sql("PRAGMA busy_timeout").scalar_one() == BUSY_MILLISECONDS
-        run = start_run(conn, RunRequest("p", "n")).run
-    with store.read() as conn:
-        assert get_run(conn, run) is not None
-    store.close()
-    other.close()
-
-
-def test_who_would_not_wait_is_told_that_another_thread_writes(store: Store) -> None:
-    def at_once() -> None:
-        with store.write(wait=False):
-            pass
-
-    with ThreadPoolExecutor(1) as thread, store.write(), pytest.raises(StoreBusy):
-        thread.submit(at_once).result(60)
-    if store.dialect == "sqlite":
-        at_once()
-    else:  # there is a network between, and many writers
-        with pytest.raises(StoreBusy):
-            at_once()
-
-
-def test_a_commit_that_waits_for_the_disk_is_none_for_who_would_not_wait(tmp_path: Path) -> None:
-    store = Store.open(f"sqlite:///{tmp_path}/a.db", synchronous="FULL")
-    with pytest.raises(StoreBusy), store.write(wait=False):
-        pass
     store.close()
 
 

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from gradspectra_core.jsonform import batch_from_json
 from gradspectra_core.records import Batch
 from gradspectra_core.wire import CONTENT_TYPE, Limits, WireError, decode_batch
-from gradspectra_store.errors import SequenceGap, StoreBusy, StoreError
+from gradspectra_store.errors import SequenceGap, StoreError
 from gradspectra_store.ingest import Ingested, ingest
 from starlette.responses import Response
 
@@ -27,9 +27,6 @@ from gradspectra_backend.routes.lifecycle import fresh_alerts
 router = APIRouter(prefix="/api/v1", tags=["a training job"])
 
 LIMITS = Limits()
-AT_ONCE_BYTES = 1 << 18
-"""A body up to this size is stored in the event loop itself, where that needs no waiting: to hand it to a thread and
-back takes a quarter of the time again."""
 _lane = Lane("gradspectra-ingest")
 
 BODY = {
@@ -54,13 +51,27 @@ async def post_records(context: Shared, run: RunId, request: Request) -> Respons
     body = await request.body()
     content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
     encoding = request.headers.get("content-encoding", "")
-    arguments = context, run, body, content_type, encoding
-    taken = _at_once(*arguments)
-    if taken is None:
-        taken = await _lane.run(_store, *arguments)
-    batch, done = taken
-    news = context.news.pending(run, batch.session)
-    alerts = await _lane.run(fresh_alerts, context, run, batch.session, look=False) if news else []
+    return await _lane.run(_store, context, run, body, content_type, encoding)
+
+
+def _store(context: Context, run: str, body: bytes, content_type: str, encoding: str) -> Response:
+    started = time.perf_counter()
+    meters = context.meters
+    try:
+        body = decoded(body, encoding, context.settings.max_body)
+        batch = parse(body, content_type)
+        with context.store.write() as conn:
+            done = ingest(conn, run, batch, context.clock())
+    except (StoreError, WireError, Problem) as error:
+        meters.batches.labels("gap" if isinstance(error, SequenceGap) else "refused").inc()
+        raise
+    meters.seconds.observe(time.perf_counter() - started)
+    meters.batches.labels(done.status).inc()
+    meters.bytes.inc(len(body))
+    if done.status == "stored":
+        meters.steps.inc(len(batch.steps))
+        _tell(context, run, done)
+    alerts = fresh_alerts(context, run, batch.session, look=False)
     return answer(
         {
             "status": done.status,
@@ -71,45 +82,6 @@ async def post_records(context: Shared, run: RunId, request: Request) -> Respons
             "viewed": context.audience.present,
         }
     )
-
-
-def _at_once(
-    context: Context, run: str, body: bytes, content_type: str, encoding: str
-) -> tuple[Batch, Ingested] | None:
-    """Store a short batch here and now; None, with nothing stored, where it is long or would have to wait."""
-    if len(body) > AT_ONCE_BYTES or content_type != CONTENT_TYPE or encoding or context.settings.redis_url is not None:
-        return None
-    if not context.promptness.good:
-        return None
-    try:
-        with context.promptness.timed():
-            return _store(context, run, body, content_type, encoding, wait=False)
-    except StoreBusy:
-        return None
-
-
-def _store(
-    context: Context, run: str, body: bytes, content_type: str, encoding: str, *, wait: bool = True
-) -> tuple[Batch, Ingested]:
-    started = time.perf_counter()
-    meters = context.meters
-    try:
-        body = decoded(body, encoding, context.settings.max_body)
-        batch = parse(body, content_type)
-        with context.store.write(wait=wait) as conn:
-            done = ingest(conn, run, batch, context.clock())
-    except StoreBusy:
-        raise
-    except (StoreError, WireError, Problem) as error:
-        meters.batches.labels("gap" if isinstance(error, SequenceGap) else "refused").inc()
-        raise
-    meters.seconds.observe(time.perf_counter() - started)
-    meters.batches.labels(done.status).inc()
-    meters.bytes.inc(len(body))
-    if done.status == "stored":
-        meters.steps.inc(len(batch.steps))
-        _tell(context, run, done)
-    return batch, done
 
 
 def _tell(context: Context, run: str, done: Ingested) -> None:
