@@ -24,6 +24,8 @@ _standing = Prepared(
     .where(runs.c.id == sa.bindparam("of_run"))
 )
 _BYTES_A_ROW = 100
+MOST_BYTES = 1 << 20
+"""What takes more is not kept: most of its time goes to the answer itself, and a server would hold much for few."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ class Place:
 
     def put(self, kept: Kept) -> None:
         """Keep what was read in this transaction, in the place of what was kept for the same question."""
-        if self._cache is not None and self._standing is not None:
+        if self._cache is not None and self._standing is not None and kept.nbytes <= MOST_BYTES:
             self._cache.put(self._question, _Entry(self._standing, kept))
 
 

@@ -90,7 +90,7 @@ def _read(
     widest = max((one.width for one in coarse), default=1)
     pieces = [
         Range(max(first, wanted.start), min(end, wanted.stop)).stretches(spans)
-        for first, end in grid.pieces(len(every.layers) * len(quantity.inputs), number, levels.loose, widest)
+        for first, end in grid.pieces(len(every.layers) * len(quantity.inputs), levels.loose, widest)
     ]
     if len(pieces) == 1 and not coarse:
         number = level_at(grid.width)

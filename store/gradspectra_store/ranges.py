@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gradspectra_core.buckets import bucket_width
-from gradspectra_core.pyramid import FACTOR
+from gradspectra_core.widths import level_at, width_of
 
 from gradspectra_store.attempts import END
 from gradspectra_store.errors import BadRequest
@@ -14,10 +14,8 @@ from gradspectra_store.stretches import Stretch
 
 MAX_COLUMNS = 100_000
 PIECE_VALUES = 1 << 20
-"""So many values are read and bucketed at a time: each of the arrays on the way is then at most 8 MiB large."""
-VALUES_A_BUCKET = 4
-"""In blocks so many values of each bucket of the answer are read together, even where these are more: they take about
-the space of the answer itself, and what is done per piece would count."""
+"""So many values are read and bucketed at a time: each of the arrays on the way is then at most 8 MiB large. For an
+answer of more buckets, from blocks, as many as it has: what is done per piece would count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +60,16 @@ class Grid:
             width *= 2
         return cls(first, last, width)
 
-    def pieces(self, rows: int, level: int, loose: int, widest: int = 1) -> Iterator[tuple[int, int]]:
+    def pieces(self, rows: int, loose: int, widest: int = 1) -> Iterator[tuple[int, int]]:
         """Cut the steps into ranges [first, stop) of whole buckets that take a bounded space to read `rows` series of.
 
-        level: of the pyramid that is read; loose: how many steps may have to be read as they were recorded. widest:
-        steps of the widest buckets (a power of two) where these are wider than those of the grid.
+        loose: how many steps may have to be read as they were recorded. widest: steps of the widest buckets (a power of
+        two) where these are wider than those of the grid.
         """
         values, width = PIECE_VALUES // max(rows, 1), max(self.width, widest)
         if loose <= values:
             buckets = self.last // self.width - self.first // self.width + 1
-            values = max(values, VALUES_A_BUCKET * buckets) * FACTOR**level
+            values = max(values, buckets) * width_of(level_at(self.width))
         steps = max(values // width, 1) * width
         for at in range(self.first // steps, self.last // steps + 1):
             yield at * steps, (at + 1) * steps

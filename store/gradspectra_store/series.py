@@ -7,7 +7,7 @@ from functools import partial
 
 import sqlalchemy as sa
 from gradspectra_core.blocks import Recorded
-from gradspectra_core.buckets import level_of, shown
+from gradspectra_core.buckets import shown
 from gradspectra_core.pyramid import joined, stacked
 from gradspectra_core.views import Buckets, Series
 from gradspectra_core.widths import level_at, width_of
@@ -56,7 +56,7 @@ def read_series(
     number = level_at(grid.width)
     loose = sum(levels.loose for _, levels in origins)
     answers = []
-    for first, end in grid.pieces(len(given), level_of(grid.width), loose):
+    for first, end in grid.pieces(len(given), loose):
         stretches = Range(max(first, wanted.start), min(end, wanted.stop)).stretches(spans)
         parts = [one for own, levels in origins for one in levels.parts(own, number, stretches)]
         level = parts[0] if len(parts) == 1 else [stacked([joined(one) for one in parts])]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from gradspectra_core.views import LayerSeries
-from gradspectra_store import Store, layer_values
+from gradspectra_store import Store, kept_parts, layer_values
 from gradspectra_store.derived import DerivedBatch, advance, claim, save_derived
 from gradspectra_store.errors import UnknownRun
 from gradspectra_store.read import read_layers
@@ -100,3 +100,13 @@ def test_what_is_kept_counts_the_whole_arrays_that_it_holds_a_part_of(store: Sto
     (part,) = kept.parts
     assert part.mean.base is not None
     assert part.nbytes < part.mean.base.nbytes < kept.nbytes < cache.nbytes
+
+
+def test_a_long_answer_is_not_kept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = a_plain_run(store, 640, size=64)
+    compacted(store, run)
+    monkeypatch.setattr(kept_parts, "MOST_BYTES", 1000)
+    asked(store, run, "grad_norm")
+    monkeypatch.setattr(layer_values, "_read", whoever_reads_fails)
+    with pytest.raises(AssertionError, match="read before"):
+        asked(store, run, "grad_norm")

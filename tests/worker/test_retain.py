@@ -67,7 +67,6 @@ def test_coarse_questions_are_answered_as_before(store, monkeypatch):
     assert all(one.retired == () for one in after)
     whole = asked(store, run, "grad_norm", columns=10_000)
     monkeypatch.setattr("gradspectra_store.ranges.PIECE_VALUES", 3 * 20)
-    monkeypatch.setattr("gradspectra_store.ranges.VALUES_A_BUCKET", 0)
     same(asked(store, run, "grad_norm", columns=10_000), whole)
 
 
