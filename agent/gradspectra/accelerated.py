@@ -20,7 +20,7 @@ from gradspectra.device_rows import DeviceRows
 from gradspectra.flat import ACCELERATOR_CHUNK, flat, placed, widest
 from gradspectra.inventory import Inventory, WatchedTensor
 from gradspectra.layer_marks import FiniteGradient
-from gradspectra.settings import fused_wanted
+from gradspectra.settings import fused_wanted, kernels_wanted
 from gradspectra.shards import local
 
 TOGETHER = 4096
@@ -28,6 +28,7 @@ TOGETHER = 4096
 KEPT_PLACES = 16
 FOR_KERNELS = ("cuda",)
 """Types of devices that the kernels of triton_kernels.py run on."""
+ASKED_FOR = "not compiled: GRADSPECTRA_FUSED=triton has kernels compiled"
 LOST, FINITE_SQUARE = range(2)
 """Rows of `AcceleratorRows.finite`: how many entries are not finite, the sum of squares of the others."""
 
@@ -46,8 +47,7 @@ class AcceleratorRows:
         self.finite = torch.zeros(2, layers, dtype=widest(device), device=device)
         self._device = device
         self._places: dict[tuple[int, ...], Tensor] = {}
-        wanted = fused_wanted() and device.type in FOR_KERNELS
-        build = build_on(device) if wanted else None
+        build = build_on(device) if kernels_wanted() and device.type in FOR_KERNELS else None
         self.one_pass = None if build is None else DevicePass(build, inventory, self.results, self.finite)
 
     @property
@@ -57,8 +57,10 @@ class AcceleratorRows:
 
     @property
     def state(self) -> str:
-        """In words, how it stands with the kernels; empty where there are none for such a device."""
-        return "" if self.one_pass is None else self.one_pass.build.state
+        """In words, how it stands with the kernels; empty where such a device has none, or none are wanted."""
+        if self.one_pass is not None:
+            return self.one_pass.build.state
+        return ASKED_FOR if self._device.type in FOR_KERNELS and fused_wanted() else ""
 
     def take(self, tensors: Sequence[WatchedTensor], optimizer: Any, early: Container[int]) -> DeviceRows | None:
         """Measure in one pass what it can measure of these; see DevicePass.take."""

@@ -46,9 +46,21 @@ def spool_folder(spool: str | os.PathLike[str] | None = None) -> Path:
 def fused_wanted() -> bool:
     """Whether the fused pass may be compiled and used: not where GRADSPECTRA_FUSED is "off".
 
-    Raises ValueError for anything else than "auto" (the default) and "off".
+    Raises ValueError for anything else than "auto" (the default), "off" and "triton".
     """
+    return _fused() != "off"
+
+
+def kernels_wanted() -> bool:
+    """Whether Triton's kernels may be compiled and used on CUDA: where GRADSPECTRA_FUSED is "triton".
+
+    Raises ValueError as `fused_wanted`.
+    """
+    return _fused() == "triton"
+
+
+def _fused() -> str:
     text = os.environ.get("GRADSPECTRA_FUSED") or "auto"
-    if text not in ("auto", "off"):
-        raise ValueError(f"GRADSPECTRA_FUSED must be auto or off, got {text!r}")
-    return text == "auto"
+    if text not in ("auto", "off", "triton"):
+        raise ValueError(f"GRADSPECTRA_FUSED must be auto, off or triton, got {text!r}")
+    return text

@@ -179,7 +179,7 @@ def test_a_wrong_setting_raises_at_once(monkeypatch):
 
     monkeypatch.setenv("GRADSPECTRA_FUSED", "yes")
     model = nn.Linear(2, 2)
-    with pytest.raises(ValueError, match="GRADSPECTRA_FUSED must be auto or off, got 'yes'"):
+    with pytest.raises(ValueError, match="GRADSPECTRA_FUSED must be auto, off or triton, got 'yes'"):
         gradspectra.watch(model, torch.optim.SGD(model.parameters(), lr=0.1))
 
 

@@ -29,6 +29,7 @@ def on_simulated(monkeypatch: pytest.MonkeyPatch) -> device_build.Build:
     """Let the kernels measure what lies on the simulated device; the build that does."""
     device_build.build_on.cache_clear()
     monkeypatch.setattr(accelerated, "FOR_KERNELS", ("meta",))
+    monkeypatch.setenv("GRADSPECTRA_FUSED", "triton")
     monkeypatch.setattr(device_pass, "PLAIN", device_pass.PLAIN | {OnDevice})
     monkeypatch.setattr(device_build, "Thread", AtOnce)
     monkeypatch.setattr(OnDevice, "data_ptr", lambda self: self.host.data_ptr(), raising=False)

@@ -88,7 +88,8 @@ def test_nothing_waits_and_the_numbers_are_those_of_a_cpu(kind, options, kept, u
 
 @NEEDS_TRITON
 @pytest.mark.parametrize("kind", list(MAKE))
-def test_kernels_take_over_once_they_are_proved_and_the_numbers_stay(kind, kept, unwaiting):
+def test_kernels_take_over_once_they_are_proved_and_the_numbers_stay(kind, kept, unwaiting, monkeypatch):
+    monkeypatch.setenv("GRADSPECTRA_FUSED", "triton")
     first = on_cuda(kind)
     with watched(first.model, first.optimizer) as watch:
         for number in range(6000):

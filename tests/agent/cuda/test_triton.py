@@ -211,6 +211,13 @@ def test_far_fewer_operations_are_launched(kept, monkeypatch):
     assert one_pass.operations < by_torch.operations / 2
 
 
+def test_kernels_are_used_where_they_are_asked_for(fresh, monkeypatch):
+    monkeypatch.setenv("GRADSPECTRA_FUSED", "auto")
+    _, said, _ = trained(lambda _: None, "adamw", 1)
+    assert said[-1]["fused"] == "not compiled: GRADSPECTRA_FUSED=triton has kernels compiled"
+    assert fresh.kernels is None
+
+
 @pytest.mark.slow
 def test_bfloat16_is_measured_with_what_its_rounding_loses(kept, monkeypatch, build):
     build._ready |= set(itertools.product([(BRAIN,) * 4], WIDTHS, [ADAM, GRADIENT_ALONE]))
