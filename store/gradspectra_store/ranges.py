@@ -71,5 +71,9 @@ class Grid:
             buckets = self.last // self.width - self.first // self.width + 1
             values = max(values, buckets) * width_of(level_at(self.width))
         steps = max(values // width, 1) * width
+        begin, end = self.first // width * width, (self.last // width + 1) * width
+        if 0 < end - begin <= steps:
+            yield begin, end
+            return
         for at in range(self.first // steps, self.last // steps + 1):
             yield at * steps, (at + 1) * steps

@@ -46,6 +46,8 @@ def test_the_pages_that_kept_connections_to_sqlite_hold_are_few(tmp_path: Path) 
 def test_a_wide_answer_from_blocks_is_read_in_one_piece_and_as_recorded_in_many() -> None:
     grid = Grid.of(0, 99_999, 1000)
     assert (grid.width, len(list(grid.pieces(2000, loose=0)))) == (128, 1)
+    beside = Grid.of(1, 1000, 1000)  # as many steps as a piece may have, on both sides of where it would be cut
+    assert list(beside.pieces(2000, loose=0)) == [(1, 1001)]
     pieces = list(grid.pieces(2000, loose=100_000))
     assert all((stop - first) * 2000 <= PIECE_VALUES for first, stop in pieces)
     assert (pieces[0][0], pieces[-1][1] >= 100_000, {first % grid.width for first, _ in pieces}) == (0, True, {0})
