@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from agent.float64_rows import check_row
 from gradspectra import fused, piecewise
 from gradspectra.compiling import ADAM, LINEAR, MOST_BLOCKS, ROW
 from gradspectra.fused import UNKNOWN
@@ -34,20 +35,7 @@ def measured(arrays, update):
 
 
 def agree(found, g, w, m, v, update=OF_ADAM):
-    """Whether the row of a layer is what float64 makes of it."""
-    of_g, of_w, of_m, of_v = (array.astype(np.float64) for array in (g, w, m, v))
-    d = of_m / (update.scale * np.sqrt(of_v) + update.epsilon) + update.decay * of_w
-    close = pytest.approx
-    assert found["grad_sq"] == found["whole_sq"] == close((of_g**2).sum(), rel=1e-6)
-    assert found["grad_max"] == np.abs(g).max()
-    assert found["weight_sq"] == close((of_w**2).sum(), rel=1e-6)
-    assert found["update_sq"] == close((d**2).sum(), rel=1e-5)
-    assert found["grad_l1"] == close(np.abs(of_g).sum(), rel=1e-6)
-    assert found["grad_dot_weight"] == close((of_g * of_w).sum(), rel=1e-5, abs=2e-3)
-    assert found["update_dot_grad"] == close((d * of_g).sum(), rel=1e-4, abs=2e-2)
-    assert found["first_sq"] == close((of_m**2).sum(), rel=1e-6)
-    assert found["second_sum"] == close(of_v.sum(), rel=1e-6)
-    assert found["grad_nonfinite"] == found["grad_zero_rows"] == 0
+    check_row(found, (g, w, m, v), update, near_zero=2e-3)
 
 
 @pytest.mark.parametrize("shape", SIZES)

@@ -100,3 +100,24 @@ def _check_layers(found: StepRecord, expected: StepRecord, rel: float) -> None:
     np.testing.assert_allclose(found.values, expected.values, rtol=rel, atol=1e-9)
     np.testing.assert_array_equal(found.counts_values, expected.counts_values)
     np.testing.assert_array_equal(found.counts_present, expected.counts_present)
+
+
+def spoiling(lost: float, clip: float | None) -> Callable[[Job], None]:
+    """Prepare a job whose third step has 14 gradient entries that are not finite, of two layers."""
+
+    def prepare(job: Job) -> None:
+        def spoil(model: Any, number: int) -> None:
+            if number == 2:
+                with torch.no_grad():
+                    model.qkv.weight.grad[14, 3:5] = lost
+                    model.norm.bias.grad.fill_(lost)
+
+        job.clip, job.spoil = clip, spoil
+
+    return prepare
+
+
+def check_lost(found: StepRecord) -> None:
+    """Whether a step that was spoiled so counts its entries where they are."""
+    counts = dict(zip(found.table.names, found.counts_values[0].tolist(), strict=True))
+    assert (counts["qkv.weight[k]"], counts["norm.bias"], counts["head.weight"]) == (2, 12, 0)
