@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
 import redis
 
-from gradspectra_worker.redis_urls import for_redis
+from gradspectra_worker.redis_client import hasty_client
 
 LIVE_CHANNEL = "gradspectra:live"
 
@@ -21,21 +22,37 @@ each other {"type": "audience"} while they have live streams open."""
 
 Announce = Callable[[Announcement], None]
 
+AWAY_SECONDS = 5.0
+"""How long a Redis that did not answer is left alone."""
+
 _log = logging.getLogger(__name__)
 
 
 class RedisAnnouncer:
-    """Publishes announcements as JSON on `gradspectra:live`; a Redis that is away costs a line in the log."""
+    """Publishes announcements as JSON on `gradspectra:live`. Safe to call from any thread.
+
+    A Redis that is away costs one line in the log: announcements are dropped then, but one every few seconds that
+    tries it again. A training job waits for the answer to its batch while the batch is announced.
+    """
 
     def __init__(self, url: str) -> None:
-        self._redis = redis.Redis.from_url(for_redis(url), socket_timeout=2.0, socket_connect_timeout=2.0)
+        self._redis = hasty_client(url)
+        self._away = False
+        self._next_try = 0.0
 
     def __call__(self, announcement: Announcement) -> None:
-        """Publish one announcement."""
+        """Publish one announcement, or drop it."""
+        if self._away:
+            if time.monotonic() < self._next_try:
+                return
+            self._next_try = time.monotonic() + AWAY_SECONDS  # other threads need not wait for this try
         try:
             self._redis.publish(LIVE_CHANNEL, json.dumps(announcement))
+            self._away = False
         except redis.RedisError as error:
-            _log.warning("live listeners were not told about run %s: %s", announcement.get("run"), error)
+            if not self._away:
+                _log.warning("live listeners are told nothing until Redis is back: %s", error)
+            self._away, self._next_try = True, time.monotonic() + AWAY_SECONDS
 
     def close(self) -> None:
         """Give the connections back."""
