@@ -152,11 +152,14 @@ def _redis(settings: Settings) -> Finding:
         with redis.Redis.from_url(settings.redis_url, socket_timeout=3, socket_connect_timeout=3) as client:
             client.ping()
         with closing(LivingWorkers(settings.redis_url)) as workers:
-            living = workers.count()
+            living, sweeping = workers.count(), workers.sweeping()
     except (RedisError, OSError) as error:
         return _bad("redis", "failed", str(error), "is it running, and does GRADSPECTRA_REDIS_URL name it?")
     if not living:
         return _bad("redis", "warning", "answers, but no worker lives, and nothing is derived", "gradspectra worker")
+    if not sweeping:
+        remedy = "celery -A gradspectra_worker.app beat"
+        return _bad("redis", "warning", "answers, but nothing was swept lately: alerts may not be delivered", remedy)
     return {"name": "redis", "status": "ok", "detail": f"answers, and of workers {living}"}
 
 

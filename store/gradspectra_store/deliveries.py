@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 from typing import Any
 
 import sqlalchemy as sa
@@ -21,6 +22,7 @@ __all__ = [
     "list_channels",
     "list_deliveries",
     "record_delivery",
+    "undelivered",
 ]
 
 TRIES = 6
@@ -52,13 +54,15 @@ def enqueue(conn: sa.Connection, alert: str, severity: str, now: float) -> None:
         conn.execute(insert(deliveries).on_conflict_do_nothing(), rows)
 
 
-def due_deliveries(conn: sa.Connection, now: float, limit: int = 20) -> list[dict[str, Any]]:
+def due_deliveries(
+    conn: sa.Connection, now: float, limit: int = 20, *, without: Collection[str] = ()
+) -> list[dict[str, Any]]:
     """Take deliveries that are due, for 60 s: to be sent after this transaction, then recorded.
 
     Each has id, key (the same for every try: receivers tell repetitions by it), severity, tries, alert (the object
-    served) and channel (id, kind, url, secret).
+    served) and channel (id, kind, url, secret). without: channels whose deliveries are left.
     """
-    due = deliveries.c.state == "due", deliveries.c.next_at <= now
+    due = deliveries.c.state == "due", deliveries.c.next_at <= now, deliveries.c.channel.not_in(without)
     query = sa.select(deliveries).where(*due).order_by(deliveries.c.next_at, deliveries.c.id).limit(limit)
     rows = conn.execute(query.with_for_update(skip_locked=True)).all()
     taken = [row.id for row in rows]
@@ -66,22 +70,26 @@ def due_deliveries(conn: sa.Connection, now: float, limit: int = 20) -> list[dic
     return [_full(conn, row) for row in rows]
 
 
-def record_delivery(conn: sa.Connection, delivery: int, ok: bool, status: int | None, error: str, now: float) -> None:
+def record_delivery(conn: sa.Connection, delivery: int, ok: bool, status: int | None, error: str, now: float) -> bool:
     """Note how a try went; a failed one is due again after 10 s · 4^n, with jitter, and given up after six.
 
-    status: of the HTTP answer, None where there was none. A delivery that is gone is no error.
+    status: of the HTTP answer, None where there was none. Says whether it is given up now. A delivery that is gone is
+    no error, and one that is not due any more (sent by somebody else, or muted) stays as it is where a late try fails.
     """
-    tries = conn.execute(sa.select(deliveries.c.tries).where(deliveries.c.id == delivery)).scalar_one_or_none()
-    if tries is None:
-        return
-    values: dict[str, Any] = {"tries": tries + 1, "status": status, "error": error.replace("\x00", "")[:_MAX_ERROR]}
+    query = sa.select(deliveries.c.tries, deliveries.c.state).where(deliveries.c.id == delivery).with_for_update()
+    old = conn.execute(query).one_or_none()
+    if old is None or (old.state != "due" and not ok):
+        return False
+    tries = old.tries + 1
+    values: dict[str, Any] = {"tries": tries, "status": status, "error": error.replace("\x00", "")[:_MAX_ERROR]}
     if ok:
         values |= {"state": "sent", "sent_at": now}
-    elif tries + 1 >= TRIES:
+    elif tries >= TRIES:
         values["state"] = "failed"
     else:
-        values["next_at"] = now + FIRST_WAIT * 4**tries * random.uniform(1.0, 1.25)
+        values["next_at"] = now + FIRST_WAIT * 4**old.tries * random.uniform(1.0, 1.25)
     conn.execute(sa.update(deliveries).where(deliveries.c.id == delivery).values(values))
+    return not ok and tries >= TRIES
 
 
 def list_deliveries(
@@ -93,6 +101,15 @@ def list_deliveries(
         query = query.where(deliveries.c.alert == alert)
     rows, following = page(conn, query, (deliveries.c.id,), descending=True, cursor=cursor, limit=limit)
     return [dict(row._mapping) for row in rows], following
+
+
+def undelivered(conn: sa.Connection) -> tuple[int, int]:
+    """Return how many deliveries are due, now or later, and how many were given up after their last try."""
+    given_up = sa.and_(deliveries.c.state == "failed", deliveries.c.tries >= TRIES)
+    due = sa.func.count().filter(deliveries.c.state == "due").label("due")
+    failed = sa.func.count().filter(given_up).label("failed")
+    row = conn.execute(sa.select(due, failed).where(deliveries.c.state.in_(("due", "failed")))).one()
+    return int(row.due), int(row.failed)
 
 
 def _full(conn: sa.Connection, row: sa.Row[Any]) -> dict[str, Any]:

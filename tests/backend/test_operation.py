@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -24,6 +25,7 @@ from gradspectra_backend.settings import load_settings
 from gradspectra_store.errors import StoreError, StoreFull, StoreUnavailable
 from gradspectra_worker import heartbeat
 from gradspectra_worker.announce import LIVE_CHANNEL
+from gradspectra_worker.app import SWEEP, make_app
 
 
 def counter(caller: Caller, name: str) -> float:
@@ -45,9 +47,11 @@ def test_counters_count_what_was_stored_repeated_and_refused(caller: Caller):
     caller.send(run["id"], batch(run["session"], 5, [9]))
     caller.send("nowhere", batch(run["session"], 2, [9]))
     for outcome in ("stored", "repeated", "gap", "refused"):
-        assert counter(caller, f'gradspectra_batches_total{{outcome="{outcome}"}}') == 1
-    assert counter(caller, "gradspectra_steps_total") == 3
-    assert counter(caller, "gradspectra_runs_running") == 1
+        assert counter(caller, f'gradspectra_batches_total{{outcome="{outcome}"') == 1
+    assert counter(caller, f'gradspectra_steps_total{{process="{os.getpid()}"}}') == 3
+    assert counter(caller, "gradspectra_runs_running ") == 1
+    assert counter(caller, "gradspectra_deliveries_due ") == 0
+    assert counter(caller, "gradspectra_deliveries_failed ") == 0
 
 
 @pytest.mark.parametrize(
@@ -131,7 +135,7 @@ def test_two_processes_tell_each_other_over_redis(tmp_path, redis_url):
         assert all(listener.clean for listener in listeners)
 
 
-def test_a_server_is_ready_while_a_worker_lives(tmp_path, redis_url, monkeypatch):
+def test_a_server_is_ready_while_a_worker_lives_and_beat_has_it_sweep(tmp_path, redis_url, monkeypatch):
     app = create_app(load_settings(data=tmp_path, redis_url=redis_url))
     database = f"sqlite:///{tmp_path}/gradspectra.db"
     with TestClient(app, base_url="http://127.0.0.1:7117") as client:
@@ -148,7 +152,13 @@ def test_a_server_is_ready_while_a_worker_lives(tmp_path, redis_url, monkeypatch
 
         becomes((503, 0))
         with working(database, redis_url) as stopped, working(database, redis_url) as killed:
+            becomes((503, 2))
+            assert "beat is away" in client.get(f"{API}/ready").json()["beat"]["detail"]
+            assert examine(lambda: app.state.settings)[-2]["remedy"] == "celery -A gradspectra_worker.app beat"
+            make_app(redis_url).send_task(SWEEP)
             becomes((200, 2))
+            with redis.Redis.from_url(redis_url) as control:
+                assert 0 < control.ttl("gradspectra:swept") <= 60
             report = {entry["name"]: entry for entry in examine(lambda: app.state.settings)}
             assert (report["redis"]["status"], report["redis"]["detail"]) == ("ok", "answers, and of workers 2")
             stopped.terminate()

@@ -8,8 +8,9 @@ import pytest
 from gradspectra_core.alerts import Finding
 from gradspectra_core.catalogue import RULES
 from gradspectra_store import Store
-from gradspectra_store.alerts import apply_findings
-from gradspectra_store.deliveries import add_channel, due_deliveries, list_deliveries, record_delivery
+from gradspectra_store.alerts import apply_findings, get_alert
+from gradspectra_store.deliveries import add_channel, due_deliveries, list_deliveries, record_delivery, undelivered
+from gradspectra_store.mutes import mute_rule
 from store.batches import started
 
 
@@ -87,3 +88,46 @@ def test_two_senders_at_once_take_different_deliveries(store: Store, alert: str)
 
 def test_recording_a_delivery_that_is_gone_is_no_error(store: Store) -> None:
     record(store, 12345, True, 1.0)
+
+
+@pytest.mark.usefixtures("alert")
+def test_a_try_that_fails_late_undoes_nothing(store: Store) -> None:
+    (late,) = take(store, 3000.0)
+    (due,) = take(store, 3061.0)
+    record(store, due["id"], True, 3062.0, status=204)
+    sent = log(store)
+    for _ in range(6):
+        record(store, late["id"], False, 3063.0, status=None, error="timed out")
+    assert log(store) == sent
+
+
+@pytest.mark.usefixtures("alert")
+def test_what_failed_by_one_and_went_through_by_another_is_sent(store: Store) -> None:
+    (late,) = take(store, 3000.0)
+    (due,) = take(store, 3061.0)
+    record(store, due["id"], False, 3062.0, status=500, error="answered 500")
+    record(store, late["id"], True, 3063.0, status=204)
+    assert [log(store)[name] for name in ("state", "tries", "error")] == ["sent", 2, ""]
+
+
+@pytest.mark.usefixtures("alert")
+def test_what_was_not_delivered_is_counted_until_it_is_sent_and_apart_once_it_is_given_up(store: Store) -> None:
+    def counted() -> tuple[int, int]:
+        with store.read() as conn:
+            return undelivered(conn)
+
+    assert counted() == (1, 0)
+    (due,) = take(store, 3000.0)
+    for now in range(5):
+        record(store, due["id"], False, 3000.0 + now, status=500)
+    assert counted() == (1, 0)
+    record(store, due["id"], False, 4000.0, status=500)
+    assert counted() == (0, 1)
+    record(store, due["id"], True, 5000.0)
+    assert counted() == (0, 0)
+
+
+def test_what_is_not_sent_since_its_rule_was_muted_was_not_given_up(store: Store, alert: str) -> None:
+    with store.write() as conn:
+        mute_rule(conn, get_alert(conn, alert)["run"], "loss_spike", 3000.0)
+        assert undelivered(conn) == (0, 0)

@@ -26,6 +26,7 @@ from gradspectra_store.deliveries import list_deliveries
 from gradspectra_store.derived import behind
 from gradspectra_store.retention import adopt_retention
 from gradspectra_store.run_views import get_run
+from gradspectra_store.runs import delete_run
 from gradspectra_store.schema import segments
 from gradspectra_worker.announce import LIVE_CHANNEL, RedisAnnouncer
 from gradspectra_worker.app import DERIVE, HEARD_SECONDS, RETAIN_DUE, SWEEP, make_app
@@ -34,6 +35,7 @@ from gradspectra_worker.derive import derive
 from gradspectra_worker.redis_urls import for_celery, for_redis
 from store.compacting import a_plain_run
 from store.retaining import KEPT, asked, ended
+from worker.receiver import receiving
 from worker.redis_server import redis_running
 from worker.synthetic import batches, faulty, numbers, outcome, start, take_in
 
@@ -238,20 +240,21 @@ def test_a_redis_that_restarts_and_loses_its_data_holds_nothing_up_for_good(stor
 
 def test_a_worker_delivers_the_alerts_it_found(standing):
     store = standing.store
-    with store.write() as conn:  # nobody listens there: each try is logged
-        channel = add_channel(conn, url="http://127.0.0.1:9/", now=0.0)["id"]
-    started = start(store)
-    take_in(store, started, batches(faulty(), started.session))
-    DirectDispatcher(make_app(standing.redis_url)).request(started.run)
+    with receiving() as receiver:
+        with store.write() as conn:
+            channel = add_channel(conn, url=receiver.url, now=0.0)["id"]
+        started = start(store)
+        take_in(store, started, batches(faulty(), started.session))
+        DirectDispatcher(make_app(standing.redis_url)).request(started.run)
 
-    def tried() -> bool:
-        with store.read() as conn:
-            log = list_deliveries(conn)[0]
-        return len(log) == 3 and all(entry["tries"] == 1 for entry in log)
+        def sent() -> bool:
+            with store.read() as conn:
+                return [entry["state"] for entry in list_deliveries(conn)[0]] == ["sent"] * 3
 
-    wait_until(tried)
-    with store.write() as conn:
-        assert delete_channel(conn, channel)
+        wait_until(sent)
+        assert len(set(receiver.keys)) == len(receiver.got) == 3
+        with store.write() as conn:
+            assert delete_channel(conn, channel)
 
 
 def test_requests_for_one_run_are_sent_once_until_a_worker_takes_them(redis_server):
@@ -274,7 +277,7 @@ def test_with_redis_away_requests_and_announcements_warn_and_go_on(redis_server,
     announcer({"type": "run", "run": "a"})
     announcer.close()
     assert caplog.text.count("the sweep will find what is to derive") == 1
-    assert "live listeners were not told about run a" in caplog.text
+    assert caplog.text.count("live listeners are told nothing until Redis is back") == 1
     redis_server.start()
 
 
@@ -284,6 +287,7 @@ def test_the_app_sends_small_safe_messages():
     assert (conf.task_acks_late, conf.task_reject_on_worker_lost, conf.worker_prefetch_multiplier) == (True, True, 1)
     assert (conf.task_ignore_result, conf.accept_content, conf.result_backend) == (True, ["json"], None)
     assert conf.task_time_limit < conf.broker_transport_options["visibility_timeout"]
+    assert conf.broker_connection_max_retries is None
 
 
 def test_a_process_of_a_worker_that_no_longer_listens_waits_two_seconds_for_it(monkeypatch):
@@ -363,3 +367,22 @@ def _of_run(store, run: str) -> dict:
 def _compactable(store) -> list[str]:
     with store.read() as conn:
         return compactable_runs(conn)
+
+
+def test_a_run_that_cannot_be_derived_is_left_to_the_sweep_and_holds_up_no_other(standing):
+    store = standing.store
+    spoiled, fine = start(store), start(store)
+    for one in (spoiled, fine):
+        take_in(store, one, batches(faulty(), one.session))
+    with store.write() as conn:
+        conn.execute(sa.update(segments).where(segments.c.run == spoiled.run).values(payload=b"spoiled"))
+    direct, flag = DirectDispatcher(make_app(standing.redis_url)), f"gradspectra:derive:{spoiled.run}"
+    with redis.Redis.from_url(standing.redis_url) as client:
+        for one in (spoiled, fine):
+            direct.request(one.run)
+        wait_until(lambda: client.exists(flag))
+        assert 0 < client.ttl(flag) <= 30
+    wait_until(lambda: is_derived(store, fine.run))
+    assert outcome(store, fine.run) == undisturbed(store)
+    with store.write() as conn:
+        delete_run(conn, spoiled.run)

@@ -3,10 +3,9 @@
 import hashlib
 import hmac
 import json
+import logging
 import socket
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable, Iterator
 
 import httpx2
 import pytest
@@ -17,45 +16,19 @@ from gradspectra_store.channels import add_channel
 from gradspectra_store.deliveries import due_deliveries, list_deliveries
 from gradspectra_worker.deliver import deliver_due
 from gradspectra_worker.destinations import ForbiddenDestination, destination
+from worker.receiver import Receiver, receiving
 from worker.synthetic import start
-
-
-class Receiver:
-    """A real HTTP server that answers with the statuses it was given, then 204, and keeps what it got."""
-
-    def __init__(self) -> None:
-        self.answers: list[int] = []
-        self.got: list[tuple[dict[str, str], bytes]] = []
-        receiver = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                receiver.got.append((dict(self.headers), body))
-                self.send_response(receiver.answers.pop(0) if receiver.answers else 204)
-                self.send_header("Location", "http://127.0.0.1:1/elsewhere")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/hook?a=b"
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02})
-        self.thread.start()
-
-    def stop(self) -> None:
-        self.server.shutdown()
-        self.thread.join(60)
-        self.server.server_close()
 
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
-    server = Receiver()
-    yield server
-    server.stop()
+    with receiving() as server:
+        yield server
+
+
+def at(now: float) -> Callable[[], float]:
+    """A clock that stands still."""
+    return lambda: now
 
 
 def alarm(store, severity: str = "warning", change: str = "open") -> str:
@@ -80,7 +53,7 @@ def log(store) -> list[dict]:
 def test_a_webhook_gets_the_alert_signed(store, receiver):
     channel(store, receiver.url, secret="s3cret")
     alert = alarm(store)
-    assert deliver_due(store, now=100.0, allow_hosts=["127.0.0.1"]) == 1
+    assert deliver_due(store, clock=at(100.0), allow_hosts=["127.0.0.1"]) == 1
     ((headers, body),) = receiver.got
     assert headers["X-Gradspectra-Signature"] == "sha256=" + hmac.new(b"s3cret", body, hashlib.sha256).hexdigest()
     assert headers["Content-Type"] == "application/json"
@@ -96,13 +69,13 @@ def test_a_webhook_gets_the_alert_signed(store, receiver):
     assert sent["text"].startswith("[warning] loss_spike in run ")
     (entry,) = log(store)
     assert (entry["state"], entry["status"], entry["tries"], entry["sent_at"]) == ("sent", 204, 1, 100.0)
-    assert deliver_due(store, now=1e6, allow_hosts=["127.0.0.1"]) == 0
+    assert deliver_due(store, clock=at(1e6), allow_hosts=["127.0.0.1"]) == 0
 
 
 def test_a_channel_without_a_secret_gets_no_signature(store, receiver):
     channel(store, receiver.url)
     alarm(store)
-    deliver_due(store, now=0.0, allow_hosts=["127.0.0.1"])
+    deliver_due(store, clock=at(0.0), allow_hosts=["127.0.0.1"])
     assert "X-Gradspectra-Signature" not in receiver.got[0][0]
 
 
@@ -112,10 +85,10 @@ def test_failed_tries_are_repeated_later_with_the_same_key_and_logged(store, rec
     receiver.answers = [500, 503]
     now, waits = 0.0, []
     for status in (500, 503, 204):
-        assert deliver_due(store, now=now, allow_hosts=["127.0.0.1"]) == 1
+        assert deliver_due(store, clock=at(now), allow_hosts=["127.0.0.1"]) == 1
         (entry,) = log(store)
         assert entry["status"] == status
-        assert deliver_due(store, now=now + 9.0, allow_hosts=["127.0.0.1"]) == 0
+        assert deliver_due(store, clock=at(now + 9.0), allow_hosts=["127.0.0.1"]) == 0
         waits.append(entry["next_at"] - now)
         now = entry["next_at"]
     assert 10.0 <= waits[0] <= 12.5
@@ -129,7 +102,7 @@ def test_a_delivery_is_given_up_after_six_tries(store, receiver):
     alarm(store)
     receiver.answers = [500] * 10
     for round_ in range(10):
-        deliver_due(store, now=1e5 * (round_ + 1), allow_hosts=["127.0.0.1"])
+        deliver_due(store, clock=at(1e5 * (round_ + 1)), allow_hosts=["127.0.0.1"])
     (entry,) = log(store)
     assert (entry["state"], entry["tries"], entry["error"], len(receiver.got)) == ("failed", 6, "answered 500", 6)
 
@@ -138,7 +111,7 @@ def test_a_redirect_is_not_followed(store, receiver):
     channel(store, receiver.url)
     alarm(store)
     receiver.answers = [307]
-    deliver_due(store, now=0.0, allow_hosts=["127.0.0.1"])
+    deliver_due(store, clock=at(0.0), allow_hosts=["127.0.0.1"])
     (entry,) = log(store)
     assert (entry["state"], entry["status"], len(receiver.got)) == ("due", 307, 1)
     assert entry["error"] == "the answer is a redirect, which is not followed; give its target"
@@ -147,7 +120,7 @@ def test_a_redirect_is_not_followed(store, receiver):
 def test_an_address_inside_is_refused_and_said_so_in_the_log(store, receiver):
     channel(store, receiver.url)
     alarm(store)
-    assert deliver_due(store, now=0.0) == 1
+    assert deliver_due(store, clock=at(0.0)) == 1
     (entry,) = log(store)
     assert receiver.got == []
     assert "127.0.0.1 is 127.0.0.1, which is not a public address" in entry["error"]
@@ -159,7 +132,7 @@ def test_a_server_that_is_away_is_an_outcome_not_an_error(store):
         taken.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
         channel(store, f"http://127.0.0.1:{taken.getsockname()[1]}/")
         alarm(store)
-        assert deliver_due(store, now=0.0, allow_hosts=["127.0.0.1"]) == 1
+        assert deliver_due(store, clock=at(0.0), allow_hosts=["127.0.0.1"]) == 1
     (entry,) = log(store)
     assert (entry["state"], entry["status"]) == ("due", None)
     assert entry["error"].startswith("ConnectError")
@@ -170,15 +143,15 @@ def test_a_delivery_taken_by_a_process_that_died_is_due_again_after_a_minute(sto
     alarm(store)
     with store.write() as conn:
         assert len(due_deliveries(conn, 0.0)) == 1
-    assert deliver_due(store, now=59.0, allow_hosts=["127.0.0.1"]) == 0
-    assert deliver_due(store, now=61.0, allow_hosts=["127.0.0.1"]) == 1
+    assert deliver_due(store, clock=at(59.0), allow_hosts=["127.0.0.1"]) == 0
+    assert deliver_due(store, clock=at(61.0), allow_hosts=["127.0.0.1"]) == 1
 
 
 def test_many_deliveries_are_all_sent(store, receiver):
     channel(store, receiver.url)
     for _ in range(12):
         alarm(store)
-    assert deliver_due(store, now=0.0, allow_hosts=["127.0.0.1"]) == 12
+    assert deliver_due(store, clock=at(0.0), allow_hosts=["127.0.0.1"]) == 12
     assert len(receiver.got) == 12
 
 
@@ -199,7 +172,7 @@ def test_the_connection_goes_to_the_address_that_was_checked_under_the_name(monk
     channel(store, "https://hooks.example.org:8443/x?y=1")
     alarm(store)
     with httpx2.Client(transport=httpx2.MockTransport(answer)) as client:
-        assert deliver_due(store, now=0.0, client=client) == 1
+        assert deliver_due(store, clock=at(0.0), client=client) == 1
     assert resolved == ["hooks.example.org"]
     assert str(requests[0].url) == "https://93.184.216.34:8443/x?y=1"
     assert requests[0].headers["Host"] == "hooks.example.org:8443"
@@ -249,4 +222,66 @@ def test_one_private_address_among_public_ones_forbids_the_name(monkeypatch):
 
 def test_where_nothing_is_due_no_certificates_are_read(store, monkeypatch):
     monkeypatch.delattr("httpx2.Client")
-    assert deliver_due(store, now=1000.0) == 0
+    assert deliver_due(store, clock=at(1000.0)) == 0
+
+
+def test_a_delivery_is_nobody_elses_while_it_is_sent_however_long_those_before_it_took(store, receiver):
+    channel(store, receiver.url)
+    for _ in range(4):
+        alarm(store)
+    now, others = 0.0, []
+
+    def slow() -> None:
+        nonlocal now
+        now += 40.0
+        due = [entry for entry in log(store) if entry["state"] == "due" and entry["next_at"] <= now]
+        others.append([f"{entry['alert']}-{entry['channel']}-{entry['severity']}" for entry in due])
+
+    receiver.meanwhile = slow
+    assert deliver_due(store, clock=lambda: now, allow_hosts=["127.0.0.1"]) == 3
+    assert len(set(receiver.keys)) == 3
+    assert [key for key, due in zip(receiver.keys, others, strict=True) if key in due] == []
+    assert [len(due) for due in others] == [3, 2, 1]
+
+
+def test_a_call_ends_after_two_minutes_and_the_next_one_sends_the_rest(store, receiver):
+    channel(store, receiver.url)
+    for _ in range(4):
+        alarm(store)
+    now = 0.0
+
+    def slow() -> None:
+        nonlocal now
+        now += 59.0
+
+    receiver.meanwhile = slow
+    assert deliver_due(store, clock=lambda: now, allow_hosts=["127.0.0.1"]) == 3
+    assert deliver_due(store, clock=lambda: now, allow_hosts=["127.0.0.1"]) == 1
+    assert len(set(receiver.keys)) == 4
+
+
+def test_a_channel_that_fails_holds_up_no_other(store, receiver):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
+        away = channel(store, f"http://127.0.0.1:{taken.getsockname()[1]}/")
+        channel(store, receiver.url)
+        for _ in range(3):
+            alarm(store)
+        for call in (1, 2):
+            deliver_due(store, clock=at(float(call)), allow_hosts=["127.0.0.1"])
+            assert len(receiver.got) == 3
+            assert sum(entry["tries"] for entry in log(store) if entry["channel"] == away) == call
+
+
+def test_who_gives_up_says_so_in_the_log_and_nothing_that_is_logged_has_the_address(store, receiver, caplog):
+    caplog.set_level(logging.INFO)
+    where = channel(store, receiver.url)
+    alarm(store)
+    receiver.answers = [500] * 6
+    for call in range(6):
+        assert "gave up" not in caplog.text
+        deliver_due(store, clock=at(1e5 * call), allow_hosts=["127.0.0.1"])
+    run = json.loads(receiver.got[0][1])["alert"]["run"]
+    said = f"gave up delivering loss_spike of run {run} to channel {where}: answered 500"
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == [said]
+    assert "a=b" not in caplog.text

@@ -5,11 +5,13 @@ import threading
 import time
 
 import pytest
+import sqlalchemy as sa
 from gradspectra_store.alerts import list_alerts
 from gradspectra_store.channels import add_channel
 from gradspectra_store.deliveries import list_deliveries
 from gradspectra_store.derived import behind
 from gradspectra_store.run_views import get_run
+from gradspectra_store.schema import segments
 from gradspectra_worker import dispatch
 from gradspectra_worker.derive import derive
 from gradspectra_worker.dispatch import InlineDispatcher
@@ -154,6 +156,7 @@ def test_a_failure_is_logged_and_the_sweep_tries_again(store, monkeypatch, caplo
         return derive(*args, **options)
 
     monkeypatch.setattr(dispatch, "derive", failing)
+    monkeypatch.setattr(dispatch, "FAILED_REST_SECONDS", 0.0)
     started = start(store)
     take_in(store, started, batches(numbers(16), started.session))
     with caplog.at_level(logging.ERROR):
@@ -162,6 +165,22 @@ def test_a_failure_is_logged_and_the_sweep_tries_again(store, monkeypatch, caplo
         wait_until(lambda: derived_step(store, started.run) == 16)
         dispatcher.stop()
     assert caplog.text.count("RuntimeError: no luck") == 2
+
+
+def test_a_run_that_cannot_be_derived_is_named_and_rests_while_others_go_on(store, caplog):
+    spoiled, fine = start(store), start(store)
+    for one in (spoiled, fine):
+        take_in(store, one, batches(numbers(16), one.session))
+    with store.write() as conn:
+        conn.execute(sa.update(segments).where(segments.c.run == spoiled.run).values(payload=b"spoiled"))
+    dispatcher = InlineDispatcher(store, sweep_seconds=60.0)
+    with caplog.at_level(logging.ERROR):
+        dispatcher._take_turn(spoiled.run)
+        for _ in range(3):
+            dispatcher.request(spoiled.run)
+            dispatcher.request(fine.run)
+            assert dispatcher._next(0.0) == fine.run
+    assert caplog.text.count(f"deriving run {spoiled.run} failed") == 1
 
 
 def test_alerts_are_delivered_soon_after_they_open_and_do_not_hold_up_deriving(store, monkeypatch):

@@ -111,6 +111,14 @@ def clear_flag(redis_url: str, run: str) -> None:
         _log.warning("the flag of run %s stays until it expires: %s", run, error)
 
 
+def hold_back(redis_url: str, run: str) -> None:
+    """Leave a run that could not be derived to the sweep for a while: each new batch of it would fail the same way."""
+    try:
+        _client(redis_url).set(_flag(run), time.time(), ex=FLAG_SECONDS)
+    except redis.RedisError as error:
+        _log.warning("run %s is not held back: %s", run, error)
+
+
 def _flag(run: str) -> str:
     return f"gradspectra:derive:{run}"
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import Collection
+import logging
+import time
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import httpx2
@@ -14,11 +16,14 @@ from gradspectra_store.deliveries import due_deliveries, record_delivery
 
 from gradspectra_worker.destinations import ForbiddenDestination, destination
 
-AT_ONCE = 5
-"""Deliveries taken at a time: even where each runs into its time limits they are done before they fall due again."""
+MOST_SECONDS = 120.0
+"""A call takes no more deliveries after so long: well before its task would be stopped in the middle of one."""
 
 TIMEOUT = httpx2.Timeout(5.0, connect=3.0)
 SIGNATURE_HEADER = "X-Gradspectra-Signature"
+
+_log = logging.getLogger(__name__)
+logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs each URL, and who has a chat's URL may write there
 
 
 class Outcome(NamedTuple):
@@ -30,31 +35,53 @@ class Outcome(NamedTuple):
 
 
 def deliver_due(
-    store: Store, *, now: float, client: httpx2.Client | None = None, allow_hosts: Collection[str] = ()
+    store: Store,
+    *,
+    clock: Callable[[], float] = time.time,
+    client: httpx2.Client | None = None,
+    allow_hosts: Collection[str] = (),
 ) -> int:
-    """Send all deliveries that are due at `now` (seconds since 1970); return how many tries were made.
+    """Send the deliveries that are due, one after the other; return how many tries were made.
+
+    clock: says the time in seconds since 1970.
 
     A delivery is taken for a minute in one transaction, sent outside of any, and its outcome recorded in another:
-    killed between these it is sent again, so a receiver may see it twice, with the same X-Gradspectra-Delivery.
+    killed between these it is sent again, so a receiver may see it twice, with the same X-Gradspectra-Delivery. A
+    channel that fails is left alone until the next call, so that the others do not wait for it again and again.
     """
     own = client
-    tries = 0
+    tries, until = 0, clock() + MOST_SECONDS
+    failed: set[str] = set()
     try:
-        while True:
+        while (now := clock()) < until:
             with store.write() as conn:
-                due = due_deliveries(conn, now, AT_ONCE)
-            for delivery in due:
-                if own is None:  # made where there is something to send: reading the certificates takes a while
-                    own = httpx2.Client(timeout=TIMEOUT, follow_redirects=False, trust_env=False)
-                outcome = send(own, delivery, now, allow_hosts)
-                with store.write() as conn:
-                    record_delivery(conn, delivery["id"], outcome.ok, outcome.status, outcome.error, now)
-                tries += 1
-            if len(due) < AT_ONCE:
-                return tries
+                due = due_deliveries(conn, now, 1, without=failed)
+            if not due:
+                break
+            if own is None:  # made where there is something to send: reading the certificates takes a while
+                own = httpx2.Client(timeout=TIMEOUT, follow_redirects=False, trust_env=False)
+            if not _try(store, own, due[0], clock, allow_hosts):
+                failed.add(due[0]["channel"]["id"])
+            tries += 1
+        return tries
     finally:
         if own is not None and client is None:
             own.close()
+
+
+def _try(
+    store: Store, client: httpx2.Client, delivery: dict[str, Any], clock: Callable[[], float], hosts: Collection[str]
+) -> bool:
+    """Send a delivery that was taken and record how that went; says whether it went well."""
+    outcome = send(client, delivery, clock(), hosts)
+    with store.write() as conn:
+        given_up = record_delivery(conn, delivery["id"], outcome.ok, outcome.status, outcome.error, clock())
+    if given_up:
+        alert, channel = delivery["alert"], delivery["channel"]["id"]
+        _log.error(
+            "gave up delivering %s of run %s to channel %s: %s", alert["rule"], alert["run"], channel, outcome.error
+        )
+    return outcome.ok
 
 
 def send(client: httpx2.Client, delivery: dict[str, Any], now: float, allow_hosts: Collection[str] = ()) -> Outcome:

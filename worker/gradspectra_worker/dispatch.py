@@ -26,6 +26,9 @@ DERIVE_SHARE = 0.25
 """Share of its time that the deriving thread works on a run of which batches come even while it does: a flood is taken
 in first, and derived at full speed when it is over."""
 
+FAILED_REST_SECONDS = 10.0
+"""A run that could not be derived waits this long: its next batch would fail the same way."""
+
 FLOOD_BATCHES, FLOOD_REST_SECONDS = 32, 0.25
 """Where a turn had so many batches and more came during it, the next one waits at least this long: most of what a turn
 costs it costs once, however many batches it takes."""
@@ -128,7 +131,7 @@ class InlineDispatcher:
                 if run is not None:
                     self._take_turn(run)
             except Exception:
-                _log.exception("deriving failed; the sweep tries again")
+                _log.exception("finding what to derive failed; it is tried again")
 
     def _next(self, seconds: float) -> str | None:
         """Wait up to `seconds` for a run whose turn it is, in order of arrival among those that have rested."""
@@ -148,7 +151,12 @@ class InlineDispatcher:
     def _take_turn(self, run: str) -> None:
         """Derive one chunk of a run, and ask again for what came meanwhile: runs that never pause share the thread."""
         begin = time.monotonic()
-        done = derive(self._store, run, announce=self._tell, turns=1)
+        try:
+            done = derive(self._store, run, announce=self._tell, turns=1)
+        except Exception:
+            _log.exception("deriving run %s failed; it is tried again", run)
+            self._resting[run] = time.monotonic() + FAILED_REST_SECONDS
+            return
         now = time.monotonic()
         with self._store.read() as conn:
             more = behind(conn, run)
@@ -212,7 +220,7 @@ class InlineDispatcher:
             if self._stopping.is_set():
                 return
             try:
-                deliver_due(self._store, now=time.time(), allow_hosts=self._allow_hosts)
+                deliver_due(self._store, allow_hosts=self._allow_hosts)
             except Exception:
                 _log.exception("delivering alerts failed; the sweep tries again")
 

@@ -1,4 +1,4 @@
-"""Which Celery workers live, told over Redis: each says so every few seconds, by the clock of Redis itself."""
+"""Which Celery workers live and whether they sweep, told over Redis by the clock of Redis itself."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import logging
 from typing import Any
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from gradspectra_worker.redis_urls import for_redis
+from gradspectra_worker.redis_client import hasty_client
 
 BEAT_SECONDS = 5.0
 SILENT_SECONDS = 20.0
 """A worker that was not heard for this long counts as gone."""
 
+UNSWEPT_SECONDS = 60
+"""Where beat lives and workers keep up, there is a sweep every ten seconds."""
+
 _KEY = "gradspectra:workers"
-_TIMEOUT = 1.0
+_SWEPT = "gradspectra:swept"
 _log = logging.getLogger(__name__)
 
 
@@ -24,7 +25,7 @@ class Heartbeat:
     """One worker's. name: tells it from all others."""
 
     def __init__(self, redis_url: str, name: str) -> None:
-        self._redis = _client(redis_url)
+        self._redis = hasty_client(redis_url)
         self._name = name
 
     def beat(self) -> None:
@@ -48,24 +49,29 @@ class Heartbeat:
 
 
 class LivingWorkers:
-    """Counts them."""
+    """Counts them, and knows whether they sweep."""
 
     def __init__(self, redis_url: str) -> None:
-        self._redis = _client(redis_url)
+        self._redis = hasty_client(redis_url)
 
     def count(self) -> int:
         """Return how many workers were heard lately. Raises redis.RedisError where no answer came within a second."""
         return int(self._redis.zcount(_KEY, _now(self._redis) - SILENT_SECONDS, "+inf"))
 
+    def swept(self) -> None:
+        """Note that a sweep was done. A Redis that is away costs a line in the log."""
+        try:
+            self._redis.set(_SWEPT, 1, ex=UNSWEPT_SECONDS)
+        except redis.RedisError as error:
+            _log.warning("nobody was told of a sweep: %s", error)
+
+    def sweeping(self) -> bool:
+        """Say whether a sweep was done in the last minute. Raises as `count`."""
+        return bool(self._redis.exists(_SWEPT))
+
     def close(self) -> None:
         """Give the connections back."""
         self._redis.close()
-
-
-def _client(url: str) -> Any:
-    """A client that gives up after a second."""
-    bounds = {"socket_timeout": _TIMEOUT, "socket_connect_timeout": _TIMEOUT, "retry": Retry(NoBackoff(), 0)}
-    return redis.Redis.from_url(for_redis(url), **bounds)
 
 
 def _now(client: Any) -> float:

@@ -12,10 +12,11 @@ from gradspectra_store.compaction import compactable_runs
 
 from gradspectra_worker.announce import Announcement, RedisAnnouncer
 from gradspectra_worker.app import COMPACT, DELIVER, DERIVE, RETAIN, RETAIN_DUE, SWEEP, SWEEP_SECONDS
-from gradspectra_worker.celery_dispatch import DirectDispatcher, clear_flag, send_or_leave
+from gradspectra_worker.celery_dispatch import DirectDispatcher, clear_flag, hold_back, send_or_leave
 from gradspectra_worker.compact import compact
 from gradspectra_worker.deliver import deliver_due
 from gradspectra_worker.derive import derive
+from gradspectra_worker.heartbeat import LivingWorkers
 from gradspectra_worker.retain import RETAIN_SECONDS, RETAIN_TURNS, due, retain
 from gradspectra_worker.sweep import sweep
 
@@ -35,7 +36,11 @@ def derive_run(run: str) -> None:
         if announcement["type"] == "alert":
             alerts.append(announcement)
 
-    derive(_store(os.getpid()), run, announce=announce)
+    try:
+        derive(_store(os.getpid()), run, announce=announce)
+    except Exception:
+        hold_back(_redis_url(), run)
+        raise
     if alerts:
         send_or_leave(current_app, DELIVER)
 
@@ -50,7 +55,7 @@ def compact_run(run: str) -> None:
 def deliver_alerts() -> None:
     """Send the alerts that are due."""
     hosts = os.environ.get("GRADSPECTRA_ALERT_ALLOW_HOSTS", "")
-    deliver_due(_store(os.getpid()), now=time.time(), allow_hosts=[host for host in hosts.split(",") if host])
+    deliver_due(_store(os.getpid()), allow_hosts=[host for host in hosts.split(",") if host])
 
 
 @shared_task(name=SWEEP)  # type: ignore[untyped-decorator]
@@ -63,6 +68,7 @@ def sweep_runs() -> None:
         due = compactable_runs(conn)
     for run in due:
         send_or_leave(current_app, COMPACT, run, expires=SWEEP_SECONDS)
+    _living(os.getpid()).swept()
 
 
 @shared_task(name=RETAIN)  # type: ignore[untyped-decorator]
@@ -85,6 +91,11 @@ def retain_runs() -> None:
 def _store(pid: int) -> Store:  # noqa: ARG001
     """Open the database once per process: connections do not survive a fork."""
     return Store.open(os.environ["GRADSPECTRA_DATABASE_URL"], migrate=False)
+
+
+@cache
+def _living(pid: int) -> LivingWorkers:  # noqa: ARG001
+    return LivingWorkers(_redis_url())
 
 
 @cache

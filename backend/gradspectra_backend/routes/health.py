@@ -7,7 +7,8 @@ from typing import Any
 from fastapi import APIRouter
 from gradspectra_core import __version__
 from gradspectra_store import StoreError, derived, run_views
-from gradspectra_worker.heartbeat import SILENT_SECONDS, LivingWorkers
+from gradspectra_store.deliveries import undelivered
+from gradspectra_worker.heartbeat import SILENT_SECONDS, UNSWEPT_SECONDS, LivingWorkers
 from prometheus_client import CONTENT_TYPE_LATEST
 from redis.exceptions import RedisError
 from starlette.responses import PlainTextResponse, Response
@@ -26,12 +27,17 @@ def health() -> Response:
     return answer({"status": "ok", "version": __version__})
 
 
-@router.get("/ready", response_model=schemas.Health)
+@router.get(
+    "/ready",
+    response_model=schemas.Health,
+    responses={503: {"model": schemas.Health, "description": "It cannot, and which part says why."}},
+)
 def ready(context: Shared) -> Response:
-    """Whether the server can do its work now: database, dispatcher, and Redis and workers where used; 503 if not."""
+    """Whether the server can do its work now: database, dispatcher, and Redis, workers, beat where used; 503 if not."""
     parts = {"database": _database(context), "dispatcher": _dispatcher(context)}
     if context.workers is not None:
         parts["workers"] = _workers(context.workers)
+        parts["beat"] = _beat(context.workers)
     fine = all(part["status"] == "ok" for part in parts.values())
     return answer({"status": "ok" if fine else "not ready", "version": __version__, **parts}, 200 if fine else 503)
 
@@ -62,12 +68,26 @@ def _workers(workers: LivingWorkers) -> dict[str, Any]:
     return {"status": "ok", "living": living}
 
 
+def _beat(workers: LivingWorkers) -> dict[str, Any]:
+    try:
+        sweeping = workers.sweeping()
+    except RedisError as error:
+        return {"status": "failed", "detail": f"Redis did not say: {error}"}
+    if not sweeping:
+        unswept = f"nothing was swept for {UNSWEPT_SECONDS} s: beat is away, or the workers do not keep up"
+        return {"status": "failed", "detail": unswept}
+    return {"status": "ok"}
+
+
 @router.get("/metrics", response_class=PlainTextResponse, dependencies=[READ])
 def metrics(context: Shared) -> Response:
-    """Counters of this process and the state of the runs, for Prometheus."""
+    """Counters of this process, the state of the runs and of deliveries, for Prometheus."""
     with context.store.read() as conn:
         projects = run_views.list_projects(conn)
         behind = len(derived.dirty_runs(conn))
+        due, failed = undelivered(conn)
     runs, running = (sum(project[name] for project in projects) for name in ("runs", "running"))
-    text = context.meters.text(listeners=len(context.hub), runs=runs, running=running, behind=behind)
+    text = context.meters.text(
+        listeners=len(context.hub), runs=runs, running=running, behind=behind, due=due, failed=failed
+    )
     return Response(text, media_type=CONTENT_TYPE_LATEST)
