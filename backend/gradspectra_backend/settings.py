@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import sys
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +19,7 @@ AGENT_VARIABLES = ("GRADSPECTRA_SERVER", "GRADSPECTRA_TOKEN", "GRADSPECTRA_SPOOL
 """Read by the agent and the reading commands, not by the server."""
 
 KEPT = Retention()
+_PASSWORD = re.compile(r"(://[^:/@]*):.*@")
 
 
 class SettingsError(ValueError):
@@ -152,7 +154,8 @@ class Settings(BaseSettings):
         """Host headers to answer to; a loopback server keeps to loopback names, against DNS rebinding."""
         if not self.allowed_hosts and not is_loopback(self.host):
             return ("*",)
-        return ("localhost", "127.0.0.1", "[::1]", *self.allowed_hosts)
+        own = (self.host,) if is_loopback(self.host) and ":" not in self.host else ()  # as 127.0.0.2
+        return tuple(dict.fromkeys(("localhost", "127.0.0.1", "[::1]", *own, *self.allowed_hosts)))
 
 
 def load_settings(**overrides: Any) -> Settings:
@@ -167,7 +170,8 @@ def _sentence(entry: dict[str, Any]) -> str:
     message = str(entry["msg"]).removeprefix("Value error, ")
     if not entry["loc"]:
         return message
-    return f"{PREFIX}{str(entry['loc'][0]).upper()}={entry['input']!r}: {message[0].lower()}{message[1:]}"
+    given = _PASSWORD.sub(r"\1:***@", repr(entry["input"]))
+    return f"{PREFIX}{str(entry['loc'][0]).upper()}={given}: {message[0].lower()}{message[1:]}"
 
 
 def unknown_variables(environment: dict[str, str]) -> list[str]:

@@ -30,6 +30,8 @@ def test_an_argument_goes_before_the_environment(monkeypatch):
         ("PORT", "http", "GRADSPECTRA_PORT='http'"),
         ("DATABASE_URL", "mysql://x/y", "must start with sqlite:/// or postgresql://"),
         ("REDIS_URL", "http://x", "must start with redis://"),
+        ("DATABASE_URL", "mysql://me:s3:cr@t/k@db/x", "GRADSPECTRA_DATABASE_URL='mysql://me:***@db/x'"),
+        ("REDIS_URL", "http://:s3cret@redis/0", "GRADSPECTRA_REDIS_URL='http://:***@redis/0'"),
         ("SQLITE_SYNCHRONOUS", "OFF", "'NORMAL' or 'FULL'"),
         ("ALLOWED_HOSTS", "a*.example", "must look like *.example.com"),
         ("PROCESSES", "4", "needs GRADSPECTRA_REDIS_URL"),
@@ -79,6 +81,7 @@ def test_a_proxy_on_the_same_machine_is_no_loopback_caller():
 
 def test_a_loopback_server_answers_to_loopback_names_only():
     assert load_settings().hosts == ("localhost", "127.0.0.1", "[::1]")
+    assert load_settings(host="127.0.0.2").hosts == ("localhost", "127.0.0.1", "[::1]", "127.0.0.2")
     assert load_settings(host="0.0.0.0").hosts == ("*",)
     assert "train.example" in load_settings(host="0.0.0.0", allowed_hosts="train.example").hosts
 
