@@ -96,6 +96,20 @@ def test_only_the_api_is_published_and_only_on_this_machine() -> None:
     assert published == {"api": ["127.0.0.1:7117:7117"]}
 
 
+def test_the_password_may_have_any_character_since_it_is_part_of_no_address() -> None:
+    for name in OURS:
+        environment = SERVICES[name]["environment"]
+        assert environment["PGPASSWORD"] == SERVICES["postgres"]["environment"]["POSTGRES_PASSWORD"]
+        assert "PASSWORD" not in environment["GRADSPECTRA_DATABASE_URL"]
+
+
+def test_the_health_of_a_worker_is_its_own_answer_not_that_of_any() -> None:
+    (shell, command) = SERVICES["worker"]["healthcheck"]["test"]
+    assert shell == "CMD-SHELL"
+    assert command.startswith("celery -A gradspectra_worker.app inspect ping ")
+    assert "--destination celery@$$HOSTNAME" in command
+
+
 def test_no_password_has_a_default_and_no_image_floats() -> None:
     text = (ROOT / "docker-compose.yml").read_text()
     assert re.findall(r"\$\{POSTGRES_PASSWORD[^}]*\}", text) == [
