@@ -28,7 +28,7 @@ def register(subparsers: Any) -> None:
     runs.add_argument("--project", help="only of this project")
     runs.add_argument("--state", choices=("running", "finished", "failed", "lost"))
     runs.add_argument("--health", choices=("ok", "warning", "critical"))
-    runs.add_argument("--search", metavar="TEXT", help="part of a name, project or tag")
+    runs.add_argument("--search", metavar="TEXT", help="part of a name, a project or the notes")
     runs.add_argument("--limit", type=int, default=50, help="at most so many (default 50)")
     alerts = _add(subparsers, "alerts", "list alerts", _alerts)
     alerts.add_argument("--run", dest="run_id", metavar="RUN", help="only of this run")
@@ -165,7 +165,11 @@ def _alert_line(alert: Json) -> str:
 
 
 def _moment(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
+    """Date and time, or the number where no calendar has it: a job's clock may say anything."""
+    try:
+        return datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError, OSError):
+        return f"{seconds:g}"
 
 
 def _number(value: float) -> str:
@@ -173,7 +177,7 @@ def _number(value: float) -> str:
 
 
 def _print_json(members: Json) -> None:
-    print(json.dumps(members, ensure_ascii=False))
+    print(json.dumps(members))
 
 
 def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -42,7 +42,7 @@ def _settings(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def run_id(url: str) -> str:
     with Client(url) as client:
-        return client.runs()[0].id
+        return client.runs(project="p")[0].id
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -145,11 +145,34 @@ def test_a_server_that_is_away_or_refuses_is_one_line_and_status_1(capsys: pytes
 
 
 def test_a_reader_that_goes_away_early_is_no_error(url: str) -> None:
-    command = f"{sys.executable} -m gradspectra.cli runs --json --server {url} | true"
-    done = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.stderr == ""
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-m", "gradspectra.cli", "runs", "--json", "--server", url]
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as gone:
+        done = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, timeout=60, check=False, env=buffered)
+    assert (done.stderr, done.returncode) == (b"", 0)
+
+
+def test_what_the_terminal_cannot_show_is_written_as_a_number(url: str, tmp_path: Path) -> None:
+    with Recorder(project="gr\xf6\xdfe", run="\u2192", server=url, spool=tmp_path) as recorder:
+        recorder.record(1, loss=1.0)
+    command = [sys.executable, "-m", "gradspectra.cli", "runs", "--project", "gr\xf6\xdfe", "--server", url]
+    latin = os.environ | {"PYTHONIOENCODING": "latin-1", "PYTHONUTF8": "0"}
+    done = subprocess.run(command, capture_output=True, encoding="latin-1", timeout=60, check=True, env=latin)
+    assert done.stdout.splitlines()[1].split()[1:3] == ["gr\xf6\xdfe", "\\u2192"]
+    shown = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=60, check=True, env=latin)
+    assert [run["name"] for run in json.loads(shown.stdout)["items"]] == ["\u2192"]
+
+
+def test_an_alert_of_a_job_with_a_wild_clock_is_listed_too(url: str, tmp_path: Path, capsys: Any) -> None:
+    with Recorder(project="clock", server=url, spool=tmp_path) as recorder:
+        for step, loss in enumerate((1.0, math.nan, math.nan), 1):
+            recorder.record(step, loss=loss, time=1.795e12 + step)
+    with Client(url) as client:
+        (run,) = client.runs(project="clock")
+        eventually(run.refresh, lambda run: run.info["derived_step"] == 3)
+    assert printed(capsys, "alerts", "--run", run.id).startswith("1.795e+12  critical  open")
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
