@@ -110,6 +110,8 @@ class TextLog:
     def _moment(self, line: int, entry: Any) -> float:
         try:
             seconds = float(entry)
+        except OverflowError:
+            seconds = math.inf
         except (TypeError, ValueError):
             try:
                 seconds = datetime.fromisoformat(str(entry)).timestamp()
@@ -169,11 +171,12 @@ def _json_lines(file: Iterable[str], log: TextLog) -> Iterator[Line]:
             continue
         try:
             entries = json.loads(line)
-        except ValueError as error:
+            flat = dict(_flat(entries)) if isinstance(entries, dict) else None
+        except (ValueError, RecursionError) as error:
             raise BadLog(f"{log.path}, line {number}: is not JSON: {error}, in {line.strip()[:80]!r}") from None
-        if not isinstance(entries, dict):
+        if flat is None:
             raise BadLog(f"{log.path}, line {number}: must be an object, got {line.strip()[:80]!r}")
-        yield number, dict(_flat(entries))
+        yield number, flat
 
 
 def _flat(entries: Mapping[str, Any], inside: str = "") -> Iterator[tuple[str, Any]]:

@@ -232,6 +232,7 @@ def test_a_csv_file_that_is_wrong_is_refused_with_line_and_value(
         ('{"step": 2, "loss": [1]}', "line 2, 'loss': must be a number, got [1]"),
         ('{"step": "2", "loss": 1}', "line 2, 'step': must be a number, got '2'"),
         ('{"loss": 1}', "line 2, 'step': the step is missing"),
+        ("[" * 10_000, "line 2: is not JSON: maximum recursion depth exceeded"),
     ],
 )
 def test_json_lines_that_are_wrong_are_refused_with_line_and_value(
@@ -251,6 +252,10 @@ def test_options_that_do_not_fit_the_log_are_refused(url: str, tmp_path: Path, c
     assert "'loss' and 'lr' would both be 'loss'" in both
     assert "'at': must be seconds since 1970 or a date and time, got 'never'" in refused(
         capsys, url, "csv", log, "--time-column", "at"
+    )
+    late = written(tmp_path, f'{{"step": 1, "loss": 1, "at": {10**400}}}\n', "late.jsonl")
+    assert "'at': must be seconds since 1970 or a date and time, got 1000" in refused(
+        capsys, url, "jsonl", late, "--time-column", "at"
     )
     assert "there is no such file" in refused(capsys, url, "csv", str(tmp_path / "none.csv"))
     assert "is a folder; name a csv file" in refused(capsys, url, "csv", str(tmp_path))
