@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradspectra.beside import Beside
 from gradspectra.budget import Budget
 from gradspectra.clipping import Clip
 from gradspectra.device_rows import DeviceRows
@@ -25,7 +26,7 @@ from gradspectra.parts import Backward, PartSquares
 from gradspectra.second_measuring import Job, SecondMeasuring
 from gradspectra.sharded import Sharded
 from gradspectra.shards import local
-from gradspectra.spectra import Candidate, PendingSpectrum, Spectra
+from gradspectra.spectra import Candidate, Spectra
 from gradspectra.step import OpenStep
 
 
@@ -59,6 +60,7 @@ class Measuring:
         self._measured = 0
         self.drift: Drift | None = None
         self.second: SecondMeasuring | None = None
+        self.beside = Beside(guard)
         self._take_inventory()
 
     def _take_inventory(self) -> None:
@@ -78,7 +80,7 @@ class Measuring:
         if self._options.drift != "off":
             known = self.drift.starts if self.drift is not None else {}
             self.drift = Drift(self.inventory, self._options.drift == "exact", known, self.tier.fused)
-        self.spectra: Spectra = Spectra(self.inventory, self._options.spectra or None, self._budget)
+        self.spectra: Spectra = Spectra(self.inventory, self._options.spectra or None, self._budget, self.beside)
         self.sharded = None if self._group is None else self._shards()
         if self.sharded is None:
             self.backward.follow(self.inventory.trainable)
@@ -211,10 +213,7 @@ class Measuring:
                 continue
             with OneThread(), torch.no_grad():
                 spectrum = self.spectra.take(candidate, step.number)
-            if isinstance(spectrum, PendingSpectrum):
-                step.grams.append(spectrum)
-            elif spectrum is not None:
-                step.spectra.append(spectrum)
+            step.take_in(spectrum)
         self._due_spectra = waiting
         step.device.stop("spectra", started)
         step.spectra_cost += time.perf_counter() - began
@@ -290,7 +289,8 @@ class Measuring:
         return signature_of(self._models, self._optimizers) != self.inventory.signature
 
     def close(self) -> None:
-        """Take the hooks in the backward passes away."""
+        """Take the hooks in the backward passes away, and end what is done beside the training."""
+        self.beside.close()
         self.backward.stop()
         self._parts.rest()
         if self.second is not None:

@@ -19,7 +19,7 @@ from gradspectra.measuring import Measuring
 from gradspectra.options import Options
 from gradspectra.record import StepRecord
 from gradspectra.scalars import HeldCalls, Number, Total, as_number, rates
-from gradspectra.step import DISAGREEMENT, ClosedStep, OpenStep
+from gradspectra.step import DISAGREEMENT, ClosedStep, OpenStep, Unfinished
 from gradspectra.surroundings import ranks_averaged
 
 
@@ -56,6 +56,7 @@ class Session:
         self._stepped: set[int] = set()
         self._passes_seen = 0
         self._closed: deque[ClosedStep] = deque()
+        self._unfinished: list[Unfinished] = []
         self._entered = time.perf_counter()
         self._captured = self._hook_seen = False
         self._hooked = all(hasattr(optimizer, "register_step_post_hook") for optimizer in optimizers)
@@ -92,6 +93,7 @@ class Session:
 
     def _next_step(self) -> OpenStep:
         step = OpenStep(self.step + 1, self._due(self.step + 1), device=DeviceTimes(self.measuring.clock))
+        step.unfinished = self._unfinished
         step.counts["cadence_layers"] = self.budget.cadence
         self.measuring.begins(step)
         return step
@@ -303,5 +305,5 @@ class Session:
         """End an unfinished step and hand on everything."""
         if self._stepped:
             self._end_step()
-        self.settle(wait=True)
         self.measuring.close()
+        self.settle(wait=True)

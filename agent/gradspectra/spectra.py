@@ -8,11 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from gradspectra_core.identity import matrix_shape
 from gradspectra_core.records import Float64
 from gradspectra_core.spectrum import aggregates, drawn_indices
 from torch import Tensor
 
+from gradspectra.beside import Beside, Work
 from gradspectra.budget import Budget
 from gradspectra.flat import flat
 from gradspectra.inventory import Inventory, WatchedTensor
@@ -23,6 +25,8 @@ SHORTEST_INTERVAL = 20
 """Steps between two spectra of a layer that spectra="auto" keeps at least, however cheap they are."""
 INTERVAL_AT_ANY_COST = 100
 """Steps between two spectra of a layer with spectra="auto" and no budget."""
+BESIDE_SECONDS = 2e-3
+"""Within a budget, what takes longer on a CPU is done beside the training; to hand less over would cost as much."""
 
 
 @dataclass(slots=True)
@@ -67,14 +71,44 @@ class PendingSpectrum:
         return record
 
 
+@dataclass(slots=True)
+class SpectrumBeside:
+    """The spectrum of a layer on a CPU, whose singular values are taken beside the training.
+
+    charge: what it takes of the training's time, as far as can be told. step: at which it was measured.
+    """
+
+    candidate: Candidate
+    work: Work
+    charge: float
+    step: int
+    learn: Callable[[Candidate, float], None]
+
+    def record(self) -> SpectrumRecord | None:
+        """The spectrum, in whatever thread, once the work is done."""
+        values = self.work.values
+        if values is None:
+            return None
+        self.candidate.method = GRAM if resolved(values) else SVD
+        record = spectrum_record(self.candidate, values, self.work.method)
+        if record is not None:
+            self.learn(self.candidate, self.work.seconds)
+        return record
+
+
 class Spectra:
     """Takes the layers' spectra in turn.
 
-    interval: steps between two spectra of one layer; None lets the budget decide.
+    interval: steps between two spectra of one layer; None lets the budget decide. beside: takes the singular values of
+    what lies on a CPU and is dear, where a budget decides; None: they are all taken at once.
     """
 
-    def __init__(self, inventory: Inventory, interval: int | None, budget: Budget) -> None:
+    def __init__(
+        self, inventory: Inventory, interval: int | None, budget: Budget, beside: Beside | None = None
+    ) -> None:
         self._budget = budget
+        self._beside = beside if interval is None and budget.share is not None else None
+        self._threads = torch.get_num_threads()
         self._fixed = interval
         if interval is None and budget.share is None:
             self._fixed = INTERVAL_AT_ANY_COST
@@ -104,19 +138,32 @@ class Spectra:
             return []
         if self._fixed is not None:
             return [c for i, c in enumerate(self.candidates) if (step + i * self._fixed // count) % self._fixed == 0]
+        self._threads = max(torch.get_num_threads(), 1)
         for _ in range(count):
             candidate = self.candidates[self._next]
-            cost = candidate.expected * self._speed
+            cost = self._charge(candidate)
             if self._budget.too_large(cost):
                 self.too_large[self._names[candidate.layer]] = cost
                 self._next = (self._next + 1) % count
                 continue
             early = candidate.taken >= 0 and step - candidate.taken < SHORTEST_INTERVAL
-            if early or not self._budget.pays(cost):
+            if early or not self._budget.pays(cost) or self._waits(candidate):
                 return []
             self._next = (self._next + 1) % count
             return [candidate]
         return []
+
+    def _charge(self, candidate: Candidate) -> float:
+        """Seconds that a spectrum is expected to take of the training's: beside it, of one of its threads."""
+        cost = candidate.expected * self._speed
+        return cost / self._threads if self._goes_beside(candidate) else cost
+
+    def _goes_beside(self, candidate: Candidate) -> bool:
+        dear = candidate.expected * self._speed > BESIDE_SECONDS
+        return self._beside is not None and dear and candidate.tensor.parameter.device.type == "cpu"
+
+    def _waits(self, candidate: Candidate) -> bool:
+        return self._beside is not None and self._beside.busy and self._goes_beside(candidate)
 
     def interval(self) -> int | None:
         """Steps between two spectra of a layer as they come at present; None before they have come twice."""
@@ -126,11 +173,12 @@ class Spectra:
 
     _lap = 0
 
-    def take(self, candidate: Candidate, step: int) -> SpectrumRecord | PendingSpectrum | None:
+    def take(self, candidate: Candidate, step: int) -> SpectrumRecord | PendingSpectrum | SpectrumBeside | None:
         """Measure the spectrum of a layer's gradient as it is now.
 
         None where there is no gradient, or one that is not finite or all zero. Of a gradient on an accelerator the Gram
-        matrix is made there; its eigenvalues are for the host, since there they would make the host wait.
+        matrix is made there; its eigenvalues are for the host, since there they would make the host wait. Of one on a
+        CPU that is dear a copy is made.
         """
         if candidate.taken >= 0:
             self._lap = step - candidate.taken
@@ -142,6 +190,9 @@ class Spectra:
         if matrix.device.type != "cpu":
             gram = gram_of(matrix)
             return PendingSpectrum(candidate, gram, time.perf_counter() - began, self._learn)
+        if self._beside is not None and self._goes_beside(candidate):
+            work = self._beside.give(matrix.clone(), candidate.method)
+            return SpectrumBeside(candidate, work, self._charge(candidate), step, self._learn)
         values, method = measured(matrix, candidate.method)
         candidate.method = GRAM if resolved(values) else SVD
         record = spectrum_record(candidate, values, method)
@@ -166,7 +217,7 @@ class Spectra:
 
     def _plan(self) -> None:
         """Tell the budget what taking every spectrum once will cost."""
-        self._budget.lap_seconds = self._speed * sum(candidate.expected for candidate in self.candidates)
+        self._budget.lap_seconds = sum(self._charge(candidate) for candidate in self.candidates)
 
 
 def spectrum_record(candidate: Candidate, values: Float64, method: str) -> SpectrumRecord | None:
@@ -189,4 +240,4 @@ def spectrum_record(candidate: Candidate, values: Float64, method: str) -> Spect
 def expected_seconds(rows: int, columns: int) -> float:
     """A first guess of what a spectrum costs on a few cores, until it was seen."""
     small, large = sorted((rows, columns))
-    return 2e-4 + 2 * small**2 * large / 4e10 + small**3 / 4e9
+    return 2e-4 + small**2 * large / 2e10 + small**3 / 6e9

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
+from gradspectra_core.layers import LayerTable
 from gradspectra_core.noise import weight_sums
 from gradspectra_core.records import Float64
 from torch import Tensor
@@ -24,10 +25,14 @@ from gradspectra.scalars import SUMMED, Number, StepLog
 from gradspectra.second_numbers import OF_GRADIENT, WITH_GRADIENT
 from gradspectra.second_rows import add_second
 from gradspectra.second_tier import SecondResults
-from gradspectra.spectra import PendingSpectrum
+from gradspectra.spectra import PendingSpectrum, SpectrumBeside
 
 DISAGREEMENT = 0.01
 """Layer norms must give the total norm within this, or clipping was not seen as it was."""
+
+
+Unfinished = tuple[SpectrumBeside, LayerTable, float]
+"""A spectrum that is taken beside the training, the table of its layer, and what clipping multiplied the layer by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,8 @@ class OpenStep:
     not the parts of one batch. ranks: how many average their gradients. clipping_unseen: the gradient was
     clipped, and how is not known: nothing is said of it. replayed: its backward passes were those of a CUDA graph,
     which no hook sees. device: what of it the stages of the agent took of CUDA streams. grams: of spectra to come.
+    beside: spectra whose singular values are taken beside the training; unfinished: those of steps before, one list for
+    all steps of a session.
     """
 
     number: int
@@ -71,12 +78,25 @@ class OpenStep:
     replayed: bool = False
     device: DeviceTimes = field(default_factory=DeviceTimes)
     grams: list[PendingSpectrum] = field(default_factory=list)
+    beside: list[SpectrumBeside] = field(default_factory=list)
+    unfinished: list[Unfinished] = field(default_factory=list)
     drift: DriftSums | None = None
     second: SecondResults | None = None
     whole_parts: WholeParts | None = None
     examples: list[float] = field(default_factory=list)
     spectra: list[SpectrumRecord] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
+
+    def take_in(self, spectrum: SpectrumRecord | PendingSpectrum | SpectrumBeside | None) -> None:
+        """Add a spectrum, made or to come."""
+        if isinstance(spectrum, PendingSpectrum):
+            self.grams.append(spectrum)
+        elif isinstance(spectrum, SpectrumBeside):
+            self.beside.append(spectrum)
+            self.own += spectrum.charge
+            self.spectra_cost += spectrum.charge
+        elif spectrum is not None:
+            self.spectra.append(spectrum)
 
 
 class ClosedStep:
@@ -91,6 +111,7 @@ class ClosedStep:
         if step.clipping_unseen:
             step.spectra.clear()
             step.grams.clear()
+            step.beside.clear()
             if self._marks is not None:
                 self._marks.gradient[:] = False
             if step.second is not None:
@@ -119,7 +140,7 @@ class ClosedStep:
         """About how large the record will be in memory."""
         each = 40 if self.step.second is None else 110
         measured = each * len(self._tier.inventory.table) if self.step.measured else 0
-        return 500 + measured + 1000 * (len(self.step.spectra) + len(self.step.grams))
+        return 500 + measured + 1000 * (len(self.step.spectra) + len(self.step.grams) + len(self.step.beside))
 
     def ready(self) -> bool:
         """Whether all numbers have arrived on the host."""
@@ -140,13 +161,26 @@ class ClosedStep:
         found = [pending.record(self._host[id(pending.gram)]) for pending in step.grams]
         step.spectra += [spectrum for spectrum in found if spectrum is not None]
         step.grams.clear()
-        if step.measured or step.spectra:
-            record.table = self._tier.inventory.table
+        if step.measured or step.spectra or step.beside or step.unfinished:
+            table = record.table = self._tier.inventory.table
             after = self._factors(totals, after=True)
             record.spectra = [unclipped(spectrum, after[spectrum.layer]) for spectrum in step.spectra]
+            step.unfinished += [(own, table, after[own.candidate.layer]) for own in step.beside]
+            record.spectra += self._finished(table)
             if step.measured:
                 self._put(record, self._rows(self._factors(totals), foreign), after, norm)
         return record
+
+    def _finished(self, table: LayerTable) -> list[SpectrumRecord]:
+        """Spectra that were taken beside the training, of this step and those before, as far as they are done by now.
+
+        Those of layers that the run no longer has are left out: a batch speaks of one table.
+        """
+        unfinished = self.step.unfinished
+        done = [entry for entry in unfinished if entry[0].work.done]
+        unfinished[:] = [entry for entry in unfinished if not entry[0].work.done]
+        made = [(own.step, own.record(), factor) for own, of, factor in done if of.digest == table.digest]
+        return [replace(unclipped(spectrum, by), step=step) for step, spectrum, by in made if spectrum is not None]
 
     def _read(self, number: Number) -> float:
         return float(self._host[id(number)]) if isinstance(number, Tensor) else number
@@ -228,7 +262,7 @@ class ClosedStep:
             part_sq = self._whole_parts(self.step.whole_parts)
         drift = None
         if self.step.drift is not None:
-            drift = self.step.drift.scale * sum(self._host[id(sums)] for sums in self.step.drift.results)
+            drift = self.step.drift.on_host([self._host[id(sums)] for sums in self.step.drift.results])
         return layer_rows(rows, self._marks, factors, part_sq, drift, foreign)
 
     def _whole_parts(self, whole: WholeParts) -> Float64 | None:
