@@ -276,14 +276,16 @@ class Measuring:
         self._guard.run("inventory", self._follow_on, step, passes)
 
     def _follow_on(self, step: OpenStep, passes: int) -> None:
-        unseen = step.measured and not step.replayed and not passes and self.backward.counted and self.sharded is None
-        if unseen and any(tensor.parameter.grad is not None for tensor in self.inventory.tensors):
-            self.backward.follow(self.inventory.trainable, every=True)
-        if self.sharded is None and (step.measured or not self.inventory.tensors) and self._changed():
+        if self.sharded is not None:
+            return
+        if (step.measured or not self.inventory.tensors) and self._changed():
             self.backward.stop()
             self._parts.rest()
             self._take_inventory()
             self.begin({})
+        unseen = step.measured and not step.replayed and not passes and self.backward.counted
+        if unseen and any(tensor.parameter.grad is not None for tensor in self.inventory.tensors):
+            self.backward.follow(self.inventory.trainable, every=True)
 
     def _changed(self) -> bool:
         return signature_of(self._models, self._optimizers) != self.inventory.signature

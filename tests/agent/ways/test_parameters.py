@@ -128,3 +128,19 @@ def test_sparse_gradients_of_an_embedding(kept, the_way):
         train(model, optimizer, plain, 3, expected)
     for index, (record, step) in enumerate(zip(kept(), expected, strict=True)):
         the_way.check(record, step, parts=index > 0)
+
+
+def test_a_layer_frozen_between_gradients_given_by_hand_leaves_the_rest(kept, caplog):
+    model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Linear(4, 2, bias=False))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watched(model, optimizer):
+        for step in range(6):
+            if step == 3:
+                model[0].weight.requires_grad_(False)
+                model[0].weight.grad = None
+            for layer in model[step >= 3 :]:
+                layer.weight.grad = torch.ones_like(layer.weight)
+            optimizer.step()
+    names = [record.table.names for record in kept()]
+    assert (names[0], names[-1]) == (("0.weight", "1.weight"), ("1.weight",))
+    assert not caplog.records
