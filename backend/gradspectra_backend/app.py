@@ -79,7 +79,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     give_back_freed()
     hub.open(asyncio.get_running_loop())
     restore = _close_on_signals(hub)
-    store = await asyncio.to_thread(_opened, settings)
+    store, _ = await asyncio.gather(asyncio.to_thread(_opened, settings), asyncio.to_thread(pages.prepare))
     try:
         await asyncio.to_thread(_check_tokens, settings, store)
         if settings.redis_url is None:

@@ -72,7 +72,7 @@ class TrustedHosts:
             host = Headers(scope=scope).get("host", "")
             if host not in self._passed and not await self._passes(host, scope, receive):
                 problem = Problem("wrong-host", f"this server does not answer to the host name {host[:200]!r}")
-                await problem.response()(scope, receive, send)
+                await problem.answer(scope)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
@@ -100,7 +100,7 @@ class RequestBounds:
             return
         problem = self._problem(scope)
         if problem is not None:
-            await problem.response()(scope, receive, send)
+            await problem.answer(scope)(scope, receive, send)
             return
         size = 0
 

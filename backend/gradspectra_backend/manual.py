@@ -8,25 +8,8 @@ from typing import Any
 from fastapi import APIRouter, FastAPI
 from starlette.responses import HTMLResponse
 
+from gradspectra_backend.plain_pages import document
 from gradspectra_backend.problems import KINDS, Problem
-
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24; }
-h2 { margin-top: 2.5rem; border-bottom: 1px solid #ccd; }
-code, pre { font: 14px/1.4 ui-monospace, monospace; background: #f1f3f6; border-radius: 4px; padding: 1px 4px; }
-h3 code { font-size: 16px; } .method { font-weight: 700; margin-right: .5rem; } section { margin: 1.5rem 0; }
-table { border-collapse: collapse; width: 100%; }
-td, th { text-align: left; padding: 3px 12px 3px 0; vertical-align: top; }
-@media (prefers-color-scheme: dark) { body { background: #14171c; color: #e6e8eb; } code, pre { background: #23272e; }
-  a { color: #8ab4f8; } h2 { border-color: #333a44; } }
-"""
-
-
-def _document(title: str, body: str) -> HTMLResponse:
-    return HTMLResponse(
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>{body}</body></html>'
-    )
 
 
 def _type(schema: dict[str, Any]) -> str:
@@ -96,12 +79,12 @@ def install(app: FastAPI) -> None:
 
     @router.get("/docs")
     def docs() -> HTMLResponse:
-        return _document("gradspectra: the interface", render(app.openapi()))
+        return document("gradspectra: the interface", render(app.openapi()))
 
     @router.get("/problems")
     def problems() -> HTMLResponse:
         rows = _rows([(name, str(kind.status), f"{kind.title}. {kind.remedy}") for name, kind in KINDS.items()])
-        return _document("gradspectra: problems", f"<h1>Problems</h1>{rows}")
+        return document("gradspectra: problems", f"<h1>Problems</h1>{rows}")
 
     @router.get("/problems/{name}")
     def problem(name: str) -> HTMLResponse:
@@ -109,6 +92,6 @@ def install(app: FastAPI) -> None:
         if kind is None:
             raise Problem("not-found", f"there is no problem named {name[:100]!r}", remedy="/problems lists them all.")
         text = f"<h1>{escape(kind.title)}</h1><p>HTTP status {kind.status}.</p><p>{escape(kind.remedy)}</p>"
-        return _document(kind.title, text)
+        return document(kind.title, text)
 
     app.include_router(router)

@@ -14,7 +14,7 @@ from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-PAGES = ("/", "/runs", "/runs/{path:path}", "/compare", "/alerts", "/settings", "/login")
+PAGES = ("/", "/runs", "/runs/{path:path}", "/alerts", "/settings", "/login")
 FOREVER = "public, max-age=31536000, immutable"
 ASK_AGAIN = "no-cache"
 """Keep a copy, but ask by its ETag whether it is still good: an update of the server shows at once."""
@@ -48,6 +48,11 @@ class Files(StaticFiles):
 def _plotly() -> tuple[bytes, str]:
     packed = gzip.compress(assets.plotly_script().read_bytes(), 6, mtime=0)
     return packed, f'"{hashlib.sha256(packed).hexdigest()[:16]}"'
+
+
+def prepare() -> None:
+    """Pack Plotly's script, which takes as long as a browser takes to run it: the first one is not to wait for both."""
+    _plotly()
 
 
 def _cached(request: Request, body: bytes, etag: str, media_type: str, cache_control: str) -> Response:

@@ -8,8 +8,12 @@ from typing import Any
 import orjson
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import Scope
+
+from gradspectra_backend.plain_pages import problem_page, wants_page
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_BASE = "/problems/"
@@ -35,7 +39,7 @@ KINDS: dict[str, Kind] = {
         401, "No valid token", "Send `Authorization: Bearer gs_…`; make one by `gradspectra token create`."
     ),
     "forbidden": Kind(403, "Not allowed", "Use a token with the scope that the detail names."),
-    "not-found": Kind(404, "Nothing here", "See /docs for the calls there are."),
+    "not-found": Kind(404, "Nothing here", "The list of runs leads to every page; /docs lists the calls there are."),
     "unknown-run": Kind(404, "No such run", "GET /api/v1/runs lists the runs; a deleted run must be made anew."),
     "unknown-session": Kind(404, "No such session", "Start the run again by POST /api/v1/runs with `resume`."),
     "unknown-layer": Kind(404, "No such layer", "GET /api/v1/runs/{run}/layers lists the layers."),
@@ -109,6 +113,17 @@ class Problem(Exception):
         body = orjson.dumps(self.document(), default=str)
         return Response(body, self.kind.status, media_type=MEDIA_TYPE, headers=self.headers)
 
+    def answer(self, scope: Scope) -> Response:
+        """The problem as the one who asks can read it: a small page where a browser was sent to the address itself."""
+        if wants_page(Headers(scope=scope).get("accept")):
+            remedy = self.remedy or self.kind.remedy
+            response: Response = problem_page(self.kind.status, self.kind.title, self.detail, remedy)
+            response.headers.update(self.headers)
+        else:
+            response = self.response()
+        response.headers["Vary"] = "Accept"
+        return response
+
 
 _BY_STATUS = {400: "malformed-body", 401: "unauthorized", 403: "forbidden", 404: "not-found", 405: "method-not-allowed"}
 _BY_STATUS |= {413: "too-large", 415: "unsupported-media-type", 429: "too-many-requests", 503: "unavailable"}
@@ -137,20 +152,22 @@ def from_validation(error: RequestValidationError) -> Problem:
 def install(app: FastAPI) -> None:
     """Make `app` answer every error with a problem document."""
 
-    async def on_problem(_: Request, error: Exception) -> Response:
+    async def on_problem(request: Request, error: Exception) -> Response:
         assert isinstance(error, Problem)
-        return error.response()
+        return error.answer(request.scope)
 
-    async def on_http(_: Request, error: Exception) -> Response:
+    async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return from_http(error).response()
+        if error.status_code == 404:  # no route has the path, or no file
+            return Problem("not-found", f"there is nothing at {request.url.path[:200]}").answer(request.scope)
+        return from_http(error).answer(request.scope)
 
-    async def on_validation(_: Request, error: Exception) -> Response:
+    async def on_validation(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return from_validation(error).response()
+        return from_validation(error).answer(request.scope)
 
-    async def on_bug(_: Request, error: Exception) -> Response:
-        return Problem("internal", f"{type(error).__name__} while answering").response()
+    async def on_bug(request: Request, error: Exception) -> Response:
+        return Problem("internal", f"{type(error).__name__} while answering").answer(request.scope)
 
     app.add_exception_handler(Problem, on_problem)
     app.add_exception_handler(HTTPException, on_http)

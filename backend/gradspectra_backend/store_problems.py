@@ -44,9 +44,9 @@ def problem_of(error: errors.StoreError | WireError) -> Problem:
 def install(app: FastAPI) -> None:
     """Make `app` answer the errors of the store with problems."""
 
-    async def on_error(_: Request, error: Exception) -> Response:
+    async def on_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, errors.StoreError | WireError)
-        return problem_of(error).response()
+        return problem_of(error).answer(request.scope)
 
     app.add_exception_handler(errors.StoreError, on_error)
     app.add_exception_handler(WireError, on_error)

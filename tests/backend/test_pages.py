@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import html
 import re
 
 import pytest
 from backend.callers import API, Caller
+from fastapi.testclient import TestClient
+from gradspectra_backend import pages
+from gradspectra_backend.app import create_app
 from gradspectra_backend.problems import KINDS
+from gradspectra_backend.settings import Settings
 from gradspectra_frontend import assets
 from starlette.staticfiles import StaticFiles
 
@@ -83,6 +88,44 @@ def test_nothing_outside_the_folder_is_served(caller: Caller, path):
     answer = caller.client.get(path)
     assert answer.status_code == 404
     assert answer.json()["type"] == "/problems/not-found"
+
+
+BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+
+
+@pytest.mark.parametrize(
+    ("path", "title", "detail"),
+    [
+        ("/no<b>where", "Nothing here", "there is nothing at /no<b>where"),
+        ("/compare", "Nothing here", "there is nothing at /compare"),
+        ("/static/nothing.js", "Nothing here", "there is nothing at /static/nothing.js"),
+        (f"{API}/runs/gone/export?what=series", "No such run", "there is no run 'gone'"),
+        ("/problems/nothing", "Nothing here", "there is no problem named 'nothing'"),
+    ],
+)
+def test_a_browser_gets_a_page_with_a_way_back_where_a_program_gets_a_problem(caller: Caller, path, title, detail):
+    for accept in ("*/*", "application/json"):
+        problem = caller.client.get(path, headers={"Accept": accept})
+        assert (problem.status_code, problem.headers["content-type"]) == (404, "application/problem+json")
+        assert (problem.json()["title"], problem.json()["detail"]) == (title, detail)
+    page = caller.client.get(path, headers=BROWSER)
+    assert (page.status_code, page.headers["content-type"]) == (404, "text/html; charset=utf-8")
+    assert (page.headers["vary"], page.headers["cache-control"]) == ("Accept", "no-store")
+    assert f"<h1>{title}</h1><p>{html.escape(detail)}</p>" in page.text
+    assert '<a href="/">All runs</a>' in page.text
+    assert "Sign in" not in page.text
+
+
+def test_a_browser_that_calls_the_server_by_another_name_is_told_so(caller: Caller):
+    page = caller.client.get("/", headers=BROWSER | {"Host": "elsewhere.example"})
+    assert (page.status_code, page.headers["content-type"]) == (400, "text/html; charset=utf-8")
+    assert "GRADSPECTRA_ALLOWED_HOSTS" in page.text
+
+
+def test_plotly_is_packed_before_the_first_browser_asks(settings: Settings):
+    pages._plotly.cache_clear()
+    with TestClient(create_app(settings)):
+        assert pages._plotly.cache_info().currsize == 1
 
 
 def test_the_manual_lists_every_call_and_loads_nothing(caller: Caller):
