@@ -53,15 +53,13 @@ def index_html() -> str:
     """Return the page, with the addresses of its files filled in.
 
     All modules are named in its head: a browser then asks for them at once, not level by level as they import each
-    other.
+    other. Those that the page itself names come first: they ask for what is shown first.
     """
     here, folder = static_dir(), static_url()
-    modules = [
-        path.relative_to(here).as_posix() for path in sorted((here / "js").rglob("*.js")) if path.stem != "early"
-    ]
-    links = "\n".join(f'<link rel="modulepreload" href="/static/{name}">' for name in modules)
     page = (here / "index.html").read_text("utf-8").replace("{{plotly}}", plotly_url())
-    return page.replace("{{modules}}", links).replace('="/static/', f'="{folder}/')
+    names = [path.relative_to(here).as_posix() for path in sorted((here / "js").rglob("*.js"))]
+    links = [f'<link rel="modulepreload" href="/static/{name}">' for name in names if f'"/static/{name}"' not in page]
+    return page.replace("{{modules}}", "\n".join(links)).replace('="/static/', f'="{folder}/')
 
 
 @lru_cache(maxsize=1)

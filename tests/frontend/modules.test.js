@@ -3,6 +3,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { kept, parse, query, rangeOf, runPath } from "./static/js/address.js";
 import { evidenceCurve, evidenceRows } from "./static/js/evidence.js";
+import { figureCall, firstCalls, layersParams, lossParams } from "./static/js/figure_calls.js";
 import { dataCall, filterRows, fitted, isEmpty, rangeFrom, rowsOf, tail, zoomed } from "./static/js/figure_view.js";
 import * as format from "./static/js/format.js";
 import { evidenceWords, groupsCode, multipliers, sharedEvidence } from "./static/js/groups.js";
@@ -68,6 +69,23 @@ test("an address holds the view, both ways", () => {
   assert.equal(query({}), "");
 });
 
+test("a part of an address that is not well formed stays as it is", () => {
+  assert.equal(parse("/runs/%E0%A4%A/layers", "").run, "%E0%A4%A");
+});
+
+test("what is asked ahead is what the figures ask for", () => {
+  const ahead = (path, query) => firstCalls(parse(path, query), "dark", 1280);
+  const shown = { wide: true, range: null, theme: "dark", width: 1280 };
+  assert.deepEqual(ahead("/runs/r", ""), [figureCall("r", "loss", lossParams({}), shown)]);
+  assert.deepEqual(figureCall("r/s", "loss", {}, { ...shown, range: [5, 9] })[0], "/runs/r%2Fs/figures/loss");
+  assert.deepEqual(ahead("/runs/r/layers", "statistic=drift_norm&start=5&stop=9")[0][1], { columns: 1000, statistic: "drift_norm", order: "depth", theme: "dark", start: 5, stop: 9 });
+  assert.deepEqual(layersParams({ order: "role" }), { statistic: "grad_norm", order: "role" });
+  assert.equal(lossParams({ smooth: "off" }).smooth, 0);
+  assert.deepEqual([ahead("/", ""), ahead("/runs/r/details", ""), ahead("/settings", "")], [[], [], []]);
+  const columns = (width, wide) => figureCall("r", "loss", {}, { ...shown, width, wide })[1].columns;
+  assert.deepEqual([columns(320, true), columns(1280, false), columns(5000, true)], [250, 550, 1000]);
+});
+
 const packed = (rows) => ({ dtype: "f4", shape: `${rows.length},${rows[0].length}`, bdata: Buffer.from(new Float32Array(rows.flat()).buffer).toString("base64") });
 const heatmap = () => ({
   data: [
@@ -115,6 +133,10 @@ test("a narrow figure gets short names, and fingers scroll instead of zooming", 
   assert.ok(wide.l >= 60 && wide.r === 76);
   assert.deepEqual(fitted(heatmap(), 1200, false, { l: 1, r: 2, t: 3, b: 4 }).layout.margin, { l: 1, r: 2, t: 3, b: 4 });
   assert.equal(fitted(heatmap(), 1200, false).data[0].colorbar.orientation, undefined);
+  const long = heatmap();
+  long.layout.yaxis.ticktext = ["x".repeat(300), "short"];
+  const { yaxis, margin } = fitted(long, 1200, false).layout;
+  assert.deepEqual([yaxis.ticktext[0].length <= 62, yaxis.ticktext[1], margin.l <= 421], [true, "short", true]);
   assert.equal(tail("transformer.h.0.attn", 8), "….0.attn");
   assert.equal(tail("short", 8), "short");
   assert.equal(isEmpty({ data: [{ x: [null] }], layout: {} }), true);
@@ -136,7 +158,7 @@ test("the verdict names the worst open alert, else how the run stands", () => {
   assert.equal(bad.health, "critical");
   assert.equal(bad.text, "Critical: m, first in h.0; since step 90. 1 more alert.");
   assert.equal(verdict(run, [alert("warning", 5, "closed")].map((one) => ({ ...one, closed_step: 40 })), 10).text, "Healthy at step 1,200: no open alert (1 closed, the last at step 40). Loss 1.5.");
-  assert.equal(verdict({ ...run, state: "lost" }, [], 7300).text, "Lost: nothing was heard since 2 h ago, at step 1,200. Loss 1.5.");
+  assert.equal(verdict({ ...run, state: "lost" }, [], 7300).text, "Lost: last heard 2 h ago, at step 1,200. Loss 1.5.");
   assert.equal(verdict({ ...run, last_step: 0, sparkline: undefined }, [], 1).text, "Healthy before its first step: no open alert.");
   assert.equal(verdict(run, [{ ...alert("critical", 5), muted: true }], 10).health, "ok");
   assert.deepEqual(standing([alert("info", 1), alert("warning", 9), alert("warning", 2)]).map((one) => one.opened_step), [2, 9, 1]);
@@ -233,7 +255,7 @@ test("what was announced between the page's first question and the open stream i
   let time = 5000;
   const sources = [];
   const opened = (runs, seconds) => {
-    const live = new Live({ open: () => (sources.push(new Source()), sources.at(-1)), now: () => time });
+    const live = new Live({ open: () => (sources.push(new Source()), sources.at(-1)), now: () => time, since: time });
     const heard = [];
     live.onRun(null, (event) => heard.push(event && event.run));
     time += 2000;

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from frontend.seen import RUN, expect_drawn
+from frontend.seen import RUN, expect_drawn, expect_live
 from playwright.sync_api import Page, Route, expect
 
 
@@ -36,6 +36,17 @@ def test_keys_work_from_the_moment_that_a_list_is_shown(own_page: Page) -> None:
     )
     own_page.goto("/")
     expect(own_page.locator("tr.row.chosen")).to_have_attribute("data-run", "demo00000001")
+
+
+def test_the_other_runs_are_asked_for_by_the_key_that_goes_to_one(page: Page) -> None:
+    asked: list[str] = []
+    page.on("request", lambda call: asked.append(call.url))
+    page.goto(f"{RUN}/overview")
+    expect_drawn(page, "loss")
+    expect_live(page)
+    assert not [url for url in asked if "/runs?" in url]
+    page.keyboard.press("j")
+    expect(page).to_have_url(re.compile("/runs/demo00000002/overview"))
 
 
 @pytest.mark.parametrize(

@@ -324,8 +324,10 @@ def test_an_unknown_run_is_said_with_what_to_do(page: Page) -> None:
         page.evaluate(
             "history.pushState(null, '', '/runs/nonsense/overview'); dispatchEvent(new PopStateEvent('popstate'))"
         )
-    expect(page.locator('[role="alert"]')).to_contain_text("there is no /api/v1/runs/nonsense")
-    expect(page.locator('[role="alert"]')).to_contain_text("Look in the list of runs.")
+    expect(page.locator('[role="alert"]')).to_contain_text("This server knows of no run “nonsense”.")
+    expect(page.locator('[role="alert"]')).to_contain_text("It was deleted, or the link belongs to another server.")
+    page.goto("/runs/%E0%A4%A/overview")
+    expect(page.locator('[role="alert"]')).to_contain_text("This server knows of no run")
 
 
 def test_the_theme_is_the_systems_until_chosen_and_then_kept(chromium: Browser, server: CannedServer) -> None:

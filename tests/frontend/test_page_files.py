@@ -76,6 +76,17 @@ def test_the_head_names_every_module_so_that_none_waits_for_another() -> None:
     assert f'<link rel="preload" as="script" href="{assets.plotly_url()}">' in index
 
 
+def test_the_head_names_what_asks_ahead_before_all_other_modules() -> None:
+    index = assets.index_html()
+    named = re.findall(rf'"{assets.static_url()}/(js/[^"]+)"', index)
+    wanted, found = ["js/ahead.js"], set()
+    while wanted:
+        found.add(name := wanted.pop())
+        imported = re.findall(r'from "./([^"]+)"', (STATIC / name).read_text("utf-8"))
+        wanted += [f"js/{one}" for one in imported if f"js/{one}" not in found]
+    assert set(named[: 1 + len(found)]) == {"js/early.js", *found}
+
+
 def test_an_address_of_files_names_their_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(STATIC, tmp_path / "static")
     monkeypatch.setattr(assets, "static_dir", lambda: tmp_path / "static")

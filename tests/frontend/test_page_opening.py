@@ -28,6 +28,47 @@ def test_figures_are_drawn_before_the_run_has_answered(page: Page, tab: str, nam
     expect(figure(page, name)).to_have_attribute("data-drawn", "1")
 
 
+@pytest.mark.parametrize(
+    ("tab", "name"), [("overview", "loss"), ("layers?statistic=weight_norm&start=100&stop=700", "layers")]
+)
+def test_the_first_figure_is_asked_for_once_before_the_page_has_its_modules(page: Page, tab: str, name: str) -> None:
+    waiting: list[Route] = []
+    asked: list[str] = []
+    page.on("request", lambda call: asked.append(call.url))
+    page.route("**/js/main.js", lambda route: waiting.append(route))
+    with page.expect_response(f"**{RUN}/figures/{name}?*"), page.expect_response(f"**{assets.plotly_url()}"):
+        page.goto(f"{RUN}/{tab}", wait_until="commit")
+    assert waiting
+    waiting.pop().continue_()
+    expect(figure(page, name)).to_have_attribute("data-state", "drawn")
+    assert len([url for url in asked if f"/figures/{name}?" in url]) == 1
+
+
+def test_a_step_after_the_first_answer_and_before_the_page_has_its_modules_is_drawn(
+    page: Page, server: CannedServer
+) -> None:
+    waiting: list[Route] = []
+    page.route("**/js/main.js", lambda route: waiting.append(route))
+    with page.expect_response(f"**{RUN}/figures/loss?*") as answer:
+        page.goto(f"{RUN}/overview", wait_until="commit")
+    assert answer.value.finished() is None
+    last = server.advance(7)
+    waiting.pop().continue_()
+    expect(figure(page, "loss")).to_have_attribute("data-last-step", str(last))
+
+
+def test_what_was_asked_for_ahead_is_not_shown_when_it_is_old(page: Page, server: CannedServer) -> None:
+    page.set_viewport_size({"width": 400, "height": 200})  # the loss is below what is seen
+    with page.expect_response(f"**{RUN}/figures/loss?*"):
+        page.goto(f"{RUN}/overview")
+    expect(page.locator("body")).to_have_attribute("data-connection", "live")
+    last = server.advance(7)
+    expect(page.locator(".run-progress")).to_contain_text("1,207")
+    expect(figure(page, "loss")).to_have_attribute("data-state", "loading")
+    figure(page, "loss").scroll_into_view_if_needed()
+    expect(figure(page, "loss")).to_have_attribute("data-last-step", str(last))
+
+
 def test_a_step_between_the_first_answers_and_the_open_stream_is_drawn(page: Page, server: CannedServer) -> None:
     waiting: list[Route] = []
     page.route("**/api/v1/live", lambda route: waiting.append(route))
@@ -61,6 +102,8 @@ def test_a_heatmap_is_painted_once_a_drawing(own_page: Page, width: int) -> None
 def test_a_run_that_is_not_there_says_so_in_place_of_figures(page: Page) -> None:
     page.goto("/runs/nothing00000/overview")
     expect(page.locator(".problem")).to_have_count(1)
+    expect(page.locator(".problem")).to_contain_text("This server knows of no run “nothing00000”.")
+    expect(page).to_have_title("No such run · gradspectra")
     expect(page.locator("figure")).to_have_count(0)
     page.get_by_role("link", name="All runs").click()
     expect(page.locator("tr.row")).to_have_count(5)

@@ -15,13 +15,22 @@ export const TAB_NAMES = {
 /** @param {string} path @param {string} query @returns {Address} */
 export function parse(path, query) {
   const view = Object.fromEntries(new URLSearchParams(query));
-  const [first = "", second, third] = path.split("/").filter(Boolean).map(decodeURIComponent);
+  const [first = "", second, third] = path.split("/").filter(Boolean).map(decoded);
   if (first === "runs" && second) {
     return { page: "run", run: second, tab: TABS.includes(third) ? third : "overview", view };
   }
   if (first === "" || first === "runs") return { page: "runs", run: null, tab: "", view };
   if (["alerts", "settings", "login"].includes(first)) return { page: first, run: null, tab: "", view };
   return { page: "unknown", run: null, tab: "", view };
+}
+
+/** Part of a path as text; one that is not well formed stays as it is. @param {string} part */
+function decoded(part) {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
+  }
 }
 
 /** Path of a run's tab. @param {string} run @param {string} [tab] @param {Record<string, unknown>} [view] */

@@ -28,6 +28,28 @@ export const get = (path, params, signal) => call("GET", address(path, params), 
 /** @param {"POST" | "PATCH" | "DELETE" | "PUT"} method @param {string} path @param {unknown} [body] @returns {Promise<any>} */
 export const send = (method, path, body) => call(method, address(path), body);
 
+/** Answers that were asked for before what shows them was there, by address. @type {Map<string, Promise<any>>} */
+const ahead = new Map();
+
+/** Ask now for what `getFirst` is to give. @param {string} path @param {Record<string, unknown>} params */
+export function askAhead(path, params) {
+  const answer = get(path, params);
+  answer.catch(() => {}); // said where the answer is taken
+  ahead.set(address(path, params), answer);
+}
+
+/** As `get`, but an answer that was asked for ahead is taken, once.
+ * @param {string} path @param {Record<string, unknown>} params @param {AbortSignal} signal @returns {Promise<any>} */
+export function getFirst(path, params, signal) {
+  const url = address(path, params);
+  const answer = ahead.get(url) ?? call("GET", url, undefined, signal);
+  ahead.delete(url);
+  return answer;
+}
+
+/** Something has changed since: what was asked for ahead and not taken is old. */
+export const forgetAhead = () => ahead.clear();
+
 /** @param {string} method @param {string} url @param {unknown} [body] @param {AbortSignal} [signal] */
 async function call(method, url, body, signal) {
   const headers = { Accept: "application/json", ...(body === undefined ? {} : { "Content-Type": "application/json" }) };

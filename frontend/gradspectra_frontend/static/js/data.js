@@ -3,6 +3,7 @@
 import { Failure, get } from "./api.js";
 import { useEffect, useRef, useState } from "./html.js";
 import { live } from "./live.js";
+import { onTheme, themeNow } from "./theme.js";
 import { gathered } from "./throttle.js";
 
 /**
@@ -62,4 +63,11 @@ export function useConnection() {
   const [state, setState] = useState({ state: live.state, paused: live.paused });
   useEffect(() => live.onState(() => setState({ state: live.state, paused: live.paused })), []);
   return state;
+}
+
+/** Light or dark. */
+export function useTheme() {
+  const [theme, setTheme] = useState(themeNow);
+  useEffect(() => onTheme(() => setTheme(themeNow())), []);
+  return theme;
 }

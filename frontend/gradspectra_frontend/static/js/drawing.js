@@ -1,6 +1,6 @@
 // One figure on the page: asks for it, draws it, keeps it up to date. No framework in here.
 
-import { Failure, get } from "./api.js";
+import { Failure, forgetAhead, getFirst } from "./api.js";
 import { fitted, isEmpty, marginsOf, rangeFrom, zoomed } from "./figure_view.js";
 import { live } from "./live.js";
 import { CONFIG, plotly } from "./plotly.js";
@@ -70,6 +70,7 @@ export class Drawing {
   /** Something may be new. */
   demand() {
     this.stale = true;
+    forgetAhead();
     if (this.visible) this.updates.demand();
   }
 
@@ -89,7 +90,7 @@ export class Drawing {
     this.stale = false;
     const { path, params } = this.wish;
     try {
-      const asked = get(path, params, this.abort.signal);
+      const asked = getFirst(path, params, this.abort.signal);
       void plotly().catch(() => {}); // its script runs while the server works
       this.figure = await asked;
       await this.draw();
@@ -176,6 +177,7 @@ export class Drawing {
   }
 
   stop() {
+    forgetAhead();
     this.abort.abort();
     this.updates.stop();
     this.offRun();

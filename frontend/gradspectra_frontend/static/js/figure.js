@@ -1,12 +1,13 @@
 // A panel with one figure: title, menu, the plot, and in words what is loading, missing or wrong.
 
 import { address } from "./api.js";
+import { useTheme } from "./data.js";
 import { Drawing } from "./drawing.js";
+import { figureCall } from "./figure_calls.js";
 import { dataCall } from "./figure_view.js";
 import { words } from "./format.js";
 import { html, useEffect, useRef, useState } from "./html.js";
 import { Problem } from "./parts.js";
-import { useTheme } from "./theme.js";
 
 const same = (/** @type {any} */ figure) => figure;
 
@@ -37,8 +38,7 @@ export function Figure({ run, name, title, params = {}, range = null, onRange, o
   const [heading, setHeading] = useState(title ?? "");
   const [said, setSaid] = useState("");
   const theme = useTheme();
-  const columns = Math.min(1000, Math.max(200, Math.round(((wide ? 1 : 0.5) * Math.min(innerWidth, 2400)) / 1.2 / 50) * 50));
-  const asked = { columns, ...params, theme, start: range?.[0], stop: range?.[1] };
+  const [path, asked] = figureCall(run, name, params, { wide, range, theme, width: innerWidth });
   const shown = (/** @type {any} */ figure) => {
     setHeading(title ?? figure.layout.meta.title ?? "");
     setSaid(figure.layout.meta.note ?? "");
@@ -46,7 +46,7 @@ export function Figure({ run, name, title, params = {}, range = null, onRange, o
   };
   const stepless = name === "spectrum" || name === "suggestions";
   const wish = {
-    path: `/runs/${encodeURIComponent(run)}/figures/${name}`,
+    path,
     params: asked,
     range: stepless ? undefined : range,
     run,
@@ -95,6 +95,11 @@ function Menu({ drawing, run, name, params }) {
     setTimeout(() => say(""), 1600);
     menu.current.open = false;
   };
+  const leave = (/** @type {KeyboardEvent} */ event) => {
+    if (event.key !== "Escape" || !menu.current.open) return;
+    menu.current.open = false;
+    menu.current.querySelector("summary").focus();
+  };
   const pan = () => {
     void drawing.current?.drag(panning ? "zoom" : "pan");
     setPanning(!panning);
@@ -108,7 +113,7 @@ function Menu({ drawing, run, name, params }) {
   }, []);
   return html`
     <span class="said small" role="status">${said}</span>
-    <details class="menu" ref=${menu}>
+    <details class="menu" ref=${menu} onKeyDown=${leave}>
       <summary aria-label="What can be done with this figure" title="Zoom, save, copy">⋯</summary>
       <div class="menu-list">
         <button type="button" onClick=${act(() => drawing.current?.reset())}>Show all</button>

@@ -4,6 +4,9 @@
 /** @typedef {{l: number, r: number, t: number, b: number}} Margins in pixels */
 
 const NARROW = 620;
+/** Width of a letter of a row's name, and the share of a wide figure that names may take. */
+const LETTER = 6.33;
+const NAMES_SHARE = 0.35;
 
 /** Rows of a matrix, whether it is nested lists or Plotly's packed form. @param {any} z @returns {ArrayLike<number>[]} */
 export function rowsOf(z) {
@@ -77,11 +80,13 @@ export function fitted(figure, width, coarse, last = null) {
   layout.autosize = true;
   if (coarse) layout.dragmode = false;
   let data = figure.data;
+  if (layout.yaxis?.ticktext) {
+    const most = narrow ? 17 : Math.floor((NAMES_SHARE * width - 32) / LETTER);
+    layout.yaxis = { ...layout.yaxis, ticktext: layout.yaxis.ticktext.map((/** @type {string} */ name) => tail(name, most)) };
+  }
   if (narrow) {
-    if (layout.yaxis?.ticktext) {
-      layout.xaxis = { ...layout.xaxis, nticks: 5 };
-      layout.yaxis = { ...layout.yaxis, ticktext: layout.yaxis.ticktext.map((/** @type {string} */ name) => tail(name, 17)) };
-    } else layout.yaxis = { ...layout.yaxis, title: undefined };
+    if (layout.yaxis?.ticktext) layout.xaxis = { ...layout.xaxis, nticks: 5 };
+    else layout.yaxis = { ...layout.yaxis, title: undefined };
     data = data.map((trace) => (trace.colorbar ? { ...trace, colorbar: below(trace.colorbar) } : trace));
     if (layout.legend) layout.legend = { ...layout.legend, font: { ...layout.legend.font, size: 10 }, x: 0, xanchor: "left", itemwidth: 30, entrywidth: 0 };
   }
@@ -93,7 +98,7 @@ export function fitted(figure, width, coarse, last = null) {
 function besideRows(layout, narrow, bar) {
   const longest = Math.max(0, ...layout.yaxis.ticktext.map((/** @type {string} */ name) => name.length));
   const { r, t, b } = layout.margin;
-  return { l: Math.max(layout.margin.l, Math.ceil(6.33 * longest + 32)), r: bar && !narrow ? 76 : r, t, b: bar && narrow ? 104 : b };
+  return { l: Math.max(layout.margin.l, Math.ceil(LETTER * longest + 32)), r: bar && !narrow ? 76 : r, t, b: bar && narrow ? 104 : b };
 }
 
 /** The margins that Plotly came to. @param {any} plot @returns {Margins} */

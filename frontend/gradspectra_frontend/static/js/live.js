@@ -9,14 +9,14 @@ const LONGEST_WAIT = 10_000;
 
 /** Connection to /api/v1/live. States: connecting, live, offline, hidden. `paused` only stops the redrawing. */
 export class Live {
-  /** @param {{url?: string, open?: (url: string) => EventSource, later?: typeof setTimeout, now?: () => number}} [parts] */
-  constructor({ url = "/api/v1/live", open = (url) => new EventSource(url), later = (f, ms) => setTimeout(f, ms), now = () => performance.now() } = {}) {
+  /** @param {{url?: string, open?: (url: string) => EventSource, later?: typeof setTimeout, now?: () => number, since?: number}} [parts] */
+  constructor({ url = "/api/v1/live", open = (url) => new EventSource(url), later = (f, ms) => setTimeout(f, ms), now = () => performance.now(), since = 0 } = {}) {
     this.url = url;
     this.open = open;
     this.later = later;
     this.now = now;
-    /** From when on events may have been missed: nothing is asked before this is made. After a stream was lost: unknown. */
-    this.heardUntil = now();
+    /** From when on events may have been missed: a page asks nothing before its clock begins. After a stream was lost: unknown. */
+    this.heardUntil = since;
     this.state = "connecting";
     this.paused = false;
     /** @type {EventSource | null} */

@@ -1,6 +1,6 @@
 // Starts the page: address, live stream, keys, and the frame around every view.
 
-import { useGet, useConnection } from "./data.js";
+import { useConnection, useGet, useTheme } from "./data.js";
 import { html, render, useEffect, useState } from "./html.js";
 import { focusSearch, Help, useKeys } from "./keys.js";
 import { live, startLive } from "./live.js";
@@ -11,7 +11,7 @@ import { Runs } from "./pages/runs.js";
 import { Settings } from "./pages/settings.js";
 import { warmUp } from "./plotly.js";
 import { startRouter, useAddress } from "./router.js";
-import { toggleTheme, useTheme } from "./theme.js";
+import { toggleTheme } from "./theme.js";
 
 const PAGES = { runs: Runs, run: Run, alerts: AlertsInbox, settings: Settings, login: Login, unknown: Unknown };
 const CONNECTIONS = {

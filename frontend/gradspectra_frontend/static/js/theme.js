@@ -1,7 +1,5 @@
 // Light and dark: the system's preference until the reader chooses.
 
-import { useEffect, useState } from "./html.js";
-
 const KEY = "gradspectra.theme";
 const DARK = matchMedia("(prefers-color-scheme: dark)");
 /** @type {Set<() => void>} */
@@ -28,13 +26,8 @@ export function toggleTheme() {
   changed();
 }
 
-/** The theme, as state of a component. */
-export function useTheme() {
-  const [theme, setTheme] = useState(themeNow);
-  useEffect(() => {
-    const listener = () => setTheme(themeNow());
-    listeners.add(listener);
-    return () => void listeners.delete(listener);
-  }, []);
-  return theme;
+/** Hear of a change. Returns how to stop. @param {() => void} listener */
+export function onTheme(listener) {
+  listeners.add(listener);
+  return () => void listeners.delete(listener);
 }

@@ -27,7 +27,7 @@ export function verdict(run, alerts, now) {
   const last = Math.max(...over.map((alert) => alert.closed_step ?? alert.last_step));
   const none = over.length ? `no open alert (${over.length} closed, the last at step ${whole(last)})` : "no open alert";
   const said = loss === null ? "" : ` Loss ${number(loss)}.`;
-  if (run.state === "lost") return { health: "warning", text: `Lost: nothing was heard since ${ago(run.updated_at, now)}, ${at}.${said}` };
+  if (run.state === "lost") return { health: "warning", text: `Lost: last heard ${ago(run.updated_at, now)}, ${at}.${said}` };
   if (run.state === "failed") return { health: "critical", text: `Failed ${at}; the training job ended with an error.${said}` };
   if (run.state === "finished") return { health: "ok", text: `Finished ${at} with ${none}.${said}` };
   return { health: "ok", text: `Healthy ${at}: ${none}.${said}` };

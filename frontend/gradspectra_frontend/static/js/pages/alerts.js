@@ -15,7 +15,7 @@ export function RunAlerts({ run, view, alerts }) {
     return html`
       <${Timeline} run=${run} items=${data.items} chosen=${chosen} />
       <div class="split">
-        <div class="panel alert-list" role="list">${data.items.map((/** @type {any} */ one) => html`<${Line} key=${one.id} alert=${one} chosen=${one.id === chosen.id} onClick=${() => setView({ alert: one.id })} />`)}</div>
+        <div class="panel alert-list" role="group" aria-label="Alerts">${data.items.map((/** @type {any} */ one) => html`<${Line} key=${one.id} alert=${one} chosen=${one.id === chosen.id} onClick=${() => setView({ alert: one.id })} />`)}</div>
         <${Alert} key=${chosen.id} alert=${chosen} run=${run.id} onChanged=${alerts.again} />
       </div>`;
   }}</${Loaded}>`;
@@ -40,7 +40,7 @@ export function Line({ alert, chosen, onClick, where }) {
   const line = useRef(/** @type {any} */ (null));
   useEffect(() => void (chosen && line.current?.scrollIntoView({ block: "nearest" })), [chosen]);
   return html`
-    <button type="button" role="listitem" ref=${line} class=${`alert-line ${chosen ? "chosen" : ""} ${alert.state}`} data-alert=${alert.id} aria-current=${chosen} onClick=${onClick}>
+    <button type="button" ref=${line} class=${`alert-line ${chosen ? "chosen" : ""} ${alert.state}`} data-alert=${alert.id} aria-current=${chosen} onClick=${onClick}>
       <${Severity} severity=${alert.severity} /><strong>${words(alert.rule)}</strong><span class="muted small">${alert.state}${alert.muted ? ", muted" : ""}</span>
       <span class="small message">${alert.message}</span>
       <span class="muted small">${where ?? ""}step ${whole(alert.opened_step)}${alert.closed_step ? ` – ${whole(alert.closed_step)}` : ""}${alert.first_layer ? ` · ${alert.first_layer}` : ""}</span>

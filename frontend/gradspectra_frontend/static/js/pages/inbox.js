@@ -30,7 +30,7 @@ export function AlertsInbox({ address }) {
       <${Loaded} answer=${answer}>${() => items.length === 0
         ? html`<p class="panel pad note">${state === "open" ? "Nothing is open: all runs are healthy, or somebody has looked after it." : "There is no such alert."}</p>`
         : html`<div class="split">
-            <div class="panel alert-list" role="list">${items.map((/** @type {any} */ one) => html`
+            <div class="panel alert-list" role="group" aria-label="Alerts">${items.map((/** @type {any} */ one) => html`
               <${Line} key=${one.id} alert=${one} chosen=${one.id === chosen.id} onClick=${() => setView({ alert: one.id })} where=${html`<b>${names.get(one.run) ?? one.run}</b> · `} />`)}</div>
             <div><p class="small"><a href=${runPath(chosen.run, "alerts", { alert: chosen.id })}>Run ${names.get(chosen.run) ?? chosen.run}</a></p>
               <${Alert} key=${chosen.id} alert=${chosen} run=${chosen.run} onChanged=${answer.again} /></div>

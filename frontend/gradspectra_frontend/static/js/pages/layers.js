@@ -3,6 +3,7 @@
 import { rangeOf } from "../address.js";
 import { useGet } from "../data.js";
 import { Figure } from "../figure.js";
+import { layersParams } from "../figure_calls.js";
 import { filterRows } from "../figure_view.js";
 import { html, useCallback, useState } from "../html.js";
 import { setView } from "../router.js";
@@ -18,7 +19,8 @@ export const STATISTICS = {
 
 /** @param {{run: any, view: Record<string, string>}} props */
 export function Layers({ run, view }) {
-  const { statistic = "grad_norm", order = "depth", filter = "", layer = "" } = view;
+  const { filter = "", layer = "" } = view;
+  const { statistic, order } = layersParams(view);
   const range = rangeOf(view);
   const zoom = (/** @type {[number, number] | null} */ next) => setView({ start: next?.[0], stop: next?.[1] });
   const narrowed = useCallback((/** @type {any} */ figure) => filterRows(figure, filter), [filter]);

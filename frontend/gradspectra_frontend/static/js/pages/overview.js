@@ -3,6 +3,7 @@
 import { rangeOf, runPath } from "../address.js";
 import { useGet } from "../data.js";
 import { Figure } from "../figure.js";
+import { lossParams } from "../figure_calls.js";
 import { asNumber, every, number, percent, stepTime, whole } from "../format.js";
 import { html, useEffect, useState } from "../html.js";
 import { Tile } from "../parts.js";
@@ -18,7 +19,6 @@ export function Overview({ run, view }) {
     if (at.data.meta === "alerts" && at.customdata) navigate(runPath(run.id, "alerts", { alert: at.customdata }));
   };
   const scale = view.scale;
-  const smooth = view.smooth === "off" ? 0 : undefined;
   const shared = { run: run.id, range, onRange: zoom, onPoint: point };
   return html`
     <${Now} run=${run} />
@@ -30,7 +30,7 @@ export function Overview({ run, view }) {
       <span class="muted small spread-left">Drag to zoom all curves, double click for the whole run.</span>
     </div>
     <div class="figures">
-      <${Figure} name="loss" wide tall title="Loss" params=${{ smooth, scale }} ...${shared} />
+      <${Figure} name="loss" wide tall title="Loss" params=${lossParams(view)} ...${shared} />
       <${Figure} name="grad_norm" params=${{ scale }} ...${shared} />
       <${Figure} name="noise_scale" params=${{ scale }} ...${shared} />
       <${Figure} name="learning_rate" params=${{ scale }} ...${shared} />
@@ -72,7 +72,7 @@ export function Range({ range, onRange, last }) {
   const type = (/** @type {any} */ event) => setDraft({ ...draft, [event.target.name]: event.target.value });
   const set = (/** @type {Event} */ event) => {
     event.preventDefault();
-    const [start, stop] = [Number(draft.start), Number(draft.stop)];
+    const [start, stop] = [Number(draft.start), draft.stop === "" ? (last ?? 0) + 1 : Number(draft.stop)]; // an empty end is the last step
     if (stop > start) onRange([start, stop]);
   };
   return html`

@@ -3,7 +3,7 @@
 import { kept, runPath, TAB_NAMES, TABS } from "../address.js";
 import { useGet, useNow } from "../data.js";
 import { ago, duration, timeLeft } from "../format.js";
-import { html, useEffect } from "../html.js";
+import { html, useEffect, useState } from "../html.js";
 import { useKeys, useMoves } from "../keys.js";
 import { Problem, Progress, RunState } from "../parts.js";
 import { navigate } from "../router.js";
@@ -32,13 +32,15 @@ export function Run({ address }) {
   const path = `/runs/${encodeURIComponent(run)}`;
   const answer = useGet(path, {}, { run, pause: 400 });
   const alerts = useGet(`${path}/alerts`, { limit: 500 }, { run, pause: 1000 });
-  const runs = useGet("/runs", { limit: 100 });
+  const [moving, setMoving] = useState(false); // the other runs are asked for when the first key wants to go to one
+  const runs = useGet(moving ? "/runs" : null, { limit: 100 });
   const go = (/** @type {string} */ tab) => navigate(runPath(run, tab, kept(address.view)));
   const move = useMoves(known(runs), (by) => {
     const ids = (runs.data?.items ?? []).map((/** @type {any} */ one) => one.id);
     const next = ids[within(ids, ids.indexOf(run) + by)];
     if (next && next !== run) navigate(runPath(next, address.tab));
   });
+  const beside = (/** @type {number} */ by) => () => (setMoving(true), move(by)());
   const step = useMoves(known(alerts), (by) => {
     const ids = (alerts.data?.items ?? []).map((/** @type {any} */ one) => one.id);
     if (!ids.length) return;
@@ -48,12 +50,12 @@ export function Run({ address }) {
     navigate(runPath(run, "alerts", { ...kept(address.view), alert: ids[within(ids, to)] }));
   });
   const tabKeys = Object.fromEntries(TABS.map((tab, i) => [String(i + 1), () => go(tab)]));
-  useKeys({ ...tabKeys, j: move(1), k: move(-1), "]": step(1), "[": step(-1) });
-  useEffect(() => void (document.title = `${answer.data?.name ?? "Run"} · gradspectra`), [answer.data?.name]);
+  useKeys({ ...tabKeys, j: beside(1), k: beside(-1), "]": step(1), "[": step(-1) });
+  useEffect(() => void (document.title = `${answer.data?.name ?? (answer.failure?.status === 404 ? "No such run" : "Run")} · gradspectra`), [answer.data?.name, answer.failure]);
   useEffect(() => void document.querySelector(".tabs [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" }), [address.tab, answer.data === null]);
   const Tab = VIEWS[/** @type {keyof typeof VIEWS} */ (address.tab)];
   const data = answer.data ?? { id: run, last_step: null, overhead: null, open_alerts: 0 };
-  if (answer.data === null && answer.failure) return html`<div class="page"><${Problem} failure=${answer.failure} /><p class="note"><a href="/">All runs</a></p></div>`;
+  if (answer.data === null && answer.failure) return html`<${Unread} run=${run} failure=${answer.failure} />`;
   return html`<div class="page">
     ${answer.data === null ? html`<p class="note run-head">Loading …</p>` : html`<${Header} run=${data} alerts=${alerts.data?.items ?? []} />`}
     ${answer.failure && html`<${Problem} failure=${answer.failure} />`}
@@ -61,6 +63,12 @@ export function Run({ address }) {
       <a href=${runPath(run, tab, kept(address.view))} aria-current=${tab === address.tab ? "page" : undefined} title=${`key ${i + 1}`} data-tab=${tab}>
         ${TAB_NAMES[/** @type {keyof typeof TAB_NAMES} */ (tab)]}${tab === "alerts" && data.open_alerts > 0 && html` <span class="count">${data.open_alerts}</span>`}</a>`)}</nav>
     ${(answer.data !== null || AT_ONCE.includes(address.tab)) && html`<${Tab} run=${data} view=${address.view} alerts=${alerts} onChanged=${answer.again} />`}</div>`;
+}
+
+/** In place of a run that cannot be read: why, and where to go on. @param {{run: string, failure: any}} props */
+function Unread({ run, failure }) {
+  const missing = { title: "There is no such run here", detail: `This server knows of no run “${run}”.`, remedy: "It was deleted, or the link belongs to another server." };
+  return html`<div class="page narrow"><${Problem} failure=${failure.status === 404 ? missing : failure} /><p><a class="button" href="/">All runs</a></p></div>`;
 }
 
 /** @param {{run: any, alerts: any[]}} props */

@@ -1,0 +1,54 @@
+"""The page at its edges, in a real browser: what is left empty, left by the keyboard, very short or very long."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from frontend.canned import CannedServer
+from frontend.seen import RUN, SCALARS, expect_drawn, figure
+from playwright.sync_api import Page, expect
+
+from frontend import synthetic
+
+
+def test_steps_without_an_end_are_shown_to_the_last_one(page: Page) -> None:
+    page.goto(f"{RUN}/overview")
+    expect(page.get_by_label("last step shown")).to_have_attribute("placeholder", "1,200")
+    page.get_by_label("first step shown").fill("900")
+    page.get_by_role("button", name="Show", exact=True).click()
+    expect(page).to_have_url(re.compile(r"start=900&stop=1201$"))
+    expect(figure(page, "loss")).to_have_attribute("data-last-step", "1200")
+
+
+def test_the_menu_of_a_figure_is_opened_and_left_by_the_keyboard(page: Page) -> None:
+    page.goto(f"{RUN}/overview")
+    expect_drawn(page, "loss")
+    opened = figure(page, "loss").locator("summary")
+    opened.focus()
+    page.keyboard.press("Enter")
+    expect(figure(page, "loss").get_by_role("button", name="Save as PNG")).to_be_visible()
+    page.keyboard.press("Tab")
+    expect(figure(page, "loss").get_by_role("button", name="Show all")).to_be_focused()
+    page.keyboard.press("Escape")
+    expect(figure(page, "loss").get_by_role("button", name="Save as PNG")).to_be_hidden()
+    expect(opened).to_be_focused()
+
+
+def test_very_long_names_of_layers_leave_room_for_the_cells(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = "_of_the_encoder" * 20
+    names = [(name.replace("_proj", long), role, depth) for name, role, depth in synthetic.layer_names()]
+    monkeypatch.setattr(synthetic, "layer_names", lambda _=8: names)
+    page.goto(f"{RUN}/layers")
+    expect(figure(page, "layers")).to_have_attribute("data-state", "drawn")
+    cells = figure(page, "layers").locator(".heatmaplayer image").first.bounding_box()
+    assert cells is not None
+    assert cells["width"] > 700
+    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+
+
+def test_a_run_of_one_step_is_drawn(page: Page, server: CannedServer) -> None:
+    server.begin(last=1)
+    page.goto(f"{RUN}/overview")
+    for name in SCALARS:
+        expect(figure(page, name)).to_have_attribute("data-last-step", "1")
