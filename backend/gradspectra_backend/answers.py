@@ -68,13 +68,18 @@ def numbers(values: NDArray[Any], present: Bool) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Any nested object of ours with its NaN and ±inf as strings, and integers beyond 64 bits too."""
+    """Any nested object of ours with its NaN and ±inf as strings, and integers beyond 64 bits too.
+
+    A lone surrogate in a text, as in the name of a file that is no UTF-8, becomes a question mark.
+    """
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode(errors="replace").decode()
     if isinstance(value, float):
         return json_number(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return value if -(2**63) <= value < 2**63 else str(value)
     if isinstance(value, dict):
-        return {str(key): plain(entry) for key, entry in value.items()}
+        return {plain(str(key)): plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
         return [plain(entry) for entry in value]
     return value

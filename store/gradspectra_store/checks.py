@@ -12,6 +12,8 @@ from gradspectra_store.schema import MAX_NAME
 MAX_JSON = 256 * 1024
 MAX_NOTES = 64 * 1024
 MAX_TAGS = 64
+MAX_DEPTH = 100
+"""Objects and lists inside of each other: what writes answers as JSON goes no deeper than 254."""
 
 
 def clean_text(field: str, value: object, *, limit: int = MAX_NAME, least: int = 1) -> str:
@@ -38,7 +40,7 @@ def unstorable(text: str) -> str | None:
 
 
 def clean_json(field: str, value: object) -> dict[str, Any]:
-    """Return `value` if it is a JSON object of at most 256 KiB; raises BadRequest naming `field`."""
+    """Return `value` if it is a JSON object of at most 256 KiB and 100 levels; raises BadRequest naming `field`."""
     if not isinstance(value, Mapping):
         raise BadRequest(field, f"must be an object, got {type(value).__name__}")
     try:
@@ -47,6 +49,12 @@ def clean_json(field: str, value: object) -> dict[str, Any]:
         raise BadRequest(field, f"must hold plain JSON values only ({error})") from error
     if size > MAX_JSON:
         raise BadRequest(field, f"must be at most {MAX_JSON} bytes as JSON, got {size}")
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        inside = (entry for one in level for entry in (one.values() if isinstance(one, Mapping) else one))
+        level = [entry for entry in inside if isinstance(entry, Mapping | list | tuple)]
+    if level:
+        raise BadRequest(field, f"must have at most {MAX_DEPTH} objects and lists inside of each other")
     return dict(value)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+
+import httpx2
 import pytest
 from backend.callers import API, Caller, batch
 
@@ -34,6 +37,21 @@ def test_special_numbers_and_huge_ones_in_a_configuration_come_back(anywhere: Ca
     assert started.status_code == 201
     stored = anywhere.get(f"/runs/{started.json()['id']}")["config"]
     assert stored == {"a": "NaN", "b": ["Infinity"], "c": "36893488147419103232", "d": "\x00"}
+
+
+def test_a_configuration_that_could_not_be_answered_again_is_refused_or_mended(anywhere: Caller):
+    def made(config: str) -> httpx2.Response:
+        body = f'{{"project": "p", "name": "r", "config": {config}}}'
+        return anywhere.client.post(f"{API}/runs", content=body, headers={"Content-Type": "application/json"})
+
+    for levels in (101, 300, 600):
+        refused = made('{"a":' * levels + "1" + "}" * levels)
+        assert (refused.status_code, refused.json()["field"]) == (422, "config"), levels
+    assert made('{"a":' + "[" * 99 + "]" * 99 + "}").status_code == 201
+    assert made('{"\\ud800": "\\udcff.txt"}').status_code == 201
+    mended, deep = anywhere.get("/runs")["items"]
+    assert mended["config"] == {"?": "?.txt"}
+    assert json.dumps(deep["config"]) == '{"a": ' + "[" * 99 + "]" * 99 + "}"
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request
 from gradspectra_core.jsonform import number_from_json
 from gradspectra_store import runs as stored
+from gradspectra_store.checks import clean_json
 from gradspectra_store.runs import RunRequest
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from starlette.responses import Response
@@ -33,7 +34,7 @@ class RunStart(BaseModel):
         validation_alias=AliasChoices("name", "run"),
         description="Name of the run; the date and time if left out.",
     )
-    config: dict[str, Any] = Field({}, description="Configuration, any JSON object of at most 256 KiB.")
+    config: dict[str, Any] = Field({}, description="Configuration, any JSON object of at most 256 KiB and 100 levels.")
     tags: list[str] = Field([], description="At most 64 tags.")
     notes: str = Field("", description="Plain text.")
     total_steps: int | None = Field(None, ge=1, le=LARGEST_STEP, description="Steps the run is to take.")
@@ -68,13 +69,13 @@ def start_run(context: Shared, request: Request, start: RunStart) -> Response:
     wanted = RunRequest(
         project=start.project,
         name=time.strftime("run %Y-%m-%d %H:%M:%S", time.localtime(now)) if start.name is None else start.name,
-        config=plain(start.config),
+        config=plain(clean_json("config", start.config)),
         tags=start.tags,
         notes=start.notes,
         total_steps=start.total_steps,
         resume=start.resume,
         start_step=start.start_step,
-        environment=plain(environment),
+        environment=plain(clean_json("environment", environment)),
         now=now,
         session_key=start.session_key,
         rank=start.rank,
