@@ -31,7 +31,7 @@ except ImportError:
 pattern, names = json.load(sys.stdin)
 try:
     found = re.compile(pattern).search
-except (re.error, OverflowError, RecursionError) as error:
+except (re.error, ValueError, OverflowError, RecursionError) as error:
     print(json.dumps(str(error)))
 else:
     print(json.dumps([place for place, name in enumerate(names) if found(name)]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from backend.callers import API, Caller, batch, layer_block
 from gradspectra_backend.patterns import matching
@@ -53,6 +55,7 @@ def test_layers_that_fit_all_of_the_choice_are_given(shared_caller: Caller, base
     ("field", "value", "said"),
     [
         ("pattern", "(", "is not a regular expression: missing ), unterminated subpattern at position 0"),
+        ("pattern", "(?a)(?u)x", "is not a regular expression: ASCII and UNICODE flags are incompatible"),
         ("pattern", "x" * 501, "500"),
         ("role", "colour", "role: must be of q, k, v"),
         ("depth", "deep", "depth"),
@@ -79,6 +82,22 @@ def test_an_expression_that_runs_away_is_stopped_and_named(shared_caller: Caller
         matching("(a+)+$", [name])
     assert raised.value.kind.status == 422
     assert shared_caller.get(base, pattern="embed")["layers"] == ["embed.weight"]
+
+
+def test_an_expression_that_takes_long_holds_up_no_other_answer(shared_caller: Caller, base: str):
+    run = shared_caller.start()
+    of = LayerTable.of([Layer("a" * 64 + "!", "other", -1, (4,))])
+    block = layer_block(of, [1], grad_sq=[[1.0]])
+    shared_caller.must_send(run["id"], batch(run["session"], 1, [1], layer_table=of, layers=block))
+    with ThreadPoolExecutor(1) as pool:
+        address = f"{API}/runs/{run['id']}/layers/grad_sq"
+        slow = pool.submit(shared_caller.client.get, address, params={"pattern": "(a+)+$"})
+        answered = 0
+        while not slow.done():
+            assert shared_caller.get(base)["mean"]
+            answered += 1
+    assert slow.result().status_code == 422
+    assert answered > 3
 
 
 def test_a_written_out_alternation_that_runs_away_is_stopped_too():

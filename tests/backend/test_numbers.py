@@ -206,3 +206,12 @@ def test_layers_can_be_chosen_by_name(caller: Caller):
     caller.must_send(run["id"], batch(run["session"], 1, [1], layer_table=of, layers=block))
     answer = caller.get(f"/runs/{run['id']}/layers/grad_sq", layers=of.names[1])
     assert (answer["layers"], answer["mean"]) == ([of.names[1]], [[2.0]])
+
+
+def test_a_statistic_of_ones_own_may_have_a_slash_in_its_name(caller: Caller):
+    run = caller.start()
+    of = table()
+    block = layer_block(of, [1], **{"attn/entropy": [[1.0, 2.0]]})
+    caller.must_send(run["id"], batch(run["session"], 1, [1], layer_table=of, layers=block))
+    answer = caller.get(f"/runs/{run['id']}/layers/attn%2Fentropy")
+    assert (answer["statistic"], answer["mean"]) == ("attn/entropy", [[1.0], [2.0]])

@@ -14,9 +14,9 @@ from gradspectra_backend import retention_schemas, schemas
 from gradspectra_backend.answers import answer, dumps, plain, spectrum_object
 from gradspectra_backend.auth import READ
 from gradspectra_backend.axes import positions
-from gradspectra_backend.context import Shared
+from gradspectra_backend.context import Context, Shared
 from gradspectra_backend.forms import JSON, RESPONSES, answer_layers, unchanged_or
-from gradspectra_backend.layer_choice import Choice
+from gradspectra_backend.layer_choice import Choice, LayerChoice
 from gradspectra_backend.memory import large_answer
 from gradspectra_backend.routes.fields import Attempt, Columns, RunId, Start, Stop
 from gradspectra_backend.routes.runs import run_object
@@ -38,7 +38,7 @@ def list_layers(context: Shared, run: RunId) -> Response:
 
 
 @router.get(
-    "/runs/{run}/layers/{statistic}", response_model=schemas.LayerAnswer, dependencies=[READ], responses=RESPONSES
+    "/runs/{run}/layers/{statistic:path}", response_model=schemas.LayerAnswer, dependencies=[READ], responses=RESPONSES
 )
 def read_layers(
     request: Request,
@@ -53,14 +53,21 @@ def read_layers(
     axis: AxisOf = "step",
 ) -> Response:
     """One statistic or metric of all layers: per layer and bucket mean, minimum, maximum, and count of non-finite."""
+    names = _chosen(context, run, choice) if choice.filtered else choice.names
     with large_answer():
         with context.store.read() as conn:
             members = run_object(conn, run)
-            names = choice.of(conn, run)
             values = choice.shown(read.read_layers(conn, run, statistic, start, stop, columns, names, attempt))
             steps = np.asarray(values.x, np.int64)
             placed = replace(values, axis=axis, x=positions(conn, members, axis, steps, attempt))
         return answer_layers(request, placed, steps)
+
+
+def _chosen(context: Context, run: str, choice: LayerChoice) -> list[str] | None:
+    """The layers that fit, found before the turn for a large answer: an expression may take a second."""
+    with context.store.read() as conn:
+        run_object(conn, run)
+        return choice.of(conn, run)
 
 
 @router.get("/runs/{run}/spectra", response_model=retention_schemas.SpectraPage, dependencies=[READ])
