@@ -103,11 +103,20 @@ def refuse_foreign_pages(request: Request, how: str) -> None:
         if site in ("same-origin", "none"):
             return
     elif origin is not None:
-        if urlsplit(origin).netloc == request.headers.get("host"):
+        if _is_own(origin, request.headers.get("host")):
             return
     elif how == "local":
         return
     raise Problem("forbidden", "the request does not come from this server's own page", remedy="Use a bearer token.")
+
+
+def _is_own(origin: str, host: str | None) -> bool:
+    """Whether an Origin header names the host that was called; one that is no address does not."""
+    try:
+        named = urlsplit(origin).netloc
+    except ValueError:
+        return False
+    return named != "" and named == host
 
 
 READ = Depends(Need("read"))

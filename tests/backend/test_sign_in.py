@@ -115,6 +115,7 @@ def test_the_cookie_is_secure_over_https(guarded):
         ({"Sec-Fetch-Site": "same-site"}, 403),
         ({"Origin": "https://evil.example"}, 403),
         ({"Origin": "null"}, 403),
+        ({"Origin": "http://[::1"}, 403),
         ({"Sec-Fetch-Site": "cross-site", "Origin": BASE}, 403),
     ],
 )
