@@ -261,6 +261,7 @@ def test_too_many_streams_are_refused_with_what_to_do(caller: Caller):
     answer = caller.client.get(f"{API}/live")
     assert (answer.status_code, answer.json()["type"]) == (503, "/problems/unavailable")
     assert "GRADSPECTRA_MAX_LISTENERS" in answer.json()["remedy"]
+    assert answer.headers["retry-after"] == "10"
 
 
 def test_too_many_runs_on_one_stream_are_refused(caller: Caller):

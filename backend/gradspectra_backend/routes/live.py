@@ -41,6 +41,7 @@ class Watched:
                 "unavailable",
                 f"{len(context.hub)} live streams are open already",
                 remedy="Close other tabs, or raise GRADSPECTRA_MAX_LISTENERS.",
+                headers={"Retry-After": "10"},
             )
 
 
