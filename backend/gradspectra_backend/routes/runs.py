@@ -66,7 +66,7 @@ def list_runs(
     state: Literal["running", "finished", "failed", "lost"] | None = None,
     health: Literal["ok", "warning", "critical"] | None = None,
     tag: Annotated[str | None, Query(max_length=512)] = None,
-    search: Annotated[str | None, Query(max_length=512, description="Part of a name, project or tag.")] = None,
+    search: Annotated[str | None, Query(max_length=512, description="Part of a name, a project or the notes.")] = None,
     order: Annotated[ORDERS, Query(description="A leading minus turns the order around.")] = "-created_at",
     cursor: Cursor = None,
     limit: Limit = 100,
