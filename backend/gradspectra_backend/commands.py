@@ -109,6 +109,8 @@ def _run_worker(options: argparse.Namespace) -> int:
             "a worker takes its jobs from Redis: set GRADSPECTRA_REDIS_URL; without Redis `gradspectra serve` derives "
             "by itself and needs no worker"
         )
+    if options.concurrency < 1:
+        raise SettingsError(f"--concurrency must be at least 1, got {options.concurrency}")
     os.environ["GRADSPECTRA_DATABASE_URL"] = settings.database
     command = [sys.executable, "-m", "celery", "-A", "gradspectra_worker.app", "worker", "--without-gossip"]
     command += ["--without-mingle", "--concurrency", str(options.concurrency), "--loglevel", settings.log_level]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import socket
+import sqlite3
+from contextlib import closing
 
 import httpx2
 import pytest
@@ -32,6 +34,17 @@ def test_a_data_folder_that_cannot_be_written_is_said(tmp_path):
     assert done.returncode == 2
     assert f"the data folder {tmp_path}/file/below cannot be written" in done.stderr
     assert "--data" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_database_that_another_program_has_locked_is_said(tmp_path, monkeypatch):
+    command("migrate", "--data", str(tmp_path))
+    monkeypatch.setattr("gradspectra_store.engines._PRAGMAS", ("journal_mode=WAL", "busy_timeout=10"))
+    with closing(sqlite3.connect(tmp_path / "gradspectra.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        done = command("serve", "--port", "0", "--data", str(tmp_path))
+    assert done.returncode == 2
+    assert "database is locked" in done.stderr
     assert "Traceback" not in done.stderr
 
 
