@@ -51,6 +51,21 @@ def noise_terms(parts: Sequence[np.ndarray], weights: Vector, examples: Vector) 
     return tr_sigma, grad_sq - tr_sigma * left
 
 
+def student_95(freedom: float) -> float:
+    """Quantile of Student's t that leaves 2.5% above, by the expansion of Abramowitz & Stegun 26.7.5."""
+    powers = {
+        1: ({3: 1, 1: 1}, 4),
+        2: ({5: 5, 3: 16, 1: 3}, 96),
+        3: ({7: 3, 5: 19, 3: 17, 1: -15}, 384),
+        4: ({9: 79, 7: 776, 5: 1482, 3: -1920, 1: -945}, 92160),
+    }
+    terms = [
+        sum(factor * 1.959964**power for power, factor in polynomial.items()) / below / freedom**order
+        for order, (polynomial, below) in powers.items()
+    ]
+    return 1.959964 + math.fsum(terms)
+
+
 def noise_average(
     tr: Vector, signal: Vector, time_constant: float, independence: float = 1.0
 ) -> tuple[float, float, float, float, float]:
@@ -64,7 +79,8 @@ def noise_average(
         math.fsum(w * (t / mean_tr - s / mean_signal) ** 2 for w, t, s in zip(weights, tr, signal, strict=True)) / total
     )
     independent = independence * total**2 / math.fsum(w * w for w in weights)
-    factor = math.exp(1.959964 * math.sqrt(variance / max(independent - 1, 1)))
+    freedom = max(independent - 1, 1)
+    factor = math.exp(student_95(freedom) * math.sqrt(variance / freedom))
     scale = mean_tr / mean_signal
     return mean_tr, mean_signal, scale, scale / factor, scale * factor
 

@@ -106,6 +106,19 @@ def noise_scale(tr_sigma: ArrayLike, signal_sq: ArrayLike) -> Float64:
         return np.asarray(tr_sigma, np.float64) / np.where(below > 0, below, np.nan)
 
 
+def student_95(freedom: ArrayLike) -> Float64:
+    """Quantile of Student's t that leaves 2.5% above; freedom: at least 1, any shape. Within 0.02% from 5 on, 11% at 1.
+
+    Source: Abramowitz & Stegun 26.7.5, four terms.
+    """
+    x, n = _NORMAL_95, np.asarray(freedom, np.float64)
+    first = (x**3 + x) / 4
+    second = (5 * x**5 + 16 * x**3 + 3 * x) / 96
+    third = (3 * x**7 + 19 * x**5 + 17 * x**3 - 15 * x) / 384
+    fourth = (79 * x**9 + 776 * x**7 + 1482 * x**5 - 1920 * x**3 - 945 * x) / 92160
+    return np.asarray(x + first / n + second / n**2 + third / n**3 + fourth / n**4)
+
+
 def confidence_of(low: float, high: float) -> str | None:
     """Confidence of an interval by the factor it spans: high, medium, low; None for 'not enough evidence'."""
     if not 0 < low <= high:
@@ -160,6 +173,7 @@ class NoiseAverage:
     def interval(self) -> tuple[Float64, Float64]:
         """95% interval (low, high) of the noise scale per layer, each (L,), by the delta method on its logarithm.
 
+        The spread is known from the same few steps: it counts with Student's quantile, not the normal one.
         NaN where there are fewer than 8 recorded steps, or an average is not above 0.
         """
         steps, weight, weight_sq, _, _, tr_tr, tr_signal, signal_signal = self._sums
@@ -172,8 +186,9 @@ class NoiseAverage:
                 + signal_signal / weight / (signal * signal)
                 - 2 * tr_signal / weight / (tr * signal)
             )
-            error = np.sqrt(np.maximum(spread, 0) / np.maximum(independent - 1, 1))
-            factor = np.exp(np.where(usable, _NORMAL_95 * error, np.nan))
+            freedom = np.maximum(independent - 1, 1)
+            error = np.sqrt(np.maximum(spread, 0) / freedom)
+            factor = np.exp(np.where(usable, student_95(freedom) * error, np.nan))
             scale = np.where(usable, tr / signal, np.nan)
             return scale / factor, scale * factor
 

@@ -15,6 +15,7 @@ from gradspectra_core.noise import (
     noise_scale,
     noise_terms,
     noise_terms_from_sums,
+    student_95,
     weight_sums,
 )
 from hypothesis import given
@@ -216,6 +217,24 @@ def test_the_interval_of_a_known_problem_covers_the_truth():
     low, high = average.interval()
     assert 88 <= np.sum((low <= 26) & (high >= 26)) <= 100
     assert np.median(high / low) < 1.5
+
+
+@pytest.mark.parametrize(
+    ("freedom", "quantile", "error"),
+    [(1, 12.706205, 0.12), (2, 4.302653, 8e-3), (5, 2.570582, 2e-4), (7, 2.364624, 5e-5), (30, 2.042272, 1e-6),
+     (200, 1.971896, 1e-6), (1e9, 1.959964, 1e-6)],
+)  # fmt: skip
+def test_students_quantile_is_that_of_the_tables(freedom: float, quantile: float, error: float):
+    assert student_95(freedom) == pytest.approx(quantile, rel=error)
+
+
+def test_the_interval_of_few_steps_covers_the_truth_as_often_as_that_of_many():
+    rng, average = np.random.default_rng(8), NoiseAverage(4000)
+    true = rng.lognormal(sigma=0.3, size=(8, 2, 4000)) / np.exp(0.045)
+    for tr, signal in true:
+        average.update(tr, signal)
+    low, high = average.interval()
+    assert np.mean((low <= 1) & (high >= 1)) == pytest.approx(0.95, abs=0.012)
 
 
 def test_confidence_narrows_with_steps_and_is_none_at_first():
