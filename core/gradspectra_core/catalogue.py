@@ -32,6 +32,16 @@ RULES: dict[str, RuleText] = {
             "Micikevicius et al. 2018, Mixed Precision Training (overflow and loss scaling)",
         ),
         RuleText(
+            "divergence",
+            "critical",
+            "The loss has left the level that it had come down to, or where it started, and stays above. Nothing says "
+            "that it will come back by itself; each further step moves the weights away from where they were good.",
+            "Resume from a checkpoint before the loss began to rise, with a lower learning rate, a longer warm-up or "
+            "the gradient clipped at 1.0. If nothing of the sort helps, look for a change in the data or in what the "
+            "loss is made of: then the new level may be right, and the alert closes as settled.",
+            "Wortsman et al. 2023, Small-scale proxies (a loss that diverges above a learning rate); median of 50",
+        ),
+        RuleText(
             "loss_spike",
             "warning",
             "The loss jumped far above what its last 50 points spread over. Most spikes come back by themselves; those "
@@ -55,8 +65,8 @@ RULES: dict[str, RuleText] = {
             "warning",
             "The step that the optimizer took is many times longer than its recent steps. At large scale this was seen "
             "before loss and gradient norm jumped.",
-            "Check the learning-rate schedule at this step (a restart or a jump explains it). Otherwise lower Adam's "
-            "beta2 or raise its epsilon, or limit the norm of the update.",
+            "Where no learning rate is recorded, check the schedule at this step (a restart or a jump explains it). "
+            "Otherwise lower Adam's beta2 or raise its epsilon, or limit the norm of the update.",
             "marin-community/marin#1368; Molybog et al. 2023, A Theory on Adam Instability",
         ),
         RuleText(

@@ -85,6 +85,40 @@ def test_a_nan_loss_names_no_layer_but_those_that_grew_most_before():
     assert "in the forward pass, layer unknown; grew most before: block.0, block.1" in opened.message
 
 
+def outputs(counts: list[int], present: list[bool]) -> LayerObservation:
+    bad = layers(nonfinite=[9, 9, 9, 9])
+    return replace(bad, act_nonfinite=np.array(counts), act_nonfinite_present=np.array(present))
+
+
+def test_a_nan_loss_names_the_first_layer_whose_output_was_not_finite_after_one_that_was():
+    seen = outputs([0, 0, 3, 8], [True, False, True, True])
+    (opened,) = run("nonfinite", [Observation(1, loss=math.nan, layers=seen)])
+    assert opened.layers == ("block.1", "head")
+    assert opened.message.endswith("first in block.1 (in the forward pass)")
+    stream = [Observation(1, loss=math.inf), Observation(2, loss=math.inf, layers=seen)]
+    assert [(f.change, f.layers) for f in run("nonfinite", stream)] == [("open", ()), ("update", ("block.1", "head"))]
+
+
+@pytest.mark.parametrize(
+    ("counts", "present"),
+    [([1, 1, 1, 1], [True] * 4), ([0, 1, 1, 1], [False, True, True, True]), ([0, 0, 0, 0], [True] * 4)],
+)
+def test_outputs_that_are_bad_from_the_first_one_measured_on_or_never_name_no_layer(counts, present):
+    (opened,) = run("nonfinite", [Observation(1, loss=math.nan, layers=outputs(counts, present))])
+    assert (opened.layers, opened.evidence["where"]) == ((), "in the forward pass, layer unknown")
+
+
+def test_a_nan_loss_at_a_step_without_layers_names_those_that_grew_at_the_next_that_has_them():
+    stream = [Observation(i, loss=2.0, layers=layers()) for i in range(1, 40)]
+    stream.append(Observation(40, loss=2.5, layers=layers(grad=[1.0, 30.0, 3.0, 1.0])))
+    stream.append(Observation(41, loss=math.nan))
+    stream += [Observation(i, loss=math.nan, layers=layers(nonfinite=[9] * 4)) for i in (48, 56)]
+    opened, updated = run("nonfinite", stream)
+    assert (opened.step, opened.evidence["grew_most_before"]) == (41, [])
+    assert (updated.step, updated.evidence["grew_most_before"]) == (48, ["block.0", "block.1"])
+    assert "grew most before: block.0, block.1" in updated.message
+
+
 def test_weights_that_are_nan_in_one_layer_name_it():
     (opened,) = run("nonfinite", [Observation(1, loss=2.0, layers=layers(weights=[1.0, math.nan, 1.0, 1.0]))])
     assert (opened.layers, opened.evidence["kinds"]) == (("block.0",), ["weights"])
@@ -158,7 +192,15 @@ def test_a_gradient_that_is_zero_from_the_start_opens_after_a_hundred_records():
     assert run("dead_layer", gates) == []
     (opened,) = run("dead_layer", [Observation(i, layers=dead) for i in range(1, 200)])
     assert (opened.step, opened.layers) == (100, ("block.0", "block.1"))
-    assert "block.0 and 1 more layers" in opened.message
+    assert opened.message == "the gradient of block.0 and 1 more layer is exactly zero since step 1"
+
+
+def test_a_message_of_several_layers_says_what_became_of_each():
+    stream = [Observation(1, loss=2.0, layers=layers())]
+    gone = layers(grad=[0.0, 0.0, 1.0, 0.0], present=[True, True, True, False])
+    stream += [Observation(i, loss=2.0, layers=gone) for i in range(2, 60)]
+    (opened,) = run("dead_layer", stream)
+    assert opened.message == "the gradient of embed and 2 more layers is exactly zero or absent since step 2"
 
 
 def test_layers_that_are_not_finite_or_recorded_in_turns_are_not_dead():
@@ -222,14 +264,17 @@ def test_rows_of_a_record_become_the_statistics_that_detectors_read():
         ("part_sq", "grad_sq"),
         values,
         present,
-        ("grad_nonfinite",),
-        np.ones((1, 4), np.int64),
-        present[:1],
+        ("grad_nonfinite", "act_nonfinite"),
+        np.ones((2, 4), np.int64) * [[1], [2]],
+        present,
     )
     assert seen.grad_sq is not None
     assert seen.grad_nonfinite is not None
     assert seen.grad_sq.tolist() == [4, 5, 6, 7]
     assert seen.grad_nonfinite.tolist() == [1, 1, 1, 1]
+    assert seen.act_nonfinite is not None
+    assert seen.act_nonfinite_present is not None
+    assert (seen.act_nonfinite.tolist(), seen.act_nonfinite_present.tolist()) == ([2] * 4, present[1].tolist())
     assert (seen.grad_max, seen.weight_sq) == (None, None)
     assert seen.total_norm() == pytest.approx(math.sqrt(4 + 6 + 7))
     assert layers(present=[False] * 4).total_norm() is None

@@ -159,6 +159,39 @@ def test_an_update_norm_spike_is_a_warning():
     assert (opened.severity, opened.step, opened.value, closed.step) == ("warning", 71, 0.01, 76)
 
 
+def restarted(length: int = 2200) -> tuple[list[float], list[float]]:
+    """Update norms and learning rates of a cosine schedule that starts again every 1,000 steps."""
+    rates = 1e-5 + 1e-3 * 0.5 * (1 + np.cos(math.pi * (np.arange(length) % 1000) / 1000))
+    return (rates * np.array(noisy(length, level=2.0, spread=0.1))).tolist(), rates.tolist()
+
+
+def test_an_update_that_a_restart_of_the_schedule_makes_long_is_no_spike():
+    norms, rates = restarted()
+    assert feed("update_norm_spike", update_norm=norms)[0].step == 1001, "without the rate it looks like one"
+    assert feed("update_norm_spike", update_norm=norms, learning_rate=rates) == []
+    norms[1450] *= 20.0
+    assert feed("update_norm_spike", update_norm=norms, learning_rate=rates)[0].step == 1451
+
+
+def test_a_rate_of_zero_or_one_that_is_unknown_explains_nothing():
+    norms, rates = noisy(100, level=1e-3), [1e-3] * 100
+    norms[70] = 1e-2
+    for bad in (None, 0.0, math.nan, math.inf, 1e-320):
+        rates[70] = bad
+        assert feed("update_norm_spike", update_norm=norms, learning_rate=rates)[0].step == 71, bad
+
+
+def test_a_state_from_before_the_rate_was_looked_at_is_taken_over():
+    norms = noisy(100, level=1e-3)
+    detectors = DetectorSet(("update_norm_spike",))
+    for i, norm in enumerate(norms[:80]):
+        detectors.observe(Observation(i + 1, update_norm=norm))
+    state = detectors.state()
+    state["rules"]["update_norm_spike"] = state["rules"]["update_norm_spike"]["spike"]
+    (opened,) = DetectorSet.restore(state).observe(Observation(81, update_norm=1e-2))
+    assert (opened.rule, opened.step) == ("update_norm_spike", 81)
+
+
 def healthy(length: int, seed: int) -> dict[str, list[float | None]]:
     """A run as logged: falling loss, rate warm-up, noise with a share of wider tails."""
     rng = np.random.default_rng(seed)
@@ -204,7 +237,7 @@ def test_thresholds_can_be_changed_and_unknown_names_are_refused():
     detectors = DetectorSet(("gradient_spike",), {"gradient_spike": {"ratio": 1.3}})
     found = [f for i, norm in enumerate(norms) for f in detectors.observe(Observation(i + 1, grad_norm=norm))]
     assert found[0].step == 81
-    with pytest.raises(ValueError, match=r"no rule is named 'spike'; there are nonfinite, loss_spike"):
+    with pytest.raises(ValueError, match=r"no rule is named 'spike'; there are nonfinite, divergence, loss_spike"):
         DetectorSet(("spike",))
     with pytest.raises(ValueError, match=r"no threshold of loss_spike is named 'zz'; there are z, ratio, confirm_z"):
         DetectorSet(thresholds={"loss_spike": {"zz": 1.0}})

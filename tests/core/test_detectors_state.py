@@ -22,15 +22,18 @@ def streams(draw: st.DrawFn) -> list[Observation]:
     jumps = draw(st.lists(st.integers(0, length - 1), max_size=3))
     change = draw(st.integers(0, length))
     dead_from = draw(st.integers(0, length))
+    rises_from = draw(st.integers(0, length))
     stream, step = [], 0
     for i in range(length):
         step += 1 + (5000 if i in jumps else 0)
         loss, norm, update = np.exp(0.05 * rng.standard_t(3, 3)).tolist()
         if i in jumps:
             loss, norm, update = 5 * loss, 7 * norm, 4 * update
+        loss *= 4.0 if i >= rises_from else 1.0
         loss, norm, update = faults.get(i, (loss, norm, update))
+        rate = float(rng.choice([1e-3, 3e-3])) if rng.random() < 0.9 else None
         layers = None if i % 2 else _layers(rng, ("a", "b", "c") if i < change else ("c", "d"), i >= dead_from)
-        stream.append(Observation(step, 0.0, loss, norm, update, layers, skipped=bool(rng.random() < 0.05)))
+        stream.append(Observation(step, 0.0, loss, norm, update, layers, bool(rng.random() < 0.05), rate))
     return stream
 
 
@@ -40,7 +43,8 @@ def _layers(rng: np.random.Generator, names: tuple[str, ...], dead: bool) -> Lay
     grad[-1] = 0.0 if dead else 1.0
     here = rng.random(count) < 0.9
     bad = (rng.random(count) < 0.02).astype(np.int64)
-    return LayerObservation(names, names, grad**2, grad, bad, grad, here, here, np.ones(count, np.bool_), here)
+    every = np.ones(count, np.bool_)
+    return LayerObservation(names, names, grad**2, grad, bad, grad, here, here, every, here, bad[::-1], here)
 
 
 @settings(max_examples=150)
@@ -57,6 +61,15 @@ def test_a_stream_cut_anywhere_gives_the_findings_of_the_whole(stream, data):
         found += pieces.observe(observation)
     assert found == expected
     assert pieces.state() == whole.state()
+
+
+def test_a_rule_that_the_state_does_not_know_begins_anew():
+    old = DetectorSet(("nonfinite", "loss_spike"))
+    old.observe(Observation(1, loss=math.nan))
+    taken_over = DetectorSet.restore(old.state(), ALL_RULES)
+    assert taken_over.rules == ALL_RULES
+    assert taken_over.observe(Observation(2, loss=math.nan)) == [], "the episode goes on"
+    assert DetectorSet.restore(old.state()).rules == ("nonfinite", "loss_spike")
 
 
 @settings(max_examples=100)

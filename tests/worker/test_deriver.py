@@ -12,6 +12,7 @@ from gradspectra_core.records import Columns
 from gradspectra_core.spectrum import aggregates
 from gradspectra_worker.deriver import Derived, Deriver
 from gradspectra_worker.noise_state import NoiseState
+from gradspectra_worker.observations import observations
 from gradspectra_worker.ranks import rank_metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -233,6 +234,25 @@ def test_findings_carry_the_time_of_their_step():
         ("gradient_spike", "open", 301),
     }
     assert all(time == 1.7e9 + finding.step for _, finding, time in found)
+
+
+def test_the_detectors_see_the_learning_rate_where_it_was_sent():
+    (batch,) = batches(numbers(8), "s")
+    assert [seen.learning_rate for seen in observations(batch)] == [None] * 8
+    rates = np.arange(8.0)[None]
+    present = np.ones((4, 8), np.bool_)
+    present[3, 5] = False
+    names = (*batch.scalars.names, "learning_rate")
+    with_rates = Columns(names, np.concatenate((batch.scalars.values, rates)), present)
+    seen = [one.learning_rate for one in observations(dataclasses.replace(batch, scalars=with_rates))]
+    assert seen == [0.0, 1.0, 2.0, 3.0, 4.0, None, 6.0, 7.0]
+
+
+def test_a_run_from_before_a_rule_was_there_goes_on_with_it():
+    deriver, _ = derive_all(batches(faulty(400), "s"))
+    state = json.loads(json.dumps(deriver.state()))
+    del state["detectors"]["rules"]["divergence"]
+    assert "divergence" in Deriver.restore(state).state()["detectors"]["rules"]
 
 
 def test_a_state_of_another_version_begins_anew():

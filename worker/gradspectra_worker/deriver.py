@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradspectra_core.alerts import Finding, Suggestion
-from gradspectra_core.detectors import DetectorSet
+from gradspectra_core.detectors import ALL_RULES, DetectorSet
 from gradspectra_core.records import Batch, Columns, Int64, LayerBlock
 
 from gradspectra_worker.advice import suggestions
@@ -41,6 +41,12 @@ class Deriver:
         self._noise = NoiseState()
         self._episodes: dict[str, int] = {}
         self._suggested_at: list[Any] | None = None
+
+    @property
+    def followed(self) -> frozenset[tuple[str, int]]:
+        """Rule and opening step of the episodes that are open."""
+        episodes = (episode.rpartition(":") for episode in self._episodes)
+        return frozenset((rule, int(opened)) for rule, _, opened in episodes)
 
     def derive(self, batch: Batch, attempt: int, family: str, betas: tuple[float, float] | None = None) -> Derived:
         """Derive the next batch. family: of the optimizer, "sgd" or "adam"; betas: β₁, β₂ if all layers share them."""
@@ -89,7 +95,7 @@ class Deriver:
         restored = cls()
         if state is None or state.get("version") != STATE_VERSION:
             return restored
-        restored._detectors = DetectorSet.restore(state["detectors"])
+        restored._detectors = DetectorSet.restore(state["detectors"], ALL_RULES)
         restored._noise = NoiseState.restore(state["noise"])
         restored._episodes = dict(state["episodes"])
         restored._suggested_at = state["suggested_at"]

@@ -8,6 +8,9 @@ import numpy as np
 from gradspectra_core.detectors import LayerObservation, Observation
 from gradspectra_core.records import Batch, Bool, Columns, Float64, Int64
 
+SERIES = ("loss", "grad_norm", "update_norm", "learning_rate")
+"""What the detectors read of the scalars."""
+
 
 def column(columns: Columns, name: str, length: int) -> tuple[Float64 | Int64, Bool]:
     """Values and presence of one column over `length` steps, each (length,); all absent where it was never sent."""
@@ -20,14 +23,14 @@ def column(columns: Columns, name: str, length: int) -> tuple[Float64 | Int64, B
 def observations(batch: Batch) -> Iterator[Observation]:
     """Yield one observation per step of the batch, in order."""
     length = len(batch.steps)
-    series = [_optional(batch.scalars, name, length) for name in ("loss", "grad_norm", "update_norm")]
+    series = [_optional(batch.scalars, name, length) for name in SERIES]
     skipped = column(batch.counts, "skipped", length)
     was_skipped = ((skipped[0] != 0) & skipped[1]).tolist()
     rows = {} if batch.layers is None else {step: row for row, step in enumerate(batch.layers.steps.tolist())}
     for i, (step, time) in enumerate(zip(batch.steps.tolist(), batch.times.tolist(), strict=True)):
-        loss, grad_norm, update_norm = (values[i] for values in series)
+        loss, grad_norm, update_norm, rate = (values[i] for values in series)
         layers = _layers(batch, rows[step]) if step in rows else None
-        yield Observation(step, time, loss, grad_norm, update_norm, layers, was_skipped[i])
+        yield Observation(step, time, loss, grad_norm, update_norm, layers, was_skipped[i], rate)
 
 
 def _optional(columns: Columns, name: str, length: int) -> list[float | None]:

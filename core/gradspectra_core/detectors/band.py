@@ -67,26 +67,39 @@ class Band:
             _, oldest = self._points.popleft()
             del self._ordered[bisect_left(self._ordered, oldest)]
 
+    def centre(self) -> float | None:
+        """Return the median of the values held; None while there are fewer than `minimum`."""
+        ordered = self._ordered
+        return ordered[len(ordered) // 2] if len(ordered) >= self.minimum else None
+
+    @property
+    def positive(self) -> bool:
+        """Whether there are values and all are above zero, so that they have logarithms."""
+        return bool(self._ordered) and self._ordered[0] > 0.0
+
+    def log_spread(self, centre: float) -> float:
+        """Return the robust deviation of the logarithms of the values held, all positive, from that of `centre`."""
+        deviations = sorted([v / centre if v > centre else centre / v for v in self._ordered])
+        return min(max(NORMAL_CONSISTENT * math.log(deviations[len(deviations) // 2]), LOG_FLOOR), LARGEST_SPREAD)
+
     def judge(self, value: float) -> Judgement | None:
         """Say where the series' next finite value lies; None while the band has fewer than `minimum` values."""
-        ordered = self._ordered
-        if len(ordered) < self.minimum:
+        centre = self.centre()
+        if centre is None:
             return None
-        middle = len(ordered) // 2
-        centre = ordered[middle]
-        if ordered[0] > 0.0 and value > 0.0:
-            deviations = sorted([v / centre if v > centre else centre / v for v in ordered])
-            spread = self._spread(math.log(deviations[middle]), LOG_FLOOR, logarithmic=True)
+        if self.positive and value > 0.0:
+            spread = self._spread(self.log_spread(centre), logarithmic=True)
             z, ratio = (math.log(value) - math.log(centre)) / spread, value / centre
             return Judgement(_bounded(z), _bounded(ratio), centre, spread, True)
-        deviations = sorted([abs(v - centre) for v in ordered])
-        spread = self._spread(deviations[middle], max(LOG_FLOOR * abs(centre), TINY), logarithmic=False)
+        deviations = sorted([abs(v - centre) for v in self._ordered])
+        floor = max(LOG_FLOOR * abs(centre), TINY)
+        now = min(max(NORMAL_CONSISTENT * deviations[len(deviations) // 2], floor), LARGEST_SPREAD)
+        spread = self._spread(now, logarithmic=False)
         rise = value - centre
         ratio = 1.0 + rise / max(abs(centre), TINY)
         return Judgement(_bounded(rise / spread), _bounded(ratio), centre, spread, False)
 
-    def _spread(self, deviation: float, floor: float, logarithmic: bool) -> float:
-        now = min(max(NORMAL_CONSISTENT * deviation, floor), LARGEST_SPREAD)
+    def _spread(self, now: float, logarithmic: bool) -> float:
         if self._usual is None or logarithmic != self._logarithmic:
             self._usual, self._logarithmic = now, logarithmic
         self._usual += USUAL_WEIGHT * (now - self._usual)

@@ -102,8 +102,10 @@ class DeadLayer:
 
     def _finding(self, episode: _Episode, change: str, step: int) -> Finding:
         names = tuple(episode.calm)
-        several = f"{names[0]} and {len(names) - 1} more layers" if len(names) > 1 else names[0]
-        how = "absent" if len(episode.absent) == len(names) else "exactly zero"
+        more = len(names) - 1
+        several = f"{names[0]} and {more} more layer{'s' * (more > 1)}" if more else names[0]
+        zero = ["exactly zero"] if len(episode.absent) < len(names) else []
+        how = " or ".join([*zero, "absent"] if episode.absent else zero)
         ends = "; it has one again" if change == "close" else ""
         return Finding(
             self.name,

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from gradspectra_core.alerts import Finding
 from gradspectra_core.detectors.dead_layer import DeadLayer
+from gradspectra_core.detectors.divergence import Divergence
 from gradspectra_core.detectors.gradient_spike import GradientSpike
 from gradspectra_core.detectors.loss_spike import LossSpike
 from gradspectra_core.detectors.nonfinite import Nonfinite
@@ -33,8 +34,8 @@ class Detector(Protocol):
         """Take up what `state` returned."""
 
 
-_RULES: dict[str, type[Nonfinite | LossSpike | GradientSpike | UpdateNormSpike | DeadLayer]] = {
-    rule.name: rule for rule in (Nonfinite, LossSpike, GradientSpike, UpdateNormSpike, DeadLayer)
+_RULES: dict[str, type[Nonfinite | Divergence | LossSpike | GradientSpike | UpdateNormSpike | DeadLayer]] = {
+    rule.name: rule for rule in (Nonfinite, Divergence, LossSpike, GradientSpike, UpdateNormSpike, DeadLayer)
 }
 ALL_RULES = tuple(_RULES)
 LOCAL_RULES = ("nonfinite", "loss_spike", "gradient_spike")
@@ -98,15 +99,19 @@ class DetectorSet:
         }
 
     @classmethod
-    def restore(cls, state: Mapping[str, Any]) -> DetectorSet:
-        """Make a set that goes on where `state()` was taken. Raises ValueError for a state of another version."""
+    def restore(cls, state: Mapping[str, Any], rules: Sequence[str] | None = None) -> DetectorSet:
+        """Make a set that goes on where `state()` was taken. Raises ValueError for a state of another version.
+
+        rules: None for those of the state; of others, one that the state does not know begins anew.
+        """
         if state.get("version") != 1:
             raise ValueError(f"detector state must have version 1, got {state.get('version')!r}: derive the run again")
-        restored = cls(tuple(state["rules"]), state["thresholds"])
+        restored = cls(tuple(state["rules"]) if rules is None else rules, state["thresholds"])
         restored._step = int(state["step"])
         restored._names = tuple(state["names"])
         for rule, detector in restored._detectors.items():
-            detector.restore(state["rules"][rule])
+            if rule in state["rules"]:
+                detector.restore(state["rules"][rule])
         return restored
 
 

@@ -87,6 +87,9 @@ class Nonfinite:
             episode.values = {**values, **episode.values}
             if located:
                 episode.layers, episode.where = list(origin.layers), origin.where
+            if not episode.layers and not episode.rising:  # it began at a step without layer numbers
+                episode.rising = self._growth.rising(observation.layers)
+                change = "update" if episode.rising else change
         episode.calm = 0
         if observation.layers is not None:
             episode.layers_bad = "gradient" in values or "weights" in values

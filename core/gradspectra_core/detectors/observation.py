@@ -19,8 +19,8 @@ Numbers = NDArray[Any]
 class LayerObservation:
     """The layer statistics of one step that the detectors read, for L layers in the order of the layer table.
 
-    grad_sq, grad_max, weight_sq: (L,) floats, grad_nonfinite: (L,) integers; None where the statistic was not
-    taken at all. `*_present`: (L,) bool, False where this layer has no value; None means that all have one.
+    grad_sq, grad_max, weight_sq: (L,) floats, grad_nonfinite, act_nonfinite: (L,) integers; None where the statistic
+    was not taken at all. `*_present`: (L,) bool, False where this layer has no value; None means that all have one.
     """
 
     names: tuple[str, ...]
@@ -33,6 +33,8 @@ class LayerObservation:
     grad_max_present: Bool | None = None
     grad_nonfinite_present: Bool | None = None
     weight_sq_present: Bool | None = None
+    act_nonfinite: Numbers | None = None
+    act_nonfinite_present: Bool | None = None
 
     @classmethod
     def from_rows(
@@ -56,9 +58,10 @@ class LayerObservation:
             if name in statistics:
                 row = statistics.index(name)
                 fields[name], fields[f"{name}_present"] = values[row], present[row]
-        if "grad_nonfinite" in count_statistics and counts is not None and counts_present is not None:
-            row = count_statistics.index("grad_nonfinite")
-            fields["grad_nonfinite"], fields["grad_nonfinite_present"] = counts[row], counts_present[row]
+        for name in ("grad_nonfinite", "act_nonfinite"):
+            if name in count_statistics and counts is not None and counts_present is not None:
+                row = count_statistics.index(name)
+                fields[name], fields[f"{name}_present"] = counts[row], counts_present[row]
         return cls(names, roles, **fields)
 
     def total_norm(self) -> float | None:
@@ -74,7 +77,8 @@ class Observation:
     """One step as the detectors see it.
 
     None means that the number is absent; NaN and ±inf are values. time: seconds since 1970 by the job's clock.
-    grad_norm: before clipping. skipped: the loss scaler found overflow and skipped this step's update.
+    grad_norm: before clipping. skipped: the loss scaler found overflow and skipped this step's update. learning_rate:
+    of the first parameter group.
     """
 
     step: int
@@ -84,6 +88,7 @@ class Observation:
     update_norm: float | None = None
     layers: LayerObservation | None = None
     skipped: bool = False
+    learning_rate: float | None = None
 
     @property
     def gradient_norm(self) -> float | None:

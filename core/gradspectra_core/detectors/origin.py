@@ -42,13 +42,24 @@ def _masked(bad: NDArray[np.bool_], present: NDArray[np.bool_] | None) -> NDArra
     return bad if present is None else bad & present
 
 
+def overflowed(layers: LayerObservation) -> tuple[str, ...]:
+    """Layers whose output was not finite, after one whose output was; empty where nothing tells them apart."""
+    if layers.act_nonfinite is None:
+        return ()
+    bad = _masked(layers.act_nonfinite > 0, layers.act_nonfinite_present)
+    fine = _masked(layers.act_nonfinite == 0, layers.act_nonfinite_present)
+    if not bad.any() or not fine[: int(bad.argmax())].any():
+        return ()
+    return tuple(layers.names[i] for i in np.flatnonzero(bad))
+
+
 def locate(observation: Observation, gradients: NDArray[np.bool_] | None, weights: NDArray[np.bool_] | None) -> Origin:
     """Name the layers affected, first affected first.
 
     gradients, weights: (L,) which layers are non-finite. With a finite loss the trouble began in the backward
     pass, which runs from the last layer to the first: finite above and NaN below names the last NaN layer.
-    A non-finite loss makes every gradient NaN at once and separates nothing; weights that are NaN in some layers
-    only do.
+    A non-finite loss makes every gradient NaN at once and separates nothing; the outputs of the forward pass do, finite
+    before and not from one layer on, and weights that are NaN in some layers only.
     """
     loss_is_bad = observation.loss is not None and not math.isfinite(observation.loss)
     layers = observation.layers
@@ -56,6 +67,9 @@ def locate(observation: Observation, gradients: NDArray[np.bool_] | None, weight
         if not gradients.all():
             return Origin(tuple(layers.names[i] for i in np.flatnonzero(gradients)[::-1]), "in the backward pass")
         return Origin((), "in the backward pass, in all layers: at the loss or in the last layer")
+    outputs = overflowed(layers) if layers is not None and loss_is_bad else ()
+    if outputs:
+        return Origin(outputs, "in the forward pass")
     if layers is not None and weights is not None and weights.any() and not weights.all():
         return Origin(tuple(layers.names[i] for i in np.flatnonzero(weights)), "in the weights")
     if loss_is_bad:
