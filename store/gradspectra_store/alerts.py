@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -57,20 +57,25 @@ def apply_findings(
     return _after_change(conn, run, list(changed))
 
 
-def supersede_alerts(conn: sa.Connection, run: str, attempt: int, from_step: int) -> list[dict[str, Any]]:
-    """Close what older attempts than `attempt` have open from `from_step` on; returns the alerts it closed.
+def supersede_alerts(
+    conn: sa.Connection, run: str, attempt: int, from_step: int, followed: Container[tuple[str, int]] | None = None
+) -> list[dict[str, Any]]:
+    """Close what older attempts than `attempt` have open and no detector follows any more; returns what it closed.
 
-    What happened there is hidden by the attempt, and no detector follows it any more.
+    What opened from `from_step` on is hidden by the attempt. followed: rule and opening step of the episodes that the
+    attempt goes on with; what opened before `from_step` and is not among them closes too. None: all of it stays.
     """
     lock_run(conn, run)
-    past = alerts.c.run == run, alerts.c.attempt < attempt, alerts.c.opened_step >= from_step
-    closed = conn.execute(
-        sa.update(alerts)
-        .where(*past, alerts.c.closed_step.is_(None))
-        .values(state="closed", superseded=True, closed_step=alerts.c.last_step)
-        .returning(alerts.c.id)
-    )
-    return _after_change(conn, run, sorted(closed.scalars()))
+    older = alerts.c.run == run, alerts.c.attempt < attempt, alerts.c.closed_step.is_(None)
+    left = [
+        row.id
+        for row in conn.execute(sa.select(alerts.c.id, alerts.c.rule, alerts.c.opened_step).where(*older))
+        if row.opened_step >= from_step or (followed is not None and (row.rule, row.opened_step) not in followed)
+    ]
+    hidden = alerts.c.opened_step >= from_step
+    values = {"state": "closed", "superseded": hidden, "closed_step": alerts.c.last_step}
+    conn.execute(sa.update(alerts).where(alerts.c.id.in_(left)).values(values))
+    return _after_change(conn, run, sorted(left))
 
 
 def list_alerts(

@@ -148,6 +148,18 @@ def test_alerts_past_the_start_of_a_new_attempt_are_superseded(store: Store) -> 
     assert of_run(store, run) == ("warning", 1)
 
 
+def test_what_opened_before_a_new_attempt_closes_where_no_detector_goes_on_with_it(store: Store) -> None:
+    run = started(store).run
+    kept, left = apply(store, run, found("open", 10), found("open", 12, opened=12, rule="gradient_spike"))
+    with store.write() as conn:
+        (closed,) = supersede_alerts(conn, run, 2, 15, {("loss_spike", 10)})
+        assert get_alert(conn, kept["id"])["state"] == "open"
+    assert (closed["id"], closed["state"], closed["superseded"], closed["closed_step"]) == (
+        left["id"], "closed", False, 12,
+    )  # fmt: skip
+    assert of_run(store, run) == ("warning", 1)
+
+
 def test_alerts_are_listed_newest_first_in_pages(store: Store) -> None:
     first, second = started(store).run, started(store).run
     for run, step in ((first, 10), (second, 20), (first, 30)):

@@ -215,6 +215,29 @@ def test_a_resumed_run_closes_the_alert_of_the_attempt_before(store):
     assert (alert["attempt"], alert["opened_step"], alert["state"], alert["closed_step"]) == (1, 995, "closed", 1005)
 
 
+def test_an_alert_that_the_resumed_runs_state_is_older_than_closes_and_is_not_there_twice(store):
+    one = start(store)
+    run = numbers(1400)
+    run["grad_max"][900:, 1] = 0.0
+    run["grad_max"][1100:, 3] = 0.0
+    take_in(store, one, batches(run, one.session, per_batch=50))
+    derive(store, one.run)
+    two = start(store, resume=one.run, start_step=1300)
+    again = numbers(100, 1, first=1301)
+    again["grad_max"][:, [1, 3]] = 0.0
+    take_in(store, two, batches(again, two.session, per_batch=50))
+    derive(store, one.run)
+    with store.read() as conn:
+        alerts, _ = list_alerts(conn, one.run)
+        health = get_run(conn, one.run)["open_alerts"]
+    assert sorted((a["attempt"], a["first_layer"], a["opened_step"], a["state"]) for a in alerts) == [
+        (1, TABLE.names[3], 1160, "closed"),
+        (1, TABLE.names[1], 960, "open"),  # the state of step 1,000 follows it
+        (2, TABLE.names[3], 1360, "open"),
+    ]
+    assert health == 2
+
+
 def test_a_spool_of_an_older_attempt_gives_ranks_and_leaves_the_series_alone(store):
     one = start(store)
     stream = batches(faulty(400), one.session)

@@ -181,13 +181,13 @@ class _Chain:
             self._checkpoints.append((cursor.derived_step, deepcopy(self._deriver.state())))
 
     def _begin_attempt(self, conn: sa.Connection, attempt: int) -> list[dict[str, Any]]:
-        """Go on from the newest state before the attempt's first step; alerts past it are closed as superseded."""
+        """Go on from the newest state before the attempt's first step; alerts that it does not follow are closed."""
         cursor = self._cursor
         if cursor.derived_step:
             checkpoint_state(conn, self._run, cursor.attempt, cursor.derived_step, self._deriver.state())
         first = int(self._attempts[attempt]["first_step"])
-        changed = supersede_alerts(conn, self._run, attempt, first)
         self._deriver = Deriver.restore(state_before(conn, self._run, first, attempt))
+        changed = supersede_alerts(conn, self._run, attempt, first, self._deriver.followed)
         cursor.attempt, cursor.derived_step = attempt, max(first - 1, 0)
         return changed
 
