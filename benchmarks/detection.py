@@ -1,4 +1,4 @@
-"""How often the alert rules cry wolf, and how soon they see what is broken, on runs of known health; prints JSON.
+"""How often the alert rules cry wolf, how soon they see what is broken, and what an interval is worth; prints JSON.
 
 python benchmarks/detection.py [--healthy 200] [--broken 50] [--seed 0]
 
@@ -7,6 +7,10 @@ learning rate of 1,000 to 4,000 steps go to all rules as the server sees them. H
 noise and five schedules in turn: `false_alarms_per_1000` are alerts opened per 1,000 steps, by rule. Broken runs carry
 one fault each from a step on: `seen` is the share in which a rule opened an alert then, `delay` the median of steps
 until it did.
+
+`intervals` are those of the noise scale, of layers of 20 entries whose noise scale is a multiple of the batch, in four
+parts, after so many recorded steps: `covered`, where there is an interval, `given`, narrow enough for a confidence, and
+`wrong`, given and without the truth in it, as shares of 2,000 layers.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from gradspectra_core.detectors import ALL_RULES, DetectorSet, LayerObservation, Observation
+from gradspectra_core.noise import NoiseAverage, noise_terms
 
 ENTRIES = 100
 CURVATURE = np.geomspace(0.01, 1.0, ENTRIES)
@@ -207,6 +212,22 @@ def broken_figures(kind: str, runs: int, seed: int) -> dict[str, Any]:
     }
 
 
+def interval_figures(steps: int, times: float, seed: int, layers: int = 2000) -> dict[str, float]:
+    """Shares of layers whose interval holds the truth, is given at all, and is given but wrong."""
+    rng, parts, examples, entries = np.random.default_rng([seed, steps]), 4, 8, 20
+    truth, average = times * parts * examples, NoiseAverage(layers)
+    spread = math.sqrt(truth / entries / examples)
+    for _ in range(steps):
+        gradients = 1 / math.sqrt(entries) + spread * rng.normal(size=(parts, layers, entries))
+        part_sq, grad_sq = np.square(gradients).sum(-1).mean(0), np.square(gradients.mean(0)).sum(-1)
+        average.update(*noise_terms(part_sq, grad_sq, [1 / parts] * parts, [examples] * parts))
+    low, high = average.interval()
+    holds, known = (low <= truth) & (truth <= high), np.isfinite(low)
+    given = np.array([word is not None for word in average.confidence()])
+    shares = {"covered": holds[known].mean(), "given": given.mean(), "wrong": (given & ~holds).mean()}
+    return {name: round(float(share), 4) for name, share in shares.items()}
+
+
 def main() -> None:
     """Simulate and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -218,6 +239,11 @@ def main() -> None:
     figures = {
         "healthy": healthy_figures(options.healthy, options.seed),
         "broken": {kind: broken_figures(kind, options.broken, options.seed + 1) for kind in kinds},
+        "intervals": {
+            f"{steps} steps, {times:g} times the batch": interval_figures(steps, times, options.seed)
+            for steps in (8, 20, 100)
+            for times in (0.3, 3, 10, 30)
+        },
     }
     print(json.dumps(figures, indent=2))
 

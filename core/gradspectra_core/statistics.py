@@ -31,7 +31,7 @@ class Metric:
     """A number that is derived from statistics or spectra.
 
     inputs: statistics that `function` takes, in this order, as arrays of one shape; it is then computed on read.
-    Without a function it is derived once and stored.
+    Without a function it is derived once and stored: of layers in float32, like what is measured of them.
     """
 
     name: str
@@ -91,10 +91,12 @@ _ON_READ: dict[str, tuple[tuple[str, ...], Callable[..., Float64]]] = {
 
 
 def _metrics(scope: Scope, *rows: tuple[str, str, str, str]) -> dict[str, Metric]:
-    return {
-        name: Metric(name, scope, "float64", unit, text, source, *(_ON_READ.get(name, ()) if scope == "layer" else ()))
-        for name, unit, text, source in rows
-    }
+    found = {}
+    for name, unit, text, source in rows:
+        on_read = _ON_READ.get(name, ()) if scope == "layer" else ()
+        dtype: Dtype = "float64" if on_read or scope == "run" else "float32"
+        found[name] = Metric(name, scope, dtype, unit, text, source, *on_read)
+    return found
 
 
 ROY, RUDELSON, GAO, MCCANDLISH, CARBONNELLE = (

@@ -49,6 +49,12 @@ def test_metrics_on_read_are_functions_of_statistics():
     assert on_read["drift_ratio"].function(np.float32([2]), np.float32([8])) == pytest.approx([0.5])
 
 
+def test_what_is_stored_of_layers_is_float32_and_what_is_computed_or_of_the_run_float64():
+    stored = {"effective_rank", "stable_rank", "participation_ratio", "noise_scale"}
+    assert {name for name, metric in METRICS.items() if metric.dtype == "float32"} == stored
+    assert {metric.dtype for metric in RUN_METRICS.values()} == {"float64"}
+
+
 def turned(angle: float, size: float = 1.0, entries: int = 500) -> tuple[np.ndarray, np.ndarray]:
     """A start and the weights after turning by an angle and growing to `size` times, in float64."""
     rng = np.random.default_rng(0)
