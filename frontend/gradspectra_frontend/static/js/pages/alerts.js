@@ -10,7 +10,7 @@ import { setView } from "../router.js";
 /** @param {{run: any, view: Record<string, string>, alerts: any}} props */
 export function RunAlerts({ run, view, alerts }) {
   return html`<${Loaded} answer=${alerts}>${(/** @type {any} */ data) => {
-    if (!data.items.length) return html`<p class="panel pad note">No alert so far. The rules follow every step: not finite numbers, spikes of loss, gradient and update, dead layers.</p>`;
+    if (!data.items.length) return html`<p class="panel pad note">No alert so far. The rules follow every step: not finite numbers, a loss that diverges, spikes of loss, gradient and update, dead layers.</p>`;
     const chosen = data.items.find((/** @type {any} */ one) => one.id === view.alert) ?? data.items[0];
     return html`
       <${Timeline} run=${run} items=${data.items} chosen=${chosen} />
