@@ -1,4 +1,4 @@
-"""Compiles fused.c on the machine it runs on, once for all processes, and loads it; a job never waits for that."""
+"""Compiles fused.c and samples.c for the machine they run on, once for all processes; a job never waits for that."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from threading import Thread
 from typing import NamedTuple
 
 import numpy as np
-from gradspectra_core.records import Float32
+from gradspectra_core.records import Float32, Float64
+from numpy.typing import NDArray
 
 from gradspectra.settings import COMPILED
 
-SOURCE = Path(__file__).with_name("fused.c")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("fused.c", "samples.c"))
+SHARED = Path(__file__).with_name("fused.h")
 FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math"]
 FLAGS += ["-fno-signed-zeros", "-fassociative-math"]
 """Sums may be taken in any order; NaN and infinities stay what they are."""
@@ -57,10 +59,12 @@ NO_UPDATE, ADAM, LINEAR = range(3)
 VECTOR = np.dtype([("numbers", np.uint64), ("count", np.int64)])
 """A vector as fused.c takes it: the address of its float32 numbers, and how many."""
 SAMPLE = np.dtype(
-    [(name, np.uint64) for name in ("numbers", "start")] + [(name, np.int64) for name in ("blocks", "width", "stride")]
+    [("numbers", np.uint64), ("start", np.uint64), ("step", np.float64)]
+    + [(name, np.int64) for name in ("blocks", "width", "stride")]
 )
-"""A sample as fused.c takes it: blocks of `width` float32 numbers, which begin `stride` numbers apart. start: where the
-numbers lie one after another that it is compared with."""
+"""A sample as samples.c takes it: blocks of `width` float32 numbers, which begin `stride` numbers apart. start: where
+the numbers lie one after another that it is compared with: in float32 where step is 0, else rows of codes, as
+`starts.Coded` has them, of so many steps."""
 MOST_BLOCKS = 4096
 """Of a sample that a median is taken of; further ones are left out."""
 
@@ -69,12 +73,12 @@ ArrayFunction = Callable[[int, int, int], None]
 
 
 class Compiled(NamedTuple):
-    """The functions of fused.c; what they write is float64.
+    """The functions of fused.c and samples.c; what they write is float64.
 
     measure: from LAYER to rows of ROW. squares: from VECTOR to sums of squares. extremes: from float32 numbers; raises
     the first of two numbers to their largest finite magnitude, and adds to the second how many are not finite.
     medians: from SAMPLE, one number a block, the lower of two; NaN where there is one. drift: from SAMPLE to pairs, the
-    square of the distance from the start and the inner product with it.
+    square of the distance from the start and the inner product with it; of blocks of 16 numbers, or of one row.
     """
 
     measure: ArrayFunction
@@ -145,7 +149,8 @@ def _first_that_works(compiler: Sequence[str], folder: Path) -> Compiled:
     reasons = []
     for choice in CHOICES:
         command = [*compiler, *FLAGS, *choice]
-        made_of = [SOURCE.read_text(), platform.machine(), platform.platform(), *command]
+        texts = [source.read_text() for source in (SHARED, *SOURCES)]
+        made_of = [*texts, platform.machine(), platform.platform(), *command]
         library = folder / f"fused-{hashlib.sha256(repr(made_of).encode()).hexdigest()[:20]}.so"
         try:
             if not library.exists():
@@ -160,7 +165,7 @@ def _make(command: Sequence[str], library: Path) -> None:
     unfinished = library.with_suffix(f".{os.getpid()}")
     try:
         done = subprocess.run(
-            [*command, "-o", str(unfinished), str(SOURCE), "-lm"],
+            [*command, "-o", str(unfinished), *map(str, SOURCES), "-lm"],
             capture_output=True,
             text=True,
             timeout=PATIENCE,
@@ -193,7 +198,7 @@ def _checked(found: Compiled) -> Compiled:
     g, w, m = (draw.standard_normal((7, 601), np.float32) for _ in range(3))
     v = draw.random((7, 601), np.float32)
     g[2] = 0.0
-    for measured, expected in (_of_a_layer(found, g, w, m, v), _of_vectors(found, g, w, m)):
+    for measured, expected in (_of_a_layer(found, g, w, m, v), _of_vectors(found, g, w), _of_starts(found, w, m)):
         if not np.allclose(measured, expected, rtol=1e-4, atol=1e-2, equal_nan=True):
             raise NotCompiled(f"it measures {measured} where numpy has {expected}")
     return found
@@ -212,22 +217,46 @@ def _of_a_layer(found: Compiled, *arrays: Float32) -> tuple[list[float], list[fl
     return row[0].tolist(), expected
 
 
-def _of_vectors(found: Compiled, g: Float32, w: Float32, m: Float32) -> tuple[list[float], list[float]]:
-    """What the other functions find, and what they should."""
+def _of_vectors(found: Compiled, g: Float32, w: Float32) -> tuple[list[float], list[float]]:
+    """What `squares`, `extremes` and `medians` find, and what they should."""
     vectors, sums = np.zeros(2, VECTOR), np.zeros(2)
-    vectors[0], vectors[1] = (w.ctypes.data, w.size), (m.ctypes.data, 1)
+    vectors[0], vectors[1] = (w.ctypes.data, w.size), (g.ctypes.data, 1)
     found.squares(2, vectors.ctypes.data, sums.ctypes.data)
     broken, extremes = g.copy(), np.array([-1.0, 0.0])
     broken[3, :3] = np.nan, np.inf, -np.inf
     found.extremes(broken.size, broken.ctypes.data, extremes.ctypes.data)
-    samples, medians, drift = np.zeros(2, SAMPLE), np.zeros(2), np.zeros((1, 2))
-    samples[0], samples[1] = (w.ctypes.data, 0, 6, 1, 5), (broken.ctypes.data, 0, w.size, 1, 1)
+    samples, medians = np.zeros(2, SAMPLE), np.zeros(2)
+    samples[0], samples[1] = (w.ctypes.data, 0, 0, 6, 1, 5), (broken.ctypes.data, 0, 0, w.size, 1, 1)
     found.medians(2, samples.ctypes.data, medians.ctypes.data)
-    samples[0] = w.ctypes.data, m.ctypes.data, 40, 16, 48
-    found.drift(1, samples.ctypes.data, drift.ctypes.data)
-    now = w.ravel()[: 40 * 48].reshape(40, 48)[:, :16].astype(np.float64)
-    start = m.ravel()[:640].reshape(40, 16).astype(np.float64)
     finite = np.abs(broken[np.isfinite(broken)])
-    expected = [(w.astype(np.float64) ** 2).sum(), float(m.flat[0]) ** 2, finite.max(), 3.0]
-    expected += [np.sort(w.ravel()[:30:5])[2], np.nan, ((now - start) ** 2).sum(), (now * start).sum()]
-    return [*sums.tolist(), *extremes.tolist(), *medians.tolist(), *drift[0].tolist()], expected
+    expected = [(w.astype(np.float64) ** 2).sum(), float(g.flat[0]) ** 2, finite.max(), 3.0]
+    expected += [np.sort(w.ravel()[:30:5])[2], np.nan]
+    return [*sums.tolist(), *extremes.tolist(), *medians.tolist()], expected
+
+
+def _of_starts(found: Compiled, w: Float32, m: Float32) -> tuple[list[float], list[float]]:
+    """What `drift` finds, and what it should: of blocks and of one long row, from float32 numbers and from codes."""
+    codes = np.random.default_rng(1).integers(0, 256, 1600, np.uint8)
+    samples, drift, expected = np.zeros(4, SAMPLE), np.zeros((4, 2)), []
+    places = [w.copy() for _ in samples]
+    for row, (blocks, width, stride, step) in enumerate(
+        (*shape, step) for shape in ((40, 16, 48), (1, 637, 637)) for step in (0.0, 0.0625)
+    ):
+        kept = m.ravel()[: blocks * width].reshape(blocks, width).astype(np.float64)
+        start = step * _decoded(codes, blocks, width) if step else kept
+        now = places[row].ravel()[: blocks * stride].reshape(blocks, stride)[:, :width]
+        now += start.astype(np.float32)
+        samples[row] = (now.ctypes.data, (codes if step else m).ctypes.data, step, blocks, width, stride)
+        expected += [((now - start) ** 2).sum(), (now * start).sum()]
+    found.drift(len(samples), samples.ctypes.data, drift.ctypes.data)
+    return drift.ravel().tolist(), expected
+
+
+def _decoded(codes: NDArray[np.uint8], blocks: int, width: int) -> Float64:
+    """The whole numbers that codes stand for, as `starts.Coded` has them: (blocks, width)."""
+    size = (width + 3) // 4 * 2
+    rows = codes[: blocks * (2 * width + size)].reshape(blocks, -1)
+    lower = np.concatenate([rows[:, 2 * width :] & 15, rows[:, 2 * width :] >> 4], 1)[:, :width]
+    upper = np.ascontiguousarray(rows[:, : 2 * width]).view(np.int16)
+    whole: Float64 = 16.0 * upper + lower
+    return whole

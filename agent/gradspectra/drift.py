@@ -14,7 +14,9 @@ from gradspectra.compiling import SAMPLE, Compiled
 from gradspectra.flat import chunk, dot_into, flat
 from gradspectra.fused import BYTES, CPU, FusedPass, address, fits
 from gradspectra.inventory import Inventory, WatchedTensor
+from gradspectra.readout import Readout
 from gradspectra.shards import local
+from gradspectra.starts import Start, before, copy_of, extent, in_steps, is_of, may_be_coded, placed_on
 
 BLOCK = 16
 """Entries that are kept together: a cache line in float32, so that a sample reads little more than itself."""
@@ -24,17 +26,33 @@ STRIDES = (61, 53, 43, 37, 31, 23, 19, 17, 13, 11, 7, 5, 3)
 """One block of so many is kept, the largest that leaves FEWEST. Odd primes: no column of a matrix is left out."""
 TURN = 16
 """Of the recorded steps within a budget, one in so many measures the drift, which changes slowly."""
+NOTHING = 1e-4
+"""A square of at most this part of what coding has lost is 0: the same sum in another order differs by less."""
 
 
 @dataclass(frozen=True, slots=True)
 class DriftSums:
-    """Results on the devices, each (2, L): ‖W − W₀‖² and ⟨W, W₀⟩ of the sample, 0 for layers that lie elsewhere.
+    """Results on the devices, each (3, L), 0 for layers that lie elsewhere.
 
-    scale: (L,), from the sample to the whole.
+    Of the sample, with W₀ as it is kept: ‖W − W₀‖², ⟨W, W₀⟩, and what the first was at the start. scale: (L,), from the
+    sample to the whole.
     """
 
     results: list[Tensor]
     scale: Float64
+
+    @classmethod
+    def of(cls, whole: Float64) -> DriftSums:
+        """Sums over whole layers, (2, L), that are on the host."""
+        return cls([torch.from_numpy(np.vstack([whole, np.zeros_like(whole[:1])]))], np.ones(whole.shape[1]))
+
+    def on_host(self, copies: Sequence[Float64]) -> Float64:
+        """‖W − W₀‖² and ⟨W, W₀⟩ of the layers, (2, L), from copies of the results; the former 0 if nothing moved."""
+        square, product, lost = np.sum(copies, axis=0)
+        with np.errstate(invalid="ignore"):
+            moved = np.where(square - lost <= NOTHING * lost, 0.0, square - lost)
+            whole: Float64 = self.scale * np.stack([moved, product])
+        return whole
 
 
 def sample(numbers: Tensor) -> Tensor:
@@ -53,7 +71,7 @@ class _Plain:
     from there to its sample; columns: (n,) the layers.
     """
 
-    def __init__(self, tensors: Sequence[tuple[WatchedTensor, Sequence[tuple[Tensor, Tensor]]]]) -> None:
+    def __init__(self, tensors: Sequence[tuple[WatchedTensor, Sequence[tuple[Tensor, Start]]]]) -> None:
         """Of each tensor, and per layer, what is its sample now, and what it was at the start."""
         self.tensors = [tensor for tensor, _ in tensors]
         self.entries = [tensor.pieces[-1][1] for tensor in self.tensors]
@@ -65,7 +83,7 @@ class _Plain:
         self._starts = [start for _, layers in tensors for _, start in layers]
         for row, (now, start) in enumerate(pair for _, layers in tensors for pair in layers):
             shape = (len(now), BLOCK, now.stride(0)) if now.dim() == 2 else (1, len(now), len(now))
-            self.table[row] = (0, start.data_ptr(), *shape)
+            self.table[row] = (0, *_place(start, now), *shape)
 
     def measure(self, compiled: Compiled) -> bool:
         """Write the sums of each layer to `sums`, (n, 2); False where one of the tensors lies otherwise by now."""
@@ -77,16 +95,24 @@ class _Plain:
         return True
 
 
+def _place(start: Start, now: Tensor) -> tuple[int, float]:
+    """Where the start of a sample lies as the compiled pass reads it, 0 where it cannot, and its step, 0 for none."""
+    if isinstance(start, Tensor):
+        return address(start, now.numel()), 0.0
+    codes = start["codes"]
+    return (codes.data_ptr() if codes.is_cpu and codes.is_contiguous() else 0), start["step"]
+
+
 class Drift:
     """Keeps the weights of one inventory as they were at the start, and measures how far from there they are.
 
-    exact: keep all of them, not a sample. fused: the compiled pass, where there is one. starts: what is known of the
-    start, by layer name; where it does not fit, and for layers that it lacks, the weights as they are at `begin` count
-    as the start.
+    exact: keep all of them, as they are, not a coded sample. fused: the compiled pass, where there is one. starts: what
+    is known of the start, by layer name; where it does not fit, and for layers that it lacks, the weights as they are
+    at `begin` count as the start.
     """
 
     def __init__(
-        self, inventory: Inventory, exact: bool, starts: Mapping[str, Tensor], fused: FusedPass | None = None
+        self, inventory: Inventory, exact: bool, starts: Mapping[str, Start], fused: FusedPass | None = None
     ) -> None:
         self.starts = dict(starts)
         self.exact = exact
@@ -98,28 +124,60 @@ class Drift:
         self._results: dict[torch.device, Tensor] = {}
         self._fused = fused
         self._plain = _Plain(())
+        self._extents: dict[str, Tensor] = {}
+        self._asked: Readout | None = None
+        """The extents of starts that lie on an accelerator and may be coded, on their way to the host."""
 
     @torch.no_grad()
     def begin(self) -> None:
-        """Keep the weights as they are, in float32 or wider, for the layers whose start is not known."""
-        starts = {}
+        """Keep the weights as they are for the layers whose start is not known."""
+        starts: dict[str, Start] = {}
         self.anew = False
+        self._extents.clear()
         for index, now in self._samples(self._inventory.tensors):
             name = self._inventory.table.names[index]
             start = self.starts.get(name)
-            if start is None or start.shape != now.shape:
+            if start is None or not is_of(start, now):
                 self.anew = True
-                start = now.to(torch.promote_types(now.dtype, torch.float32), copy=True)
-            starts[name] = start.to(now.device)
+                start = copy_of(now)
+            starts[name] = self._smaller(name, placed_on(start, now.device))
         self.starts = starts
         self._begun = True
+        self._asked = Readout(list(self._extents.values())) if self._extents else None
+        self._results.clear()
+        self._prepare()
+
+    def _smaller(self, name: str, start: Start) -> Start:
+        """A start coded, where it may be; on an accelerator its extent has to come to the host first."""
+        if self.exact or not isinstance(start, Tensor) or not may_be_coded(start):
+            return start
+        found = extent(start)
+        if start.device.type == "cpu":
+            return in_steps(start, *found.tolist())
+        self._extents[name] = found
+        return start
+
+    def _prepare(self) -> None:
+        """Get ready to measure; code what lies on an accelerator as soon as the extents have come."""
+        if self._asked is not None and self._asked.ready():
+            extents = self._asked.arrays()
+            self._asked = None
+            for name, found in self._extents.items():
+                start = self.starts[name]
+                assert isinstance(start, Tensor)
+                self.starts[name] = in_steps(start, *extents[id(found)].tolist())
+            self._extents.clear()
+        for index, name in enumerate(self._inventory.table.names):
+            start = self.starts[name]
+            if not isinstance(start, Tensor):
+                self._on(start["lost"].device)[2, index] = start["lost"]
         self._plain = _Plain([(tensor, own) for tensor in self._inventory.tensors if (own := self._in_order(tensor))])
 
-    def _in_order(self, tensor: WatchedTensor) -> list[tuple[Tensor, Tensor]]:
+    def _in_order(self, tensor: WatchedTensor) -> list[tuple[Tensor, Start]]:
         """Now and start of each of its layers where the compiled pass can read both, else none."""
         names = self._inventory.table.names
         pairs = [(now, self.starts[names[index]]) for index, now in self._samples((tensor,))]
-        readable = fits(tensor) and all(address(start, now.numel()) for now, start in pairs)
+        readable = fits(tensor) and all(_place(start, now)[0] for now, start in pairs)
         return pairs if readable else []
 
     @torch.no_grad()
@@ -127,11 +185,13 @@ class Drift:
         """Measure the distances; raises RuntimeError before `begin`. The results stay until they are measured again."""
         if not self._begun:
             raise RuntimeError("the weights at the start were not kept")
+        if self._asked is not None:
+            self._prepare()
         compiled = None if self._fused is None else self._fused.compiled
         done: frozenset[int] = frozenset()
         if compiled is not None and self._plain.measure(compiled):
             with np.errstate(over="ignore"):
-                self._on(CPU).numpy()[:, self._plain.columns] = self._plain.sums.T
+                self._on(CPU).numpy()[:2, self._plain.columns] = self._plain.sums.T
             done = self._plain.firsts
         for index, now in self._samples(tensor for tensor in self._inventory.tensors if tensor.first not in done):
             results = self._on(now.device)
@@ -139,26 +199,27 @@ class Drift:
         return DriftSums(list(self._results.values()), self._scale)
 
     @staticmethod
-    def _sums(square: Tensor, product: Tensor, now: Tensor, start: Tensor) -> None:
+    def _sums(square: Tensor, product: Tensor, now: Tensor, start: Start) -> None:
         most = chunk(now.device)
         rows = most if now.dim() == 1 else most // BLOCK
         if len(now) <= rows:
-            moved, before = (now - start).view(-1), start.view(-1)
+            then = before(start, now, 0, len(now))
+            moved, then = (now - then).view(-1), then.view(-1)
             dot_into(square, moved, moved)
-            dot_into(product, before, moved + before)
+            dot_into(product, then, moved + then)
             return
         square.zero_()
         product.zero_()
         for first in range(0, len(now), rows):
-            before = start[first : first + rows].view(-1)
-            moved = (now[first : first + rows] - start[first : first + rows]).view(-1)
+            then = before(start, now, first, first + rows)
+            moved, then = (now[first : first + rows] - then).view(-1), then.view(-1)
             square.add_(torch.dot(moved, moved))
-            product.add_(torch.dot(before, moved.add_(before)))
+            product.add_(torch.dot(then, moved.add_(then)))
 
     def _on(self, device: torch.device) -> Tensor:
         """The results on a device."""
         if device not in self._results:
-            self._results[device] = torch.zeros(2, len(self._scale), device=device)
+            self._results[device] = torch.zeros(3, len(self._scale), device=device)
         return self._results[device]
 
     def _samples(self, tensors: Iterable[WatchedTensor]) -> Iterator[tuple[int, Tensor]]:

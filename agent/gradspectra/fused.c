@@ -1,32 +1,11 @@
-/* One pass over the numbers of layers on a CPU: gradient, weights and what the optimizer keeps, each read once.
+/* One pass over the numbers of layers on a CPU: gradient, weights and what the optimizer keeps, each read once. */
 
-   And what else is one pass: the extremes of an output, the median and the drift of a sample.
-   Compiled on the machine it runs on by compiling.py. Needs no Python headers. */
-
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
-
-/* The best instructions of the processor are chosen when the library is loaded, where compiler and linker can. */
-#if defined(CLONES) && defined(__x86_64__)
-#define EACH_PROCESSOR __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define EACH_PROCESSOR
-#endif
-
-enum { BLOCK = 2048 }; /* numbers that are summed in float32 before they are added in float64 */
-enum { MOST = 4096 };  /* blocks of a sample that a median is taken of at most */
+#include "fused.h"
 
 typedef struct {
     const float *numbers;
     int64_t count;
 } Vector;
-
-/* Blocks of `width` numbers whose beginnings lie `stride` apart, and where those of the start lie one after another. */
-typedef struct {
-    const float *numbers, *start;
-    int64_t blocks, width, stride;
-} Sample;
 
 enum { NO_UPDATE, ADAM, LINEAR };
 
@@ -40,18 +19,6 @@ typedef struct {
     double grad_sq, grad_max, weight_sq, update_sq, grad_l1, grad_zero_rows, grad_dot_weight, update_dot_grad;
     double first_sq, second_sum, grad_nonfinite, whole_sq;
 } Row;
-
-static inline int32_t magnitude(float number) {
-    int32_t bits;
-    memcpy(&bits, &number, sizeof bits);
-    return bits & 0x7fffffff;
-}
-
-static inline float as_float(int32_t bits) {
-    float number;
-    memcpy(&number, &bits, sizeof number);
-    return number;
-}
 
 /* What each rule has in common; `d` is the direction of the update, d = -update / factor. */
 #define GRADIENT_AND_WEIGHT                  \
@@ -195,100 +162,4 @@ void gradspectra_measure(int64_t layers, const Layer *layer, Row *row) {
             without_nonfinite(layer, count, row);
         row->grad_zero_rows = zero_rows(layer);
     }
-}
-
-EACH_PROCESSOR
-static int32_t largest_of(const float *x, int64_t count) {
-    int32_t top = 0;
-    for (int64_t i = 0; i < count; i++) {
-        int32_t size = magnitude(x[i]);
-        top = size > top ? size : top;
-    }
-    return top;
-}
-
-/* found: the largest finite magnitude so far, and how many numbers were not finite so far */
-void gradspectra_extremes(int64_t count, const float *x, double *found) {
-    int32_t top = count > 0 ? largest_of(x, count) : -1;
-    if (top >= 0x7f800000) {
-        top = -1;
-        for (int64_t i = 0; i < count; i++) {
-            int32_t size = magnitude(x[i]);
-            if (size >= 0x7f800000)
-                found[1]++;
-            else if (size > top)
-                top = size;
-        }
-    }
-    if (top >= 0 && as_float(top) > found[0])
-        found[0] = as_float(top);
-}
-
-/* Bits that are in the order of the numbers, as signed ones; a NaN lies outside of the infinities. */
-static inline int32_t ordered(int32_t bits) {
-    return bits >= 0 ? bits : bits ^ 0x7fffffff;
-}
-
-EACH_PROCESSOR
-static int32_t at_most(const int32_t *keys, int32_t count, int32_t limit) {
-    int32_t found = 0;
-    for (int32_t i = 0; i < count; i++)
-        found += keys[i] <= limit;
-    return found;
-}
-
-/* The median, the lower of two, by halving the range that its bits lie in; NaN where there is one. */
-static double median_of(const Sample *sample) {
-    int32_t keys[MOST], low = INT32_MAX, high = INT32_MIN;
-    int32_t count = sample->blocks < MOST ? (int32_t)sample->blocks : MOST;
-    if (count < 1)
-        return NAN;
-    for (int32_t i = 0; i < count; i++) {
-        int32_t bits;
-        memcpy(&bits, sample->numbers + i * sample->stride, sizeof bits);
-        keys[i] = ordered(bits);
-        low = keys[i] < low ? keys[i] : low;
-        high = keys[i] > high ? keys[i] : high;
-    }
-    if (high > 0x7f800000 || low < ~0x7f800000)
-        return NAN;
-    while (low < high) {
-        int32_t middle = (int32_t)(low + ((int64_t)high - low) / 2);
-        if (at_most(keys, count, middle) > (count - 1) / 2)
-            high = middle;
-        else
-            low = middle + 1;
-    }
-    return as_float(ordered(low));
-}
-
-void gradspectra_medians(int64_t samples, const Sample *sample, double *medians) {
-    for (int64_t i = 0; i < samples; i++)
-        medians[i] = median_of(sample + i);
-}
-
-/* The square of the distance from the start, and the inner product with it. */
-EACH_PROCESSOR
-static void drift_of(const Sample *sample, double *sums) {
-    sums[0] = sums[1] = 0;
-    for (int64_t block = 0; block < sample->blocks; block++) {
-        for (int64_t at = 0; at < sample->width; at += BLOCK) {
-            const float *now = sample->numbers + block * sample->stride + at;
-            const float *start = sample->start + block * sample->width + at;
-            int64_t length = sample->width - at < BLOCK ? sample->width - at : BLOCK;
-            float square = 0, product = 0;
-            for (int64_t i = 0; i < length; i++) {
-                float moved = now[i] - start[i];
-                square += moved * moved;
-                product += start[i] * now[i];
-            }
-            sums[0] += square;
-            sums[1] += product;
-        }
-    }
-}
-
-void gradspectra_drift(int64_t samples, const Sample *sample, double *sums) {
-    for (int64_t i = 0; i < samples; i++)
-        drift_of(sample + i, sums + 2 * i);
 }

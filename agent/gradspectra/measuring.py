@@ -27,6 +27,7 @@ from gradspectra.second_measuring import Job, SecondMeasuring
 from gradspectra.sharded import Sharded
 from gradspectra.shards import local
 from gradspectra.spectra import Candidate, Spectra
+from gradspectra.starts import Start
 from gradspectra.step import OpenStep
 
 
@@ -101,7 +102,7 @@ class Measuring:
             self._group,
         )
 
-    def begin(self, starts: Mapping[str, Tensor]) -> None:
+    def begin(self, starts: Mapping[str, Start]) -> None:
         """The run starts with the weights as they are; starts: where it started, by layer name, as far as is known."""
         if self.sharded is not None:
             self.sharded.begin(starts)

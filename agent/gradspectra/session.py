@@ -19,6 +19,7 @@ from gradspectra.measuring import Measuring
 from gradspectra.options import Options
 from gradspectra.record import StepRecord
 from gradspectra.scalars import HeldCalls, Number, Total, as_number, rates
+from gradspectra.starts import Start
 from gradspectra.step import DISAGREEMENT, ClosedStep, OpenStep, Unfinished
 from gradspectra.surroundings import ranks_averaged
 
@@ -49,7 +50,7 @@ class Session:
         self._held = HeldCalls()
         self._tokens = Total()
         self._tokens_before = 0
-        self._starts: Mapping[str, Tensor] = {}
+        self._starts: Mapping[str, Start] = {}
         self._guard = guard
         self._emit = emit
         self._accounts = Accounts(self.budget, background)

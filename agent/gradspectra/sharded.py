@@ -46,6 +46,7 @@ from gradspectra.shard_second import ShardSecond
 from gradspectra.shard_spectra import MOST_NUMBERS, OFF, WAITS, ShardSpectra
 from gradspectra.shards import local, wait_for_all
 from gradspectra.spectra import Candidate
+from gradspectra.starts import Start
 from gradspectra.step import OpenStep, WholeParts
 from gradspectra.together import job_store
 
@@ -103,7 +104,7 @@ class Sharded:
         """Which of how many shards is here."""
         return [self.exchange.rank, self.exchange.size]
 
-    def begin(self, starts: Mapping[str, Tensor]) -> None:
+    def begin(self, starts: Mapping[str, Start]) -> None:
         """The run starts with the weights as they are, or from starts, if these are of all layers of this shard."""
         if self.drift is not None:
             self.drift.starts = dict(starts)
@@ -204,8 +205,7 @@ class Sharded:
         assert self.drift is not None
         with OneThread():
             sums = self.drift.measure()
-        (rows,) = sums.results
-        return rows.double().cpu() * torch.from_numpy(sums.scale)
+        return torch.from_numpy(sums.on_host([rows.double().cpu().numpy() for rows in sums.results]))
 
     def _adopt(self, step: OpenStep, planned: Sequence[Candidate], whole: Whole) -> None:
         """Take the numbers over all ranks."""
@@ -223,7 +223,7 @@ class Sharded:
         if self.second is not None and whole.second is not None and not self.exchange.rank:
             self.second.adopt(whole.second, self._tier.marks)
         if whole.drift is not None:
-            step.drift = DriftSums([torch.from_numpy(whole.drift)], np.ones(len(self._inventory.table)))
+            step.drift = DriftSums.of(whole.drift)
         if whole.parts is not None and self._seen(whole.parts, whole.layers[SQUARE], step.scale is not None):
             step.whole_parts = WholeParts(whole.parts, len(step.log.part_weights))
 

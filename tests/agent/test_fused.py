@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -177,20 +178,30 @@ def test_a_wrong_setting_raises_at_once(monkeypatch):
 def test_a_compiler_that_fails_is_told_with_its_first_words(monkeypatch, tmp_path):
     broken = tmp_path / "fused.c"
     broken.write_text("int main( { }")
-    monkeypatch.setattr(compiling, "SOURCE", broken)
+    monkeypatch.setattr(compiling, "SOURCES", (broken,))
     with pytest.raises(NotCompiled, match="error"):
         compiled(tmp_path / "kept")
     assert not list((tmp_path / "kept").iterdir()), "nothing half made is left"
 
 
 @pytest.mark.usefixtures("measure")
-@pytest.mark.parametrize("change", [("weight += w[i] * w[i]", "weight += w[i]"), ("x[i] * x[i]", "x[i]")])
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("weight += w[i] * w[i]", "weight += w[i]"),
+        ("x[i] * x[i]", "x[i]"),
+        ("moved * moved", "moved"),
+        ("[i - half] >> 4", "[i - half] & 15"),
+    ],
+)
 def test_a_pass_that_measures_wrong_is_not_used(change, monkeypatch, tmp_path):
-    text = compiling.SOURCE.read_text()
-    wrong = tmp_path / "fused.c"
-    wrong.write_text(text.replace(*change))
-    assert wrong.read_text() != text
-    monkeypatch.setattr(compiling, "SOURCE", wrong)
+    shutil.copy(compiling.SHARED, tmp_path)
+    wrong = [tmp_path / source.name for source in compiling.SOURCES]
+    texts = [source.read_text() for source in compiling.SOURCES]
+    for path, text in zip(wrong, texts, strict=True):
+        path.write_text(text.replace(*change))
+    assert [path.read_text() for path in wrong] != texts
+    monkeypatch.setattr(compiling, "SOURCES", wrong)
     with pytest.raises(NotCompiled, match="it measures"):
         compiled(tmp_path / "kept")
 
