@@ -160,6 +160,11 @@ class NoiseAverage:
         keep[_SUMS.index("weight_sq")] **= 2
         self._sums = np.where(here, self._sums * keep[:, None] + terms, self._sums)
 
+    def rescale(self, factor: float) -> None:
+        """Go on in another unit of tr_sigma: what was taken in so far counts `factor` times, as if it had come so."""
+        power = np.array([name.split("_").count("tr") for name in _SUMS])
+        self._sums *= np.float64(factor) ** power[:, None]
+
     def averages(self) -> tuple[Float64, Float64]:
         """Averages of tr_sigma and signal_sq, each (L,); NaN before a layer's first step."""
         _, weight, _, tr, signal, *_ = self._sums

@@ -197,6 +197,33 @@ def test_examples_that_become_known_start_the_averages_again():
     assert (state.unit, state.records, state.since_step) == ("examples", 10, 42)
 
 
+@pytest.mark.parametrize("sent", [False, True])
+def test_multiples_of_the_batch_follow_a_batch_that_changes_by_its_parts(sent):
+    def stream(known: bool):
+        found = []
+        for at, parts in enumerate((4, 8, 2, 2, 8, 4)):
+            run = numbers(10, at, parts, 16 * parts, first=1 + 10 * at)
+            (batch,) = batches(run | ({} if known else {"examples": 0}), "s", per_batch=10, sequence=1 + at)
+            if sent:
+                size = 16.0 * parts if known else 1.0
+                sums = np.array([[(parts - 1) / size], [1 / size]]) * np.ones(10)
+                names = (*batch.scalars.names, "noise_w", "noise_w2")
+                columns = Columns(names, np.concatenate((batch.scalars.values, sums)), np.ones((5, 10), np.bool_))
+                batch = dataclasses.replace(batch, scalars=columns)
+            found.append((16 * parts, batch))
+        return found
+
+    known, unknown = NoiseState(), NoiseState()
+    for (size, one), (_, other) in zip(stream(True), stream(False), strict=True):
+        known.update(one)
+        unknown.update(other)
+        unknown = NoiseState.restore(json.loads(json.dumps(unknown.state())))
+        assert (known.unit, unknown.unit) == ("examples", "batches")
+        for mine, its in ((unknown.run, known.run), (unknown.layers, known.layers)):
+            for found, expected in ((mine.scale(), its.scale()), *zip(mine.interval(), its.interval(), strict=True)):
+                np.testing.assert_allclose(found * size, expected, rtol=1e-6)
+
+
 def test_ranks_come_from_the_spectra_of_gradients():
     block = spectra(np.array([10, 20]))
     metrics = rank_metrics(block, 4)

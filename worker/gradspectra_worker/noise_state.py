@@ -38,7 +38,8 @@ class NoiseState:
     Attributes: names, roles of the layers; unit, "examples" or "batches"; batch, size of the newest step (1 in
     batches); parts, of the newest step that said so; since_step, the first one in the averages; records, how many
     steps are in them, or blocks of steps where the method is "adam moments". A change of unit or method starts the
-    averages again; layers that change keep theirs by name.
+    averages again; layers that change keep theirs by name. In batches, a step of more parts is a larger batch, of parts
+    that are as large as before: the averages follow.
     """
 
     def __init__(self) -> None:
@@ -48,6 +49,7 @@ class NoiseState:
         self.moments = MomentNoise(0)
         self.batch = 1.0
         self.parts = 0
+        self.batch_parts = 1
         self.since_step = 0
         self.last_step = 0
         self.records = 0
@@ -81,6 +83,7 @@ class NoiseState:
             return None, None
         self._align(table)
         examples, within, total = self._batch_sums(batch, np.searchsorted(batch.steps, block.steps))
+        parts = column(batch.counts, "parts", len(batch.steps))[0][np.searchsorted(batch.steps, block.steps)]
         part, grad = (block.statistics.index(name) for name in ("part_sq", "grad_sq"))
         tr, signal = noise_terms_from_sums(block.values[part], block.values[grad], within[:, None], total[:, None])
         usable = block.present[part] & block.present[grad] & np.isfinite(tr) & np.isfinite(signal)
@@ -88,7 +91,10 @@ class NoiseState:
         if not len(rows):
             return None, None
         taken = (
-            self._add(PARTS, int(block.steps[row]), float(examples[row]), tr[row], signal[row], usable[row])
+            self._add(
+                *(PARTS, int(block.steps[row]), float(examples[row]), tr[row], signal[row], usable[row]),
+                parts=int(parts[row]),
+            )
             for row in rows.tolist()
         )
         return _derived(table.digest, list(taken))
@@ -131,14 +137,17 @@ class NoiseState:
         return size, within, total
 
     def _add(
-        self, method: str, step: int, examples: float, tr: Float64, signal: Float64, usable: Bool
+        self, method: str, step: int, examples: float, tr: Float64, signal: Float64, usable: Bool, parts: int = 1
     ) -> tuple[int, Float64, Float64]:
         """Take a step (or block) in; returns it, the run's numbers and the layers' noise scales."""
         unit = EXAMPLES if examples else BATCHES
         if (unit, method) != (self.unit, self.method) or not self.records:
             self.unit, self.method, self.since_step, self.records = unit, method, step, 0
             self.layers, self.run = _average(method, len(self.names)), _average(method, 1)
-        self.batch = examples or 1.0
+        elif unit == BATCHES and parts != self.batch_parts and parts:
+            for average in (self.layers, self.run):
+                average.rescale(self.batch_parts / parts)
+        self.batch, self.batch_parts = examples or 1.0, parts or self.batch_parts
         self.records += 1
         self.last_step = step
         self.layers.update(tr, signal, usable)
@@ -170,6 +179,7 @@ class NoiseState:
             "moments": self.moments.state(),
             "batch": self.batch,
             "parts": self.parts,
+            "batch_parts": self.batch_parts,
             "since_step": self.since_step,
             "last_step": self.last_step,
             "records": self.records,
@@ -188,6 +198,7 @@ class NoiseState:
         else:
             restored.moments.resize(len(restored.names))
         restored.parts, restored.records = state["parts"], state["records"]
+        restored.batch_parts = state.get("batch_parts", max(restored.parts, 1))
         restored.since_step, restored.last_step = state["since_step"], state["last_step"]
         restored.layers = NoiseAverage.from_state(state["layers"])
         restored.run = NoiseAverage.from_state(state["run"])
