@@ -53,13 +53,15 @@ def index_html() -> str:
     """Return the page, with the addresses of its files filled in.
 
     All modules are named in its head: a browser then asks for them at once, not level by level as they import each
-    other. Those that the page itself names come first: they ask for what is shown first.
+    other. Those that the page itself names come first: they ask for what is shown first, and what they ask for goes
+    before all other modules.
     """
     here, folder = static_dir(), static_url()
     page = (here / "index.html").read_text("utf-8").replace("{{plotly}}", plotly_url())
     names = [path.relative_to(here).as_posix() for path in sorted((here / "js").rglob("*.js"))]
-    links = [f'<link rel="modulepreload" href="/static/{name}">' for name in names if f'"/static/{name}"' not in page]
-    return page.replace("{{modules}}", "\n".join(links)).replace('="/static/', f'="{folder}/')
+    others = [name for name in names if f'"/static/{name}"' not in page]
+    links = "\n".join(f'<link rel="modulepreload" fetchpriority="low" href="/static/{name}">' for name in others)
+    return page.replace("{{modules}}", links).replace('="/static/', f'="{folder}/')
 
 
 @lru_cache(maxsize=1)

@@ -85,6 +85,8 @@ def test_the_head_names_what_asks_ahead_before_all_other_modules() -> None:
         imported = re.findall(r'from "./([^"]+)"', (STATIC / name).read_text("utf-8"))
         wanted += [f"js/{one}" for one in imported if f"js/{one}" not in found]
     assert set(named[: 1 + len(found)]) == {"js/early.js", *found}
+    late = re.findall(r'fetchpriority="low" href="[^"]+/(js/[^"]+)"', index)
+    assert set(late) == {*named[1 + len(found) :]} - {"js/main.js"}, "what is asked ahead goes before them"
 
 
 def test_an_address_of_files_names_their_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
