@@ -15,10 +15,10 @@ import redis
 from gradspectra_core import __version__
 from gradspectra_store import Store, StoreError
 from gradspectra_store.checking import check_blocks
+from gradspectra_store.migrating import schema_versions
 from gradspectra_store.retention import retention_in_force
 from gradspectra_worker.heartbeat import LivingWorkers
 from redis.exceptions import RedisError
-from sqlalchemy.exc import ProgrammingError
 
 from gradspectra_backend.retention_command import sentence
 from gradspectra_backend.settings import Settings, SettingsError, unknown_variables
@@ -76,11 +76,17 @@ def _folder(settings: Settings) -> Finding:
     return {"name": "data folder", "status": "ok", "detail": str(settings.data.expanduser().absolute())}
 
 
+def _versions_of(settings: Settings) -> tuple[str | None, str]:
+    """The version of the database's schema, None where it has none yet, and the one that this package makes."""
+    file = database_file(settings)
+    return (None, "") if file is not None and not file.exists() else schema_versions(settings.database)
+
+
 @contextmanager
 def _store_of(settings: Settings) -> Iterator[Store | None]:
-    """The store as it is, None where there is none yet; raises StoreError where it does not answer."""
-    file = database_file(settings)
-    if file is not None and not file.exists():
+    """The store as it is, None where there is none yet or an older one; raises StoreError where it does not answer."""
+    version, own = _versions_of(settings)
+    if version != own:
         yield None
         return
     store = Store.open(settings.database, migrate=False)
@@ -92,16 +98,17 @@ def _store_of(settings: Settings) -> Iterator[Store | None]:
 
 def _database(settings: Settings) -> Finding:
     try:
+        version, own = _versions_of(settings)
         with _store_of(settings) as store:
             if store is None:
-                return {
-                    "name": "database",
-                    "status": "ok",
-                    "detail": "none yet; the first `gradspectra serve` makes it",
-                }
+                old = f"has schema version {version}; the next `gradspectra serve` brings it to {own}"
+                detail = old if version else "none yet; the first `gradspectra serve` makes it"
+                return {"name": "database", "status": "ok", "detail": detail}
             token = has_token(store)
     except StoreError as error:
-        return _bad("database", "failed", str(error), "is it running, and does GRADSPECTRA_DATABASE_URL name it?")
+        damaged = "if the file is damaged, put a backup in its place: docs/operating.md"
+        away = "is it running, and does GRADSPECTRA_DATABASE_URL name it?"
+        return _bad("database", "failed", str(error), away if database_file(settings) is None else damaged)
     if settings.tokens_required and not token:
         remedy = "gradspectra token create me --scope admin"
         return _bad("database", "warning", "callers must bring a token, and there is none", remedy)
@@ -113,7 +120,7 @@ def _blocks(settings: Settings) -> Finding:
     try:
         with _store_of(settings) as store:
             if store is None:
-                return {"name": "blocks", "status": "ok", "detail": "none yet"}
+                return {"name": "blocks", "status": "ok", "detail": "nothing to look at yet"}
             checked = check_blocks(store, CHECK_SECONDS)
     except StoreError:
         return _bad("blocks", "warning", "not checked, the database does not answer", "see what is said of it")
@@ -133,10 +140,10 @@ def _retention(settings: Settings) -> Finding:
     try:
         with _store_of(settings) as store:
             if store is None:
-                return {"name": "retention", "status": "ok", "detail": "nothing to keep yet"}
+                return {"name": "retention", "status": "ok", "detail": "nothing to look at yet"}
             with store.read() as conn:
                 found = retention_in_force(conn)
-    except (StoreError, ProgrammingError):  # the latter: not migrated yet
+    except StoreError:
         return _bad("retention", "warning", "not known, the database does not answer", "see what is said of it")
     said = sentence(settings.retention)
     if found is None or replace(found, since=0.0) == settings.retention:

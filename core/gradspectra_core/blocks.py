@@ -141,8 +141,10 @@ def _sealed(*parts: bytes) -> bytes:
     return b"".join((_NAME, struct.pack("<I", check), *parts))
 
 
-def _opened(payload: bytes) -> tuple[memoryview, tuple[int, np.dtype[Any], int, int, int]]:
+def _opened(payload: object) -> tuple[memoryview, tuple[int, np.dtype[Any], int, int, int]]:
     """The checked body, and level, type, flags, rows and columns."""
+    if not isinstance(payload, bytes):  # SQLite says of each value what it is, and a disk changes that as all else
+        raise DamagedBlock(f"a block is bytes, got {type(payload).__name__}")
     body = memoryview(payload)[8:]
     if bytes(payload[:4]) != _NAME or len(body) < _HEAD.size:
         raise DamagedBlock("these bytes are not a block")

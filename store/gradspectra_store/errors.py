@@ -87,3 +87,7 @@ class StoreFull(StoreError):
 
 class StoreTooNew(StoreError):
     """The database was migrated by a newer version of this package."""
+
+
+class StoreTaken(StoreError):
+    """The database has tables of another program that are called as ours."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -14,7 +16,8 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from gradspectra_store.engines import mapped_errors, new_engine
-from gradspectra_store.errors import StoreTooNew
+from gradspectra_store.errors import StoreTaken, StoreTooNew
+from gradspectra_store.schema import metadata
 
 log = logging.getLogger(__name__)
 _LOCK = 0x67726164  # any fixed number: the key of the advisory lock on PostgreSQL
@@ -25,22 +28,41 @@ def migrate(url: str) -> str:
 
     Processes that do this at once wait for one another; one migrates. An SQLite file that holds data is copied
     beside itself first (`<file>.<version>.backup`). Raises StoreTooNew where the database is of a later version,
-    StoreUnavailable and StoreFull.
+    StoreTaken where it is another program's, StoreUnavailable and StoreFull.
     """
+    with _migrations(url) as (engine, config, script):
+        return _upgrade(engine, config, script)
+
+
+def schema_versions(url: str) -> tuple[str | None, str]:
+    """Return the version that a database has, None where it is empty, and this package's; raises as `migrate`."""
+    with _migrations(url) as (engine, _, script), engine.execution_options(read_only=True).connect() as conn:
+        version = _version(conn, script)
+        if version is None:
+            _check_free(conn)
+        return version, _head(script)
+
+
+@contextmanager
+def _migrations(url: str) -> Iterator[tuple[sa.Engine, Config, ScriptDirectory]]:
     with mapped_errors(url), as_file(files("gradspectra_store") / "migrations") as folder:
         config = Config()
         config.set_main_option("script_location", str(folder).replace("%", "%%"))
-        script = ScriptDirectory.from_config(config)
         engine = new_engine(url, foreign_keys=False)
         try:
-            return _upgrade(engine, config, script)
+            yield engine, config, ScriptDirectory.from_config(config)
         finally:
             engine.dispose()
 
 
-def _upgrade(engine: sa.Engine, config: Config, script: ScriptDirectory) -> str:
+def _head(script: ScriptDirectory) -> str:
     head = script.get_current_head()
     assert head is not None
+    return head
+
+
+def _upgrade(engine: sa.Engine, config: Config, script: ScriptDirectory) -> str:
+    head = _head(script)
     with engine.connect() as conn:
         before = _version(conn, script)
     if before == head:
@@ -50,7 +72,10 @@ def _upgrade(engine: sa.Engine, config: Config, script: ScriptDirectory) -> str:
     with engine.begin() as conn:
         if engine.dialect.name == "postgresql":
             conn.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
-        if _version(conn, script) != head:
+        found = _version(conn, script)
+        if found is None:
+            _check_free(conn)
+        if found != head:
             config.attributes["connection"] = conn
             command.upgrade(config, "head")
             log.info("database migrated from %s to %s", before or "empty", head)
@@ -66,6 +91,16 @@ def _version(conn: sa.Connection, script: ScriptDirectory) -> str | None:
             "install the newer gradspectra that wrote it, or restore the backup made before it"
         )
     return version
+
+
+def _check_free(conn: sa.Connection) -> None:
+    """Raise StoreTaken where a database without a version of ours has tables of our names."""
+    taken = sorted(metadata.tables.keys() & set(sa.inspect(conn).get_table_names()))
+    if taken:
+        raise StoreTaken(
+            f"the database has no schema version of gradspectra, but a table called {taken[0]}: it is another "
+            "program's, or damaged; name another database, or restore a backup"
+        )
 
 
 def _back_up(engine: sa.Engine, version: str) -> None:

@@ -134,6 +134,28 @@ def test_a_worker_without_redis_says_what_is_missing(tmp_path):
     assert "GRADSPECTRA_REDIS_URL" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("change", "status", "words"),
+    [
+        ("DELETE FROM alembic_version", "failed", "it is another program's, or damaged"),
+        ("UPDATE alembic_version SET version_num = '9999'", "failed", "install the newer gradspectra"),
+        ("UPDATE alembic_version SET version_num = '0008'", "ok", "the next `gradspectra serve` brings it to 0009"),
+    ],
+)
+def test_the_doctor_says_whether_the_server_will_take_the_database(tmp_path, change, status, words):
+    file = tmp_path / "gradspectra.db"
+    file.touch()
+    assert "ok       database     none yet" in command("doctor", "--data", str(tmp_path)).stdout
+    command("migrate", "--data", str(tmp_path))
+    with closing(sqlite3.connect(file, isolation_level=None)) as conn:
+        conn.execute(change)
+    findings = json.loads(command("doctor", "--json", "--data", str(tmp_path)).stdout)["findings"]
+    (found,) = [finding for finding in findings if finding["name"] == "database"]
+    assert (found["status"], words in found["detail"]) == (status, True)
+    file.write_text("no database\n" * 100)
+    assert "put a backup in its place" in command("doctor", "--data", str(tmp_path)).stdout
+
+
 def test_the_doctor_finds_what_is_wrong_and_what_is_well(tmp_path):
     well = command("doctor", "--json", "--data", str(tmp_path))
     assert well.returncode == 0

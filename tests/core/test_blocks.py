@@ -127,6 +127,9 @@ def test_a_changed_or_missing_byte_anywhere_is_damage(place: int, unpack):
             unpack(payload[:at])
     with pytest.raises(DamagedBlock, match="of level"):
         unpack(payloads()[1 - place])
+    for other in (None, "text", 5):
+        with pytest.raises(DamagedBlock, match="a block is bytes"):
+            unpack(other)
 
 
 @pytest.mark.parametrize(("place", "unpack"), [(0, unpack_recorded), (1, unpack_level)])

@@ -18,7 +18,8 @@ from alembic.migration import MigrationContext
 from gradspectra_store import Store, migrate
 from gradspectra_store.block_schema import metadata
 from gradspectra_store.engines import new_engine
-from gradspectra_store.errors import StoreTooNew
+from gradspectra_store.errors import StoreTaken, StoreTooNew
+from gradspectra_store.migrating import schema_versions
 from gradspectra_store.names import whole_names
 from gradspectra_store.read import read_series
 from gradspectra_store.retention import Retention, adopt_retention, due_runs, retention_in_force
@@ -85,6 +86,20 @@ def test_a_database_of_a_newer_version_is_refused_with_the_remedy(url: str) -> N
     with engine.begin() as conn:
         conn.execute(sa.text(f"UPDATE alembic_version SET version_num = '{HEAD}'"))
     engine.dispose()
+
+
+def test_a_database_of_another_program_is_left_alone_and_said(url: str) -> None:
+    engine = sa.create_engine(emptied(url))
+    assert schema_versions(url) == (None, HEAD)
+    with engine.begin() as conn:
+        conn.execute(sa.text("CREATE TABLE runs (name TEXT)"))
+    for look in (migrate, schema_versions):
+        with pytest.raises(StoreTaken, match="a table called runs: it is another program's"):
+            look(url)
+    assert sa.inspect(engine).get_table_names() == ["runs"]
+    engine.dispose()
+    migrate(emptied(url))
+    assert schema_versions(url) == (HEAD, HEAD)
 
 
 def test_a_file_with_data_is_copied_before_its_migration(tmp_path: Path) -> None:
