@@ -23,7 +23,7 @@ _PRAGMAS = (
     f"busy_timeout={BUSY_MILLISECONDS}",
     "temp_store=MEMORY",
     f"cache_size=-{CACHE_KIB}",
-    "mmap_size=67108864",
+    "mmap_size=0",  # a mapping counts as memory of the process once for each connection, and ends at every commit
     f"wal_autocheckpoint={WAL_BOUND_PAGES}",
     "journal_size_limit=67108864",
 )

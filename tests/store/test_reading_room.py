@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 import tracemalloc
 from pathlib import Path
 
 import numpy as np
+import pytest
+import sqlalchemy as sa
 from gradspectra_core.layers import Layer, LayerTable
 from gradspectra_store import Store
 from gradspectra_store.ranges import PIECE_VALUES, Grid
 from gradspectra_store.read import read_layers
+from gradspectra_store.schema import runs
 from store.batches import a_batch, layer_block, started, stored
 
 LAYERS, STEPS, AT_ONCE = 512, 8192, 256
@@ -40,6 +44,21 @@ def test_the_pages_that_kept_connections_to_sqlite_hold_are_few(tmp_path: Path) 
         kept = one.engine.pool.size()  # type: ignore[attr-defined]
     assert all(-size * kept <= 32 << 10 for size in pages), f"{pages} KiB in each of {kept} connections"
     assert max(pages) < 0  # KiB, whatever the size of a page
+    store.close()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="what is mapped is read in /proc")
+def test_no_connection_to_sqlite_maps_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    store = Store.open(f"sqlite:///{path}")
+    started(store)
+    store.checkpoint()  # what is still in the log is not mapped anyway
+    with store.read() as one, store.read() as other:
+        for conn in (one, other):
+            assert conn.execute(sa.select(runs.c.id)).one()
+        mapped = [line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()]
+    assert f"{path}-shm" in mapped  # the index of the log is, once for all connections
+    assert str(path) not in mapped
     store.close()
 
 
