@@ -10,7 +10,8 @@ from contextlib import contextmanager
 _ARENA_MAX, _MMAP_THRESHOLD, _TRIM_THRESHOLD = -8, -3, -1
 """Names of the settings in glibc's malloc.h."""
 _ARENAS = 2
-_LARGE_BYTES = 1 << 20
+_LARGE_BYTES = 2 << 20
+"""Smaller things are made of pages that are at hand, as segments of a wide run are, which are read one by one."""
 _KEPT_BYTES = 16 << 20
 """Of what was freed of smaller things so much stays at hand: to get pages again takes longer than to use them."""
 _one_at_a_time = threading.Lock()
