@@ -77,8 +77,9 @@ def test_gradients_that_are_nan_in_all_layers_name_no_layer():
 
 def test_a_nan_loss_names_no_layer_but_those_that_grew_most_before():
     stream = [Observation(i, loss=2.0, layers=layers()) for i in range(1, 40)]
-    stream.append(Observation(40, loss=2.5, layers=layers(grad=[1.0, 30.0, 3.0, 1.0])))
-    stream.append(Observation(41, loss=math.nan, layers=layers(nonfinite=[9, 9, 9, 9])))
+    grown = layers(grad=[1.0, 30.0, 3.0, 1.2])
+    stream += [Observation(i, loss=2.5, layers=grown) for i in (40, 41)]
+    stream.append(Observation(42, loss=math.nan, layers=layers(nonfinite=[9, 9, 9, 9])))
     (opened,) = run("nonfinite", stream)
     assert opened.layers == ()
     assert opened.evidence["grew_most_before"] == ["block.0", "block.1"]

@@ -124,6 +124,7 @@ def test_suggestions_give_each_layer_a_multiplier_by_its_noise():
         "critical_batch", "run", "batch_size", "high",
     )  # fmt: skip
     assert critical.low < TR_SIGMA.sum() / SIGNAL.sum() < critical.high
+    assert "twice the steps of a very large batch and twice the examples of a very small one" in critical.text
     assert (norm_test.rule, norm_test.evidence["theta"]) == ("norm_test", 0.5)
     noise = deriver._noise
     expected = layer_multipliers(noise.layers.scale(), noise.run.scale()[0], 64, 0.5)

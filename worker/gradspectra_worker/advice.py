@@ -82,7 +82,7 @@ def _batch_size(
         return _nothing(rule, None, "batch_size", reason, evidence, source, noise)
     if rule == "critical_batch":
         factor, value = 1.0, float(noise.run.scale()[0])
-        why = "where halving the noise costs as much data as it saves steps"
+        why = "where a run takes twice the steps of a very large batch and twice the examples of a very small one"
     else:
         factor, value = THETA**-2, float(batch_for_norm_test(*noise.run.averages(), THETA)[0])
         why = f"from which the noise of a step is at most {THETA:g} of its signal"
