@@ -44,8 +44,8 @@ class ShortWay:
             await self._need(request)
             return await post_records(context_of(request), run, request)
         except Problem as problem:
-            return problem.response()
+            return problem.answer(request.scope)
         except HTTPException as error:
-            return from_http(error).response()
+            return from_http(error).answer(request.scope)
         except (StoreError, WireError) as error:
-            return problem_of(error).response()
+            return problem_of(error).answer(request.scope)

@@ -98,6 +98,18 @@ def test_what_was_acknowledged_is_there_after_a_kill(tmp_path):
         assert len(caller.get(f"/runs/{run['id']}/series", names="loss")["x"]) == 20
 
 
+def test_a_job_that_dies_in_the_middle_of_a_batch_is_no_failure_of_the_server(tmp_path):
+    with serving(tmp_path) as server:
+        host, _, port = server.url.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port))) as job:
+            head = f"POST {API}/runs/r/records HTTP/1.1\r\nHost: {host}\r\nContent-Length: 9\r\n\r\n"
+            job.sendall(f"{head}half".encode())
+            job.shutdown(socket.SHUT_WR)
+            assert job.recv(1) == b""
+        status, log = server.stopped(signal.SIGINT)
+        assert (status, log) == (0, "")
+
+
 def test_ctrl_c_ends_the_server_cleanly(tmp_path):
     with serving(tmp_path) as server:
         assert httpx2.get(f"{server.url}{API}/health", trust_env=False).json()["status"] == "ok"

@@ -12,6 +12,7 @@ from gradspectra_core.records import Batch
 from gradspectra_core.wire import CONTENT_TYPE, Limits, WireError, decode_batch
 from gradspectra_store.errors import SequenceGap, StoreError
 from gradspectra_store.ingest import Ingested, ingest
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from gradspectra_backend import schemas
@@ -48,7 +49,10 @@ async def post_records(context: Shared, run: RunId, request: Request) -> Respons
     expected. The answer carries the run's alerts that this session was not told of yet, and
     whether anybody is looking.
     """
-    body = await request.body()
+    try:
+        body = await request.body()
+    except ClientDisconnect:  # nobody is there to read it, but nothing has failed either
+        raise Problem("malformed-body", "the body broke off before its end") from None
     content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
     encoding = request.headers.get("content-encoding", "")
     return await _lane.run(_store, context, run, body, content_type, encoding)
