@@ -17,6 +17,7 @@ from gradspectra_backend.plain_pages import problem_page, wants_page
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_BASE = "/problems/"
+LONGEST_FIELD = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,16 +138,19 @@ def from_http(error: HTTPException) -> Problem:
 
 def from_validation(error: RequestValidationError) -> Problem:
     """The first thing wrong with a request, named by its field; the rest are listed in `errors`."""
-    entries = [
-        {"field": ".".join(str(part) for part in entry["loc"][1:]) or str(entry["loc"][0]), "detail": str(entry["msg"])}
-        for entry in error.errors()
-    ]
+    entries = [{"field": _field_of(entry["loc"]), "detail": str(entry["msg"])} for entry in error.errors()]
     if any(entry["type"] == "json_invalid" for entry in error.errors()):
         return Problem("malformed-body", f"the body is not JSON: {entries[0]['detail']}")
     first = entries[0]
     extra = {"errors": entries[:20]} if len(entries) > 1 else {}
     detail = first["detail"].removeprefix("Value error, ")
     return Problem("bad-request", f"{first['field']}: {detail}", field=first["field"], extra=extra)
+
+
+def _field_of(place: tuple[Any, ...]) -> str:
+    """The name of what is wrong; that of a member which nobody knows may be of any length."""
+    name = ".".join(map(str, place[1:])) or str(place[0])
+    return name if len(name) <= LONGEST_FIELD else name[:LONGEST_FIELD] + "…"
 
 
 def install(app: FastAPI) -> None:

@@ -83,6 +83,13 @@ def test_a_bad_field_is_named_and_nothing_is_made(caller: Caller, change, field)
     assert caller.get("/runs")["items"] == []
 
 
+def test_a_member_that_nobody_knows_is_named_in_short(caller: Caller):
+    run = caller.start()
+    refused = caller.client.patch(f"{API}/runs/{run['id']}", json={"x" * 100_000: 1})
+    assert (refused.status_code, refused.json()["field"]) == (422, "x" * 200 + "…")
+    assert len(refused.content) < 1000
+
+
 def test_markup_in_a_name_is_kept_as_text_and_served_as_json(caller: Caller):
     name = "<script>alert(1)</script>&amp;"
     run = caller.start(name=name)

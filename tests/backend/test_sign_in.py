@@ -70,6 +70,12 @@ def test_each_scope_may_do_its_own_and_admin_everything(guarded):
     assert client.delete(path, headers=bearer(guarded.admin)).status_code == 204
 
 
+def test_a_misspelt_scope_makes_no_token(guarded):
+    wanted = {"name": "reader", "scope": ["read"]}
+    refused = guarded.client.post(f"{API}/tokens", json=wanted, headers=bearer(guarded.admin))
+    assert (refused.status_code, refused.json()["field"]) == (422, "scope")
+
+
 def test_a_revoked_token_ends_with_the_sessions_it_opened(guarded):
     made = guarded.client.post(f"{API}/tokens", json={"name": "x", "scopes": ["read"]}, headers=bearer(guarded.admin))
     token = made.json()["token"]

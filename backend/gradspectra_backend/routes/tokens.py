@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path
 from gradspectra_store import tokens as stored
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
 from gradspectra_backend import schemas
@@ -20,6 +20,8 @@ router = APIRouter(prefix="/api/v1/tokens", tags=["settings"], dependencies=[ADM
 
 class NewToken(BaseModel):
     """A token to make."""
+
+    model_config = ConfigDict(extra="forbid")
 
     name: str = Field(min_length=1, max_length=200, description="What it is for.")
     scopes: list[Literal["ingest", "read", "admin"]] = Field(
