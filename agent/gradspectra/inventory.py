@@ -18,6 +18,8 @@ from gradspectra.shards import local, rows_here
 Choice = Callable[[str], bool | Sequence[FusedBlock]]
 """Whether a parameter is watched, by its name; or the blocks (suffix, axis, start, stop) it is split into."""
 Models = Mapping[str, nn.Module]
+Signature = tuple[tuple[int, ...], ...]
+"""Identities of the parameters of each optimizer, or of the models where there is none; negative of what is frozen."""
 
 
 @dataclass(slots=True)
@@ -42,15 +44,14 @@ class WatchedTensor:
 class Inventory:
     """The watched tensors, the table of their L layers, and what must stay the same for both to hold.
 
-    left_out: trainable tensors that no optimizer updates. parameters: identities of the watched ones.
+    parameters: identities of the watched ones.
     trainable: all that could be watched, chosen or not.
     sharded: tensors left out because this process has only its shard of them.
     """
 
     tensors: tuple[WatchedTensor, ...]
     table: LayerTable
-    signature: tuple[int, ...]
-    left_out: int
+    signature: Signature
     parameters: frozenset[int]
     trainable: tuple[Tensor, ...]
     sharded: int
@@ -74,25 +75,58 @@ def choice_of(layers: str | Choice | None) -> Choice:
     raise TypeError(f"layers must be a regular expression or a callable on names, got {layers!r}")
 
 
-def signature_of(models: Models, optimizers: Sequence[Any]) -> tuple[int, ...]:
-    """Identities of all parameters that could be watched; cheap, and different once any was added, frozen or swapped.
+class Trained:
+    """Which parameters are trained: those of an optimizer that are not frozen while that one steps.
 
-    A parameter counts with the sign of its requires_grad.
+    Of two models that train in turn one is often frozen for the step of the other.
     """
-    if optimizers:
-        parameters = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
-    else:
-        parameters = [p for model in models.values() for p in model.parameters()]
+
+    def __init__(self, models: Models, optimizers: Sequence[Any]) -> None:
+        self._models = models
+        self._optimizers = optimizers
+        self._seen = [_marks(_parameters_of(optimizer)) for optimizer in optimizers]
+
+    def look(self, index: int, due: bool) -> None:
+        """An optimizer steps; due: it is time to look at its parameters."""
+        if due:
+            self._seen[index] = _marks(_parameters_of(self._optimizers[index]))
+
+    def signature(self) -> Signature:
+        """What differs once a parameter was added, frozen or swapped."""
+        if self._optimizers:
+            return tuple(self._seen)
+        return (_marks([p for model in self._models.values() for p in model.parameters()]),)
+
+    def left_out(self) -> int:
+        """How many trainable tensors of the models, as they are now, no optimizer updates."""
+        homes = _homes(self._optimizers)
+        parameters = {id(p): p for model in self._models.values() for p in model.parameters() if p.requires_grad}
+        return len(parameters.keys() - homes.keys()) if self._optimizers else 0
+
+
+def _marks(parameters: Sequence[Tensor]) -> tuple[int, ...]:
     return tuple([id(p) if p.requires_grad else -id(p) for p in parameters])
 
 
-def take_inventory(models: Models, optimizers: Sequence[Any], choose: Choice, shards: bool = False) -> Inventory:
+def _parameters_of(optimizer: Any) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def take_inventory(
+    models: Models,
+    optimizers: Sequence[Any],
+    choose: Choice,
+    shards: bool = False,
+    signature: Signature | None = None,
+) -> Inventory:
     """List the trainable parameters in the order of the model, tied ones once.
 
     With optimizers only what they update is watched (a parameter they update that is in no model is named
-    `param_groups.<group>.<index>`). shards: sharded ones are measured, not left out. left_out counts the model's
-    trainable tensors that no optimizer updates.
+    `param_groups.<group>.<index>`). shards: sharded ones are measured, not left out. signature: says which are
+    trained, by default those that are not frozen now.
     """
+    signature = signature or Trained(models, optimizers).signature()
+    trained = frozenset([mark for marks in signature for mark in marks])
     homes = _homes(optimizers)
     names = _names(models)
     ordered = [entry for entry in names.values() if not optimizers or id(entry[1]) in homes]
@@ -103,7 +137,7 @@ def take_inventory(models: Models, optimizers: Sequence[Any], choose: Choice, sh
     trainable: list[Tensor] = []
     sharded = 0
     for (name, parameter, kind), depth in zip(ordered, depths, strict=True):
-        if not parameter.requires_grad or not (parameter.is_floating_point() or parameter.is_complex()):
+        if id(parameter) not in trained or not (parameter.is_floating_point() or parameter.is_complex()):
             continue
         if hasattr(parameter, "placements") and not shards:
             sharded += 1
@@ -118,12 +152,10 @@ def take_inventory(models: Models, optimizers: Sequence[Any], choose: Choice, sh
         here, whole = _pieces(parameter, split, True), _pieces(parameter, split, False)
         tensors.append(WatchedTensor(name, parameter, optimizer, group, len(layers), axis, here, whole))
         layers.extend(_layers(name, tuple(parameter.shape), kind, depth, split))
-    left_out = sum(1 for _, p, _ in names.values() if optimizers and p.requires_grad and id(p) not in homes)
     return Inventory(
         tuple(tensors),
         LayerTable.of(layers),
-        signature_of(models, optimizers),
-        left_out,
+        signature,
         frozenset([id(tensor.parameter) for tensor in tensors]),
         tuple(trainable),
         sharded,

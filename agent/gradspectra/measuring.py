@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradspectra.backward import Backward
 from gradspectra.beside import Beside
 from gradspectra.budget import Budget
 from gradspectra.clipping import Clip
@@ -19,10 +20,10 @@ from gradspectra.drift import TURN, Drift
 from gradspectra.flat import OneThread
 from gradspectra.fused import FusedRows
 from gradspectra.guard import Guard
-from gradspectra.inventory import WatchedTensor, signature_of, take_inventory
+from gradspectra.inventory import Trained, WatchedTensor, take_inventory
 from gradspectra.measure import FirstTier
 from gradspectra.options import Options
-from gradspectra.parts import Backward, PartSquares
+from gradspectra.parts import PartSquares
 from gradspectra.second_measuring import Job, SecondMeasuring
 from gradspectra.sharded import Sharded
 from gradspectra.shards import local
@@ -62,10 +63,12 @@ class Measuring:
         self.drift: Drift | None = None
         self.second: SecondMeasuring | None = None
         self.beside = Beside(guard)
+        self.trained = Trained(models, optimizers)
         self._take_inventory()
 
     def _take_inventory(self) -> None:
-        self.inventory = take_inventory(self._models, self._optimizers, self._options.choose, self._group is not None)
+        models, optimizers, shards = self._models, self._optimizers, self._group is not None
+        self.inventory = take_inventory(models, optimizers, self._options.choose, shards, self.trained.signature())
         tensors, layers = self.inventory.tensors, len(self.inventory.table)
         self.clock.follow([local(tensor.parameter).device for tensor in tensors])
         self._of_optimizer = [[t for t in tensors if t.optimizer == i] for i in range(len(self._optimizers))]
@@ -128,6 +131,7 @@ class Measuring:
         """An optimizer has stepped, or its step was skipped: measure what is due of its layers."""
         if self.sharded is not None:
             return
+        self.trained.look(index, step.due)
         if step.due and self.inventory.tensors:
             optimizer = self._optimizers[index]
             fused = self._guard.run("layers", self._layers, step, self._of_optimizer[index], optimizer, skipped)
@@ -138,6 +142,8 @@ class Measuring:
 
     def all_stepped(self, step: OpenStep) -> None:
         """A step is over of which no optimizer told: measure what is due of all layers."""
+        for index in range(len(self._optimizers)):
+            self.trained.look(index, step.due)
         if step.due and self.inventory.tensors:
             fused = self._guard.run("layers", self._layers, step, self.inventory.tensors, None, False)
             if self.second is not None:
@@ -273,23 +279,19 @@ class Measuring:
         """A step has ended: count the backward passes anew, and look whether the layers have changed."""
         if step.due and not step.measured:
             self.tier.finish()
-        passes, self.backward.passes = self.backward.passes, 0
-        self._guard.run("inventory", self._follow_on, step, passes)
+        self._guard.run("inventory", self._follow_on, step, self.backward.end())
 
     def _follow_on(self, step: OpenStep, passes: int) -> None:
         if self.sharded is not None:
             return
-        if (step.measured or not self.inventory.tensors) and self._changed():
+        if (step.measured or not self.inventory.tensors) and self.trained.signature() != self.inventory.signature:
             self.backward.stop()
             self._parts.rest()
             self._take_inventory()
             self.begin({})
-        unseen = step.measured and not step.replayed and not passes and self.backward.counted
+        unseen = step.measured and not step.replayed and not passes and self.backward.worth_following
         if unseen and any(tensor.parameter.grad is not None for tensor in self.inventory.tensors):
             self.backward.follow(self.inventory.trainable, every=True)
-
-    def _changed(self) -> bool:
-        return signature_of(self._models, self._optimizers) != self.inventory.signature
 
     def close(self) -> None:
         """Take the hooks in the backward passes away, and end what is done beside the training."""

@@ -1,23 +1,18 @@
-"""Backward passes between two steps: how many there were, and the squared norm of what each brought to a layer.
+"""The parts of a step: the squared norm of what each backward pass brought to a layer.
 
-Both come from a hook that runs before the node which adds to `.grad`. A hook on the tensor would also run for
-autograd.grad, which brings nothing; this one does not, and runs once for tied weights.
+It comes from a hook that runs before the node which adds to `.grad`, as that which counts the passes.
 """
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from types import FrameType
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.autograd.function import BackwardCFunction
-from torch.autograd.graph import get_gradient_edge
-from torch.nn.modules.module import register_module_forward_hook
+from torch import Tensor
 
+from gradspectra.backward import Backward, node_of
 from gradspectra.bundles import SMALL, squares
 from gradspectra.capture import capturing
 from gradspectra.flat import OneThread, dot_into, flat, placed
@@ -25,87 +20,8 @@ from gradspectra.fused import CPU, FusedPass
 from gradspectra.guard import Guard
 from gradspectra.inventory import WatchedTensor
 
-_FUNCTION_BACKWARD = BackwardCFunction.apply.__code__
-
-SENTINELS = 3
-"""Tensors whose nodes are hooked at every step to count backward passes: the first, the middle and the last."""
-
-
 HELD_BYTES = 1 << 20
 """Gradients of a part that are held at most until they are measured together."""
-
-
-class Backward:
-    """Counts the backward passes since the last step."""
-
-    def __init__(self, guard: Guard) -> None:
-        self.passes = 0
-        self._guard = guard
-        self._task = getattr(torch._C, "_current_graph_task_id", None)
-        self._last = -1
-        self._nodes: list[Any] = []
-        self._handles: list[Any] = []
-
-    def follow(self, parameters: Sequence[Tensor], every: bool = False) -> None:
-        """Count by a few of these parameters, or by every one where the few have no part in the loss."""
-        self.stop()
-        count = len(parameters)
-        chosen = range(count) if every else sorted({0, count // 2, count - 1} & set(range(count)))
-        for index in chosen:
-            self._nodes.append(node_of(parameters[index]))
-            self._handles.append(self._nodes[-1].register_prehook(self._hook))
-
-    def follow_outputs(self, models: Sequence[nn.Module]) -> None:
-        """Count by the models' outputs, where the nodes of parameters never run: those of sharded ones."""
-        roots = {id(model) for model in models}
-
-        def hook(module: nn.Module, _: Any, output: Any) -> None:
-            if id(module) in roots and torch.is_grad_enabled():
-                self._guard.run("backward", self._follow_output, output)
-
-        self._handles.append(register_module_forward_hook(hook))
-
-    def _follow_output(self, output: Any) -> None:
-        entries = output.values() if isinstance(output, Mapping) else output
-        tensors = [output] if isinstance(output, Tensor) else [e for e in entries if isinstance(e, Tensor)]
-        node = next((tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None), None)
-        if node is not None:
-            node.register_prehook(self._hook)
-
-    def stop(self) -> None:
-        """Take the hooks away."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._nodes.clear()
-
-    def _hook(self, _: Any) -> None:
-        if (self._task is None or self._task() != self._last) and not capturing():
-            self._guard.run("backward", self.saw)
-
-    @property
-    def counted(self) -> bool:
-        """Whether passes are still counted."""
-        return "backward" not in self._guard.off
-
-    def saw(self) -> int:
-        """A node of the pass that runs now was reached. Returns the number of the pass, from 1."""
-        task = torch._C._current_graph_task_id()
-        if task != self._last:
-            self._last = task
-            if not _within_another():
-                self.passes += 1
-        return max(self.passes, 1)
-
-
-def _within_another() -> bool:
-    """Whether this pass was begun by a function's own backward (reentrant checkpointing): it is no part of its own."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code is _FUNCTION_BACKWARD:
-            return True
-        frame = frame.f_back
-    return False
 
 
 class PartSquares:
@@ -144,6 +60,7 @@ class PartSquares:
         self._held_bytes = 0
         self._in_grad: list[WatchedTensor] = []
         self._twice = False
+        self._dropped = 0
         self.seconds = 0.0
         """What the hooks took of the backward passes since `clear`."""
 
@@ -168,14 +85,18 @@ class PartSquares:
         self._handles.clear()
 
     def clear(self) -> None:
-        """Forget the measured parts."""
+        """Forget the measured parts, and what they took."""
+        self._forget()
+        self.seconds = 0.0
+
+    def _forget(self) -> None:
         self._spare.extend(self._rows)
         self._rows = []
         self._held.clear()
         self._held_bytes = 0
         self._in_grad.clear()
         self._twice = False
-        self.seconds = 0.0
+        self._dropped = self._backward.dropped
 
     def _hook(self, index: int) -> Callable[[Any], None]:
         def prehook(gradients: Sequence[Tensor | None]) -> None:
@@ -189,7 +110,9 @@ class PartSquares:
 
     def _arrives(self, index: int, gradient: Tensor | None) -> None:
         """A part's gradient is about to be added to a tensor's `.grad`."""
-        part = self._backward.saw()
+        part = self._backward.saw(None if gradient is None else self._tensors[index].parameter)
+        if self._dropped != self._backward.dropped:  # what the passes before brought is no part of the step
+            self._forget()
         if gradient is None:
             return
         if part > len(self._rows):
@@ -273,7 +196,7 @@ class PartSquares:
         ]
 
     def _nothing(self, device: torch.device) -> Tensor:
-        return torch.zeros(self._layers, device=device)
+        return torch.zeros(self._layers, dtype=torch.float32, device=device)
 
 
 class _Row:
@@ -292,11 +215,6 @@ class _Row:
 
     def slots(self, device: torch.device) -> tuple[Tensor, ...]:
         if device not in self._slots:
-            self.results[device] = torch.zeros(self._layers, device=device)
+            self.results[device] = torch.zeros(self._layers, dtype=torch.float32, device=device)
             self._slots[device] = self.results[device].unbind(0)
         return self._slots[device]
-
-
-def node_of(parameter: Tensor) -> Any:
-    """The node that adds to the parameter's `.grad`; it must be kept alive for its hooks to stay."""
-    return get_gradient_edge(parameter).node

@@ -55,7 +55,7 @@ class Session:
         self._emit = emit
         self._accounts = Accounts(self.budget, background)
         self._stepped: set[int] = set()
-        self._passes_seen = 0
+        self._passes_seen = self._drops_seen = 0
         self._closed: deque[ClosedStep] = deque()
         self._unfinished: list[Unfinished] = []
         self._entered = time.perf_counter()
@@ -186,9 +186,9 @@ class Session:
 
     def _note_passes(self) -> None:
         """Backward passes between the steps of two optimizers are not parts of one batch (two models in turn)."""
-        passes = self.measuring.backward.passes
-        self.open.parts_unclear |= bool(self._stepped) and passes != self._passes_seen
-        self._passes_seen = passes
+        backward = self.measuring.backward
+        self.open.parts_unclear |= bool(self._stepped) and backward.passes != self._passes_seen
+        self._passes_seen, self._drops_seen = backward.passes, backward.dropped
 
     def stepped(self, index: int, skipped: bool = False) -> None:
         """An optimizer has stepped, or its step was skipped for an overflow."""
@@ -197,9 +197,9 @@ class Session:
         if step.found_inf is None and isinstance(getattr(optimizer, "found_inf", None), Tensor):
             step.found_inf = optimizer.found_inf.detach().clone()
         step.skipped |= skipped
-        passes = self.measuring.backward.passes
-        step.parts_unclear |= passes - self._passes_seen > 1  # a closure that was called more than once
-        self._passes_seen = passes
+        backward = self.measuring.backward  # a closure that was called more than once brings no parts
+        step.parts_unclear |= backward.dropped != self._drops_seen or backward.passes - self._passes_seen > 1
+        self._passes_seen = backward.passes
         self._stepped.add(index)
         self._guard.run("rates", self._log_rates, index)
         self.measuring.stepped(step, index, skipped)
@@ -253,7 +253,7 @@ class Session:
         self.step = step.number
         passes = 0 if step.parts_unclear else self.measuring.backward.passes
         step.parts = (self.options.parts or passes) if self.ranks else 0
-        step.ranks = max(self.ranks, 1)
+        step.ranks, step.dropped = max(self.ranks, 1), bool(self.measuring.backward.dropped)
         self._passes_seen = 0
         if self.options.scaler is not None:
             step.scale = as_number(self.options.scaler.get_scale())
@@ -280,7 +280,7 @@ class Session:
     def not_measured(self) -> list[str]:
         """What is not measured, and why, in words."""
         on = self.measuring
-        reasons = not_measured(self.optimizers, on.inventory, on.spectra, on.second)
+        reasons = not_measured(self.optimizers, on.inventory, on.trained.left_out(), on.spectra, on.second)
         if on.sharded is not None:
             reasons += on.sharded.not_measured()
         elif not self.ranks:

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
+from gradspectra.backward import Backward
 from gradspectra.guard import Guard
 from gradspectra.inventory import WatchedTensor
-from gradspectra.parts import Backward, PartSquares
+from gradspectra.parts import PartSquares
 from gradspectra.scalars import Number
 
 Entry = tuple[nn.Module, str, WatchedTensor]
@@ -136,8 +137,8 @@ class ShardParts:
             raise ValueError("the hooks did not see each backward pass once")
         if not min(given) > 0:
             raise ValueError(f"the parts' weights must be above 0, got {given}")
-        share = torch.tensor(given, dtype=torch.float64) / sum(given)
-        total = torch.zeros(self._layers, dtype=torch.float64)
+        share = torch.tensor(given, dtype=torch.float64, device="cpu") / sum(given)
+        total = torch.zeros(self._layers, dtype=torch.float64, device="cpu")
         for rows in squares:
             total += (rows.double().cpu() / share[:, None]).sum(0)
         return total / self._ranks

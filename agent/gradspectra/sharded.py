@@ -12,6 +12,7 @@ import torch
 from gradspectra_core.records import Float64
 from torch import Tensor, nn
 
+from gradspectra.backward import Backward
 from gradspectra.budget import Budget
 from gradspectra.device_rows import DeviceRows
 from gradspectra.drift import TURN, Drift, DriftSums
@@ -39,7 +40,6 @@ from gradspectra.guard import Guard
 from gradspectra.inventory import Inventory
 from gradspectra.measure import SQUARE, FirstTier
 from gradspectra.options import Options
-from gradspectra.parts import Backward
 from gradspectra.second_measuring import Job
 from gradspectra.shard_parts import ShardParts
 from gradspectra.shard_second import ShardSecond

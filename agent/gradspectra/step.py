@@ -50,11 +50,11 @@ class OpenStep:
     due: its layer numbers are to be measured; measured: they were. scale: of the loss; found_inf: not 0 where a
     fused optimizer skipped. examples: of each part, where batch_size gave them. own: seconds the agent took, of
     which for layers, the second tier and spectra. parts: backward passes of this rank. parts_unclear: they are
-    not the parts of one batch. ranks: how many average their gradients. clipping_unseen: the gradient was
-    clipped, and how is not known: nothing is said of it. replayed: its backward passes were those of a CUDA graph,
-    which no hook sees. device: what of it the stages of the agent took of CUDA streams. grams: of spectra to come.
-    beside: spectra whose singular values are taken beside the training; unfinished: those of steps before, one list for
-    all steps of a session.
+    not the parts of one batch. dropped: those before them were dropped. ranks: how many average their gradients.
+    clipping_unseen: the gradient was clipped, and how is not known: nothing is said of it. replayed: its backward
+    passes were those of a CUDA graph, which no hook sees. device: what of it the stages of the agent took of CUDA
+    streams. grams: of spectra to come. beside: spectra whose singular values are taken beside the training; unfinished:
+    those of steps before, one list for all steps of a session.
     """
 
     number: int
@@ -73,6 +73,7 @@ class OpenStep:
     scale: Number | None = None
     parts: int = 0
     parts_unclear: bool = False
+    dropped: bool = False
     ranks: int = 1
     clipping_unseen: bool = False
     replayed: bool = False
@@ -214,7 +215,9 @@ class ClosedStep:
 
     def _weights(self) -> list[float] | None:
         """Weights of this rank's parts in its loss, summing to 1: equal, or as logged; None where that is unclear."""
-        parts, given = self.step.parts, [self._read(number) for number in self.step.log.part_weights]
+        parts = self.step.parts
+        given = [self._read(number) for number in self.step.log.part_weights]
+        given = given[-parts * self.step.dropped :]  # of dropped ones, which came before, nothing counts
         if not given:
             return [1 / parts] * parts
         total = math.fsum(given)
@@ -229,6 +232,7 @@ class ClosedStep:
         """
         ranks = self.step.ranks
         sizes = self.step.examples or [self._read(number) for number in self.step.log.sums.get("examples", [])]
+        sizes = sizes[-len(weights) * self.step.dropped :]
         if len(sizes) != len(weights) or not min(sizes) > 0:
             sizes = [(examples or 1.0) / ranks * weight for weight in weights]
         return _weight_sums(tuple(weights), tuple(sizes), ranks)

@@ -17,9 +17,10 @@ from agent.watched_training import (
     value,
     watched,
 )
+from gradspectra.backward import Backward
 from gradspectra.guard import Guard
 from gradspectra.inventory import choice_of, take_inventory
-from gradspectra.parts import Backward, PartSquares
+from gradspectra.parts import PartSquares
 from gradspectra_core.noise import noise_terms_from_sums
 from torch import nn
 from torch.utils.checkpoint import checkpoint

@@ -15,11 +15,12 @@ from agent.scripted_server import Handler, ScriptedServer
 from agent.watched_training import KeepingTransport, attention, gradients, loss_of, squares, value, watched
 from gradspectra import journal
 from gradspectra.activations import Activations
+from gradspectra.backward import Backward
 from gradspectra.drift import Drift
 from gradspectra.measure import FirstTier
 from gradspectra.measuring import Measuring
 from gradspectra.packing import Packer
-from gradspectra.parts import Backward, PartSquares
+from gradspectra.parts import PartSquares
 from gradspectra.readout import Readout
 from gradspectra.rules import LocalRules
 from gradspectra.second_tier import SecondTier

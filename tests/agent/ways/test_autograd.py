@@ -87,8 +87,9 @@ def test_a_gradient_penalty_is_no_part_of_its_own(kept, the_way):
 
 
 @way("Two models that train in turn (GAN)", parts=False)
+@pytest.mark.parametrize("frozen", [False, True], ids=["trainable", "critic frozen meanwhile"])
 @pytest.mark.parametrize("to_none", [True, False])
-def test_passes_of_two_models_in_turn_are_no_parts_of_one_batch(to_none, kept, the_way):
+def test_passes_of_two_models_in_turn_are_no_parts_of_one_batch(to_none, frozen, kept, the_way):
     models = {"generator": Deep(None), "critic": Deep(None)}
     models["critic"].head = nn.Linear(6, 1)
     models["generator"].head = nn.Linear(6, 6)
@@ -109,6 +110,7 @@ def test_passes_of_two_models_in_turn_are_no_parts_of_one_batch(to_none, kept, t
         for step in range(4):
             of = {}
             for name, loss in (("critic", critic_loss), ("generator", generator_loss)):
+                models["critic"].requires_grad_(not frozen or name == "critic")
                 of[name] = plain.step(both, lambda m, s=step, loss=loss: loss(m, s))
                 optimizers[name].zero_grad(set_to_none=to_none)
                 loss(both, step).backward()

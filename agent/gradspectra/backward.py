@@ -1,0 +1,168 @@
+"""Backward passes between two steps: how many of them brought something to the gradient that the step takes.
+
+They are seen by a hook that runs before the node which adds to `.grad`. A hook on the tensor would also run for
+autograd.grad, which brings nothing; this one does not, and runs once for tied weights.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
+from torch.autograd.graph import get_gradient_edge
+from torch.nn.modules.module import register_module_forward_hook
+
+from gradspectra.capture import capturing
+from gradspectra.guard import Guard
+
+log = logging.getLogger("gradspectra")
+
+MANY_DROPPED = 100
+"""Gradients dropped one after another, with no step between them, from which on it is said."""
+_FUNCTION_BACKWARD = BackwardCFunction.apply.__code__
+
+
+class Backward:
+    """Counts the backward passes since the last step, but for those whose gradients were dropped before it.
+
+    A gradient that a pass has brought and that the next pass does not find any more was dropped (zero_grad after a
+    batch that is not to count), or was taken for something else than the step.
+    """
+
+    def __init__(self, guard: Guard) -> None:
+        self.passes = 0
+        self.dropped = 0
+        """How often since the last step the gradients of all passes before were dropped."""
+        self._guard = guard
+        self._task = getattr(torch._C, "_current_graph_task_id", None)
+        self._last = self._counted = -1
+        self._nodes: list[Any] = []
+        self._handles: list[Any] = []
+        self._reached: set[int] = set()
+        """Identities of the parameters that passes came to first."""
+        self._fruitless = False
+        """Whether no pass has come since every parameter is followed: the gradients come from elsewhere."""
+        self._warned = False
+
+    def follow(self, parameters: Sequence[Tensor], every: bool = False) -> None:
+        """Count by a few of these parameters, or by every one where the few have no part in the loss."""
+        self.stop()
+        self._fruitless = every
+        count = len(parameters)
+        chosen = range(count) if every else sorted({0, count // 2, count - 1} & set(range(count)))
+        for index in chosen:
+            self._nodes.append(node_of(parameters[index]))
+            self._handles.append(self._nodes[-1].register_prehook(self._hook(parameters[index])))
+
+    def follow_outputs(self, models: Sequence[nn.Module]) -> None:
+        """Count by the models' outputs, where the nodes of parameters never run: those of sharded ones."""
+        roots = {id(model) for model in models}
+
+        def hook(module: nn.Module, _: Any, output: Any) -> None:
+            if id(module) in roots and torch.is_grad_enabled():
+                self._guard.run("backward", self._follow_output, output)
+
+        self._handles.append(register_module_forward_hook(hook))
+
+    def _follow_output(self, output: Any) -> None:
+        entries = output.values() if isinstance(output, Mapping) else output
+        tensors = [output] if isinstance(output, Tensor) else [e for e in entries if isinstance(e, Tensor)]
+        node = next((tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None), None)
+        if node is not None:
+            node.register_prehook(self._hook(None))
+
+    def stop(self) -> None:
+        """Take the hooks away."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._nodes.clear()
+
+    def _hook(self, parameter: Tensor | None) -> Callable[[Sequence[Tensor | None]], None]:
+        def prehook(gradients: Sequence[Tensor | None]) -> None:
+            if (self._task is None or self._task() != self._last) and not capturing():
+                self._guard.run("backward", self.saw, None if gradients[0] is None else parameter)
+
+        return prehook
+
+    @property
+    def counted(self) -> bool:
+        """Whether passes are still counted."""
+        return "backward" not in self._guard.off
+
+    @property
+    def worth_following(self) -> bool:
+        """Whether to follow every parameter may show passes that are not seen yet."""
+        return self.counted and not self._fruitless
+
+    def saw(self, parameter: Tensor | None = None) -> int:
+        """A node of the pass that runs now was reached. Returns the number of the pass, from 1.
+
+        parameter: the one whose `.grad` the node is about to add to; None where that is not known.
+        """
+        task = torch._C._current_graph_task_id()
+        if task != self._last:
+            self._last = task
+            if task != self._counted and not _within_another():  # else it goes on after one within it
+                self._counted = task
+                self._begins(parameter)
+        return max(self.passes, 1)
+
+    def _begins(self, parameter: Tensor | None) -> None:
+        """Count a pass that has just come to its first parameter."""
+        self._fruitless = False
+        if parameter is not None and self._nodes:
+            if parameter.grad is None and id(parameter) in self._reached:
+                self._drop()
+            self._reached.add(id(parameter))
+        self.passes += 1
+
+    def _drop(self) -> None:
+        """What the passes before have brought is gone."""
+        self.passes = 0
+        self._reached.clear()
+        self.dropped += 1
+        if self.dropped == MANY_DROPPED and not self._warned:
+            self._warned = True
+            log.warning(
+                "gradspectra: the gradients of %d backward passes were dropped one after another, with no step of a "
+                "watched optimizer between them, and nothing is recorded without one; if the optimizer was replaced, "
+                "close this watch and make another one",
+                MANY_DROPPED,
+            )
+
+    def end(self) -> int:
+        """A step ends: count anew. Returns how many passes there were."""
+        passes, self.passes, self.dropped = self.passes, 0, 0
+        self._reached.clear()
+        return passes
+
+
+def _within_another() -> bool:
+    """Whether this pass was begun by a function's own backward (reentrant checkpointing): it is no part of its own."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is _FUNCTION_BACKWARD:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def node_of(parameter: Tensor) -> Any:
+    """The node that adds to the parameter's `.grad`; it must be kept alive for its hooks to stay.
+
+    A parameter that is frozen at this moment, as one of two models that train in turn, has it all the same.
+    """
+    if parameter.requires_grad:
+        return get_gradient_edge(parameter).node
+    parameter.requires_grad_(True)
+    try:
+        return get_gradient_edge(parameter).node
+    finally:
+        parameter.requires_grad_(False)
