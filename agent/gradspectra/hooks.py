@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from types import FrameType
 from typing import Any
 
 import torch
@@ -15,6 +17,9 @@ from gradspectra.clipping import Clip
 from gradspectra.guard import Guard
 from gradspectra.session import Session
 from gradspectra.shards import local
+
+PLAIN_STEPS = 2
+"""Classes of an optimizer that have a step of their own, where one does not call another: its own and torch's base."""
 
 
 class Hooks:
@@ -51,9 +56,11 @@ class Hooks:
         scaling.patch.close(self)
 
     def _opens(self, index: int) -> Callable[..., None]:
-        def pre_hook(*_: Any) -> None:
+        def pre_hook(optimizer: Any, *_: Any) -> None:
             if capturing():
                 self._session.captured()
+                return
+            if _within_its_own_step(optimizer):
                 return
             self._guard.run("start", self._start)
             self._timed("step", self._session.opens, index)
@@ -62,8 +69,8 @@ class Hooks:
         return pre_hook
 
     def _stepped(self, index: int) -> Callable[..., None]:
-        def post_hook(*_: Any) -> None:
-            if torch.compiler.is_compiling() or capturing():
+        def post_hook(optimizer: Any, *_: Any) -> None:
+            if torch.compiler.is_compiling() or capturing() or _within_its_own_step(optimizer):
                 return
             self._calls += 1
             self._session.exchange()
@@ -111,3 +118,19 @@ class Hooks:
         result = self._guard.run(stage, work, *args)
         self._session.leave()
         return result
+
+
+def _within_its_own_step(optimizer: Any) -> bool:
+    """Whether the step that calls a hook was begun by a step of the same optimizer, which calls the hook as well.
+
+    torch hooks the step of every class that was used; one that calls super().step() would count twice.
+    """
+    if sum("step" in vars(kind) for kind in type(optimizer).__mro__) <= PLAIN_STEPS:
+        return False
+    hooked = sys._getframe(2)
+    frame: FrameType | None = hooked.f_back
+    while frame is not None:
+        if frame.f_code is hooked.f_code and frame.f_locals.get("self") is optimizer:
+            return True
+        frame = frame.f_back
+    return False

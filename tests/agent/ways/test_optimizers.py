@@ -139,3 +139,35 @@ def test_an_optimizer_of_its_own_for_each_tensor_steps_in_the_backward_pass(kept
         the_way.check(record, step)
         assert record.scalars["loss"] == pytest.approx(float(loss_of(plain.twin, 4, index).detach()), abs=1)
         assert set(column(record, "part_sq").values()) == {None}
+
+
+class Warming(torch.optim.AdamW):
+    """An optimizer that does something of its own and leaves the rest to the class it is made from."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["lr"] = min(group["lr"] * 2, 0.1)
+        return super().step(closure)
+
+
+@way("Optimizers from other libraries", updates=False)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_step_that_calls_the_step_it_was_made_from_is_one(scaled, kept, the_way):
+    torch.optim.AdamW([torch.zeros(1, requires_grad=True)])  # torch hooks the step of each class that is used
+    model = attention()
+    model.unused.requires_grad_(False)
+    plain, optimizer = Plain(model), Warming([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=scaled)
+    expected = []
+    with watched(model, optimizer):
+        for step in range(3):
+            expected.append(plain.step(model, lambda m, s=step: loss_of(m, 4, s)))
+            scaler.scale(loss_of(model, 4, step)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            expected[-1].after = plain.weights(model)
+            optimizer.zero_grad()
+    assert [record.step for record in kept()] == [1, 2, 3]
+    assert [record.scalars["learning_rate"] for record in kept()] == pytest.approx([0.02, 0.04, 0.08])
+    for record, step in zip(kept(), expected, strict=True):
+        the_way.check(record, step)
