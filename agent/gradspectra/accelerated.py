@@ -43,7 +43,7 @@ class AcceleratorRows:
 
     def __init__(self, device: torch.device, inventory: Inventory) -> None:
         layers = len(inventory.table)
-        self.results = torch.zeros(5, layers, device=device)
+        self.results = torch.zeros(5, layers, dtype=torch.float32, device=device)
         self.finite = torch.zeros(2, layers, dtype=widest(device), device=device)
         self._device = device
         self._places: dict[tuple[int, ...], Tensor] = {}

@@ -87,6 +87,6 @@ def bundle_update(tensors: Sequence[WatchedTensor], optimizer: Any) -> tuple[Ten
 
 def _direction_sq(tensors: Sequence[WatchedTensor], direction: Direction) -> Tensor:
     numbers = sum(tensor.parameter.numel() for tensor in tensors)
-    scratch = torch.empty(numbers, device=tensors[0].parameter.device)
+    scratch = torch.empty(numbers, dtype=torch.float32, device=tensors[0].parameter.device)
     moved = direction(0, numbers, scratch).view(len(tensors), -1)
     return moved.mul_(moved).sum(1)

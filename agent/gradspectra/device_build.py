@@ -62,7 +62,7 @@ class Kernels:
         float32; left as it is where the rule is GRADIENT_ALONE.
         """
         numbers, count = words.view(torch.float64), len(words) // WORDS
-        partials = torch.empty(len(ROW) * layout.chunks, device=self._device)
+        partials = torch.empty(len(ROW) * layout.chunks, dtype=torch.float32, device=self._device)
         for launch in layout.launches:
             arguments = words, numbers, layout.table, partials, launch.first, layout.chunks
             constants = {"WIDTH": launch.width, "RULE": rule, "num_warps": WARPS} | self._kinds(launch.kinds)
@@ -80,7 +80,7 @@ class Kernels:
 
         chosen: (n, 3) layer, numbers of its sample, and how far apart they lie; kind: of the moments.
         """
-        sample = torch.empty(len(chosen), most, device=self._device)
+        sample = torch.empty(len(chosen), most, dtype=torch.float32, device=self._device)
         grid = len(chosen), -(-most // SAMPLE_AT_ONCE)
         constants = {"KIND": self._type(kind), "BLOCK_OF_SAMPLE": SAMPLE_AT_ONCE}
         self._launch(self._kernels.samples, grid, words, chosen, sample, most, **constants)

@@ -116,7 +116,7 @@ class DevicePass:
         if not self.build.ready(wanted) or self.build.kernels is None:
             return None
         words = there(_words(found, layout, coefficients, terms, early), self._results.device)
-        rows = torch.empty(7, len(layout.of), device=self._results.device)
+        rows = torch.empty(7, len(layout.of), dtype=torch.float32, device=self._results.device)
         try:
             self.build.kernels.measure(layout.tables, words, rule, self._results, self._finite, rows)
         except Exception as error:

@@ -32,15 +32,15 @@ def proved(kernels: Kernels, specs: Sequence[Spec], device: torch.device) -> Ten
             _made_up(own, length, bool(at % 2), device)
             for at, (own, (_, length)) in enumerate(zip(kinds, shapes, strict=True))
         ]
-        steps = torch.full((), float(STEPS), device=device)
+        steps = torch.full((), float(STEPS), dtype=torch.float32, device=device)
         words = np.zeros((len(layers), WORDS), np.int64)
         words[:, :4] = [[numbers.data_ptr() for numbers in layer] for layer in layers]
         words[1::2, 4] = steps.data_ptr()
         own = SCALE, EPSILON, DECAY, FACTOR, OF_FIRST, OF_SECOND, *np.log(BETAS)
         words.view(np.float64)[:, NUMBERS:] = own
-        results = torch.zeros(5, len(layers), device=device)
+        results = torch.zeros(5, len(layers), dtype=torch.float32, device=device)
         finite = torch.zeros(2, len(layers), dtype=torch.float64, device=device)
-        second = torch.zeros(7, len(layers), device=device)
+        second = torch.zeros(7, len(layers), dtype=torch.float32, device=device)
         layout = DeviceLayout(shapes, kinds, np.arange(len(layers)), device)
         kernels.measure(layout, there(words, device), rule, results, finite, second)
         found = torch.cat([results.double(), finite, second.double()])

@@ -125,5 +125,5 @@ def there(numbers: Int64, device: torch.device) -> Tensor:
     """Whole numbers on a device, as a vector. Nothing waits for it: the memory that they travel from is pinned."""
     host = torch.from_numpy(numbers.ravel())
     if device.type == "cuda":
-        host = torch.empty(len(host), dtype=torch.int64, pin_memory=True).copy_(host)
+        host = torch.empty(len(host), dtype=torch.int64, device="cpu", pin_memory=True).copy_(host)
     return host.to(device, non_blocking=True)

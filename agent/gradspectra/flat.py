@@ -58,7 +58,8 @@ class Scratch:
 
 def placed(numbers: Sequence[int], device: torch.device) -> Tensor:
     """Whole numbers as a tensor on a device, (n,) int64. From memory that is not pinned, a copy would wait for it."""
-    return torch.tensor(numbers, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+    here = torch.tensor(numbers, device="cpu", pin_memory=device.type == "cuda")
+    return here.to(device, non_blocking=True)
 
 
 def flat(tensor: Tensor, axis: int = 0) -> Tensor:

@@ -57,7 +57,7 @@ class FirstTier:
         if device not in self._results and device.type != "cpu":
             self._accelerators[device] = AcceleratorRows(device, self.inventory)
             self._results[device] = self._accelerators[device].results
-        return self._results.setdefault(device, torch.zeros(5, layers, device=device))
+        return self._results.setdefault(device, torch.zeros(5, layers, dtype=torch.float32, device=device))
 
     def finish(self) -> LayerMarks:
         """End a step: returns its marks and starts with new ones. The results stay until they are written again."""
@@ -288,8 +288,8 @@ class FirstTier:
         for own in self._accelerators.values():
             finite = own.finite.cpu().numpy()
             self.marks.repaired |= lost_gradients(rows.numpy(), finite, self.marks.gradient, self._entries)
-        shares = torch.stack([rows[SQUARE], rows[WEIGHT], rows[UPDATE], *torch.zeros(3, rows.shape[1])])
-        shares[4] = torch.tensor([stop > start for t in self.inventory.tensors for start, stop in t.pieces])
+        shares = torch.stack([rows[SQUARE], rows[WEIGHT], rows[UPDATE], *rows.new_zeros(3, rows.shape[1])])
+        shares[4] = rows.new_tensor([stop > start for t in self.inventory.tensors for start, stop in t.pieces])
         shares[5] = torch.maximum(-rows[LOW], rows[HIGH])
         for layer, left in self.marks.repaired.items():
             shares[0, layer], shares[3, layer] = left.square, left.nonfinite

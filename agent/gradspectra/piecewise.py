@@ -69,7 +69,7 @@ def measure_in_pieces(layers: Sequence[Numbers]) -> tuple[Float64, Float64]:
     """
     rows = np.zeros((len(layers), len(ROW)))
     largest = max(min(layer.gradient.numel(), PIECE) for layer in layers)
-    scratch = torch.empty(max(largest, TOGETHER))
+    scratch = torch.empty(max(largest, TOGETHER), dtype=torch.float32, device="cpu")
     for together in _batches(layers):
         if len(together) == 1:
             _measure_alone(layers[together[0]], rows[together[0]], scratch)

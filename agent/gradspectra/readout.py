@@ -103,7 +103,7 @@ class SideStream:
 
     @staticmethod
     def _memory(size: int, dtype: torch.dtype) -> Tensor:
-        return torch.empty(size, dtype=dtype, pin_memory=True)
+        return torch.empty(size, dtype=dtype, device="cpu", pin_memory=True)
 
 
 _sides: dict[torch.device, SideStream] = {}

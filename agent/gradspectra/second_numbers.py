@@ -170,6 +170,6 @@ def dots(a: Tensor, b: Tensor, layers: int) -> Tensor:
     """⟨a, b⟩ of each of the layers that lie one after another in both: (layers,) float32."""
     if layers > 1:
         return (a * b).view(layers, -1).sum(1).float()
-    slot = torch.empty((), device=a.device)
+    slot = torch.empty((), dtype=torch.float32, device=a.device)
     dot_into(slot, a, b)
     return slot.view(1)

@@ -219,7 +219,8 @@ class SecondTier:
         if unknown_update(optimizer) is not None:
             return
         if skipped or all(tensor.parameter.grad is None for tensor in unit.tensors):
-            self._put(unit, OF_UPDATE, torch.zeros(1, len(unit.columns), device=unit.columns.device))
+            nothing = torch.zeros(1, len(unit.columns), dtype=torch.float32, device=unit.columns.device)
+            self._put(unit, OF_UPDATE, nothing)
         elif all(_dense(tensor, early) for tensor in unit.tensors):
             update = intended_update(optimizer, unit.tensors)
             if update is None:
@@ -277,7 +278,7 @@ class SecondTier:
     def _on(self, device: torch.device) -> Tensor:
         """The results on a device."""
         if device not in self._results:
-            self._results[device] = torch.zeros(self._present.shape, device=device)
+            self._results[device] = torch.zeros(self._present.shape, dtype=torch.float32, device=device)
         return self._results[device]
 
     def learn(self, taken: Sequence[Unit], seconds: float) -> None:

@@ -90,7 +90,7 @@ def packed(marks: Tensor, ranks: int) -> Tensor:
 def unpacked(numbers: Tensor, marks: int, ranks: int) -> Tensor:
     """How many ranks set each of so many marks: (marks,) int64, from the sum of what `packed` made on each."""
     bits, each = _fields(ranks)
-    shifted = numbers.long()[:, None] >> (bits * torch.arange(each))
+    shifted = numbers.long()[:, None] >> (bits * torch.arange(each, device=numbers.device))
     return (shifted & ((1 << bits) - 1)).view(-1)[:marks]
 
 
@@ -115,7 +115,7 @@ def sample_here(tensor: WatchedTensor, piece: int, shape: tuple[int, ...]) -> tu
     row = run // shape[0]
     first = rows_here(tensor.parameter)[0] * row - (0 if axis else start)
     first = min(max(first, 0), run)
-    at = torch.arange(0, entries, _stride(entries))
+    at = torch.arange(0, entries, _stride(entries), device="cpu")
     within = at % run - first
     mine = (within >= 0) & (within < own)
     return mine.nonzero().view(-1), ((at // run) * own + within)[mine]

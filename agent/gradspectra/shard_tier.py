@@ -244,7 +244,7 @@ class ShardTier(SecondTier):
         """Take what all ranks have brought. numbers: (numbers,); marks: of the first tier, over all ranks."""
         layout, columns = self.layout, list(self.layout.columns)
         rows, slots, counts, samples = layout.split(torch.from_numpy(numbers))
-        values, present = torch.zeros(len(ROWS), len(self._table), dtype=torch.float64), self._nothing()
+        values, present = rows.new_zeros(len(ROWS), len(self._table)), self._nothing()
         values[:, columns] = rows[: len(ROWS)]
         values[ACT_MAX, columns] = slots.amax(0)
         by_all = (rows[len(ROWS) : SEEN] == self._ranks).numpy()

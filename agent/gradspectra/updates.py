@@ -201,7 +201,8 @@ def _adam(group: Group, states: list[State], tensors: Sequence[WatchedTensor]) -
     second = "max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"
     m, v = (joined([local(state[name]) for state in states], axis) for name in ("exp_avg", second))
     weight = joined([local(tensor.parameter) for tensor in tensors], axis)
-    eps = torch.as_tensor(group["eps"] * correction, dtype=torch.float32)
+    eps = group["eps"] * correction
+    eps = eps.float() if isinstance(eps, Tensor) else torch.tensor(eps, dtype=torch.float32, device="cpu")
     direction = partial(_adam_direction, m, v, weight, scale, eps, decay)
     return direction, factor * decay if decay else factor
 
