@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 from gradspectra_core.layers import LayerTable
+from gradspectra_core.limits import DEFAULT_LIMITS
 from gradspectra_core.records import Batch, Bool, Columns, Gap, LayerBlock, SpectrumBlock
+from gradspectra_core.statistics import SCALARS
 from numpy.typing import NDArray
 
 from gradspectra.record import SpectrumRecord, StepRecord
@@ -18,6 +20,8 @@ log = logging.getLogger("gradspectra")
 MAX_STEPS = 64
 MAX_BYTES = 1 << 20
 NOT_PACKED = "its record could not be packed"
+RATES = "learning_rate/"
+"""Begins the names of the rates of parameter groups, of which there may be as many as tensors."""
 
 
 def record_bytes(record: StepRecord) -> int:
@@ -34,6 +38,7 @@ class Packer:
 
     start_step: the last step taken before the first record. A record whose step does not go up is left out, and
     `out_of_order` counts it. A record that cannot be packed becomes a gap; that is said once, and `failed` counts it.
+    Of more numbers of a step than a batch can name, the rates of parameter groups are left out first, said once too.
     """
 
     def __init__(self, start_step: int = 0) -> None:
@@ -41,6 +46,7 @@ class Packer:
         self._tables: set[str] = set()
         self.out_of_order = 0
         self.failed = 0
+        self._said = False
 
     def pack(self, records: Iterable[StepRecord], gaps: Sequence[Gap] = ()) -> list[Batch]:
         """Return the batches of these records in order; the gaps, which lie after them, go with the last."""
@@ -71,9 +77,22 @@ class Packer:
         for record in records:
             if record.step > last:
                 last = record.step
+                self._leave_out(record)
                 yield record
             else:
                 self.out_of_order += 1
+
+    def _leave_out(self, record: StepRecord) -> None:
+        most = DEFAULT_LIMITS.max_scalars
+        if len(record.scalars) <= most:
+            return
+        names = sorted(record.scalars, key=lambda name: 0 if name in SCALARS else 2 if name.startswith(RATES) else 1)
+        record.scalars = {name: record.scalars[name] for name in names[:most]}
+        if not self._said:
+            self._said = True
+            step, count, first = record.step, len(names), names[most]
+            text = "gradspectra: step %d has %d numbers beside those of its layers, and %d are recorded; %r is left out"
+            log.warning(text, step, count, most, first)
 
     def _batch(self, records: list[StepRecord], gaps: Sequence[Gap]) -> Batch:
         steps = [record.step for record in records]
@@ -106,14 +125,17 @@ def _has_layers(record: StepRecord) -> bool:
 
 
 def _parts(records: Iterable[StepRecord]) -> Iterator[list[StepRecord]]:
-    """Split where a batch is full or the layer table changes."""
+    """Split where a batch is full, has too many names, or the layer table changes."""
     part: list[StepRecord] = []
+    names: set[str] = set()
     size, digest = 0, None
     for record in records:
         own = record.table.digest if record.table is not None and _has_layers(record) else digest
-        if part and (len(part) >= MAX_STEPS or size >= MAX_BYTES or (digest is not None and own != digest)):
+        names |= record.scalars.keys()
+        full = len(part) >= MAX_STEPS or size >= MAX_BYTES or len(names) > DEFAULT_LIMITS.max_scalars
+        if part and (full or (digest is not None and own != digest)):
             yield part
-            part, size = [], 0
+            part, size, names = [], 0, set(record.scalars)
         part.append(record)
         size += record_bytes(record)
         digest = own

@@ -21,13 +21,13 @@ RESERVED = frozenset(("parts", "skipped", "cadence_layers", "cadence_second", "c
 
 def as_number(value: Any) -> Number | None:
     """Take over one logged value without waiting for its device; None where it is no single number."""
-    if isinstance(value, Tensor):
-        if value.numel() != 1 or value.is_complex():
+    try:
+        if not isinstance(value, Tensor):
+            return float(value)
+        if value.numel() != 1 or value.is_complex() or value.is_meta:
             return None
         return float(value.item()) if value.is_cpu else value.detach().reshape(()).clone()
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last: a tensor within torch.func, say
         return None
 
 
@@ -131,7 +131,7 @@ class HeldCalls:
         kept: dict[str, Number] = {}
         for name, value in values.items():
             plain = value.is_cpu if isinstance(value, Tensor) else type(value) in (float, int)
-            number = as_number(value) if plain and _sendable(name) else None
+            number = as_number(value) if plain and _refusal(name) is None else None
             if number is None:
                 return False
             kept[name] = number
@@ -144,21 +144,39 @@ class HeldCalls:
         return calls
 
 
-def _sendable(name: str) -> bool:
-    return name not in RESERVED and len(name) <= DEFAULT_LIMITS.max_name
+def _refusal(name: str) -> str | None:
+    """Why a number cannot be recorded under this name; None where it can."""
+    if name in RESERVED:
+        return "the agent itself records a number of this name"
+    if not 1 <= len(name) <= DEFAULT_LIMITS.max_name or not name.isprintable():
+        return f"a name has 1 to {DEFAULT_LIMITS.max_name} printable characters"
+    return None
 
 
 def accept(values: Mapping[str, Any], complained: set[str]) -> dict[str, Number]:
     """The values of one call of log that are single numbers under names that can be sent; warns once per bad name."""
     good: dict[str, Number] = {}
     for name, value in values.items():
-        number = as_number(value) if _sendable(name) else None
+        refusal = _refusal(name)
+        number = as_number(value) if refusal is None else None
         if number is not None:
             good[name] = number
         elif name not in complained and len(complained) < 100:
             complained.add(name)
-            log.warning("gradspectra: log(%.60s=...) is not recorded: it takes single numbers, got %.80r", name, value)
+            refusal = refusal or f"it takes single numbers, got {value!r:.80}"
+            log.warning("gradspectra: log(%.60s=...) is not recorded: %s", name, refusal)
     return good
+
+
+def complain_of_step(step: Any, now: int, complained: set[str]) -> None:
+    """Say once that nothing can be recorded at `step`; now: the step that is open."""
+    if "step" in complained:
+        return
+    complained.add("step")
+    if isinstance(step, Mapping):
+        log.warning("gradspectra: log({...}) is not recorded: it takes numbers by name, as in log(loss=loss)")
+    else:
+        log.warning("gradspectra: log(step=%r) comes too late or too early; step %d is open", step, now)
 
 
 def rates(optimizers: Sequence[Any], index: int) -> dict[str, Number]:
@@ -172,5 +190,6 @@ def rates(optimizers: Sequence[Any], index: int) -> dict[str, Number]:
         if place == 0:
             found["learning_rate"] = rate
         if len(groups) > 1:
-            found[f"learning_rate/{group.get('name', place)}"] = rate
+            name = f"learning_rate/{group.get('name', place)}"
+            found[name if _refusal(name) is None else f"learning_rate/{place}"] = rate
     return found

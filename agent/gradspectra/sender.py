@@ -12,13 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gradspectra_core.wire import CONTENT_TYPE, decode_batch, encode_batch
+from gradspectra_core.records import Batch
+from gradspectra_core.wire import CONTENT_TYPE, WireError, decode_batch, encode_batch
 
 from gradspectra.errors import ServerAway, ServerRefused
 from gradspectra.frames import Frame
 from gradspectra.http_client import Answer, HttpClient
 from gradspectra.run_request import RunRequest
-from gradspectra.shedding import without_steps
+from gradspectra.shedding import beyond_reading, without_steps
 from gradspectra.spool import Spool
 
 logger = logging.getLogger("gradspectra")
@@ -183,12 +184,20 @@ class Sender:
             self.refused += 1
             logger.warning("gradspectra: steps %d to %d were refused: %s", frame.first_step, frame.last_step, problem)
             self._keep_refused(frame, payload, problem)
-            gap = without_steps(decode_batch(payload), f"refused by the server: {problem.detail or problem.title}")
+            gap = self._gap(frame, payload, f"refused by the server: {problem.detail or problem.title}")
         elif self._replacement[2]:
             gap = replace(decode_batch(payload), layer_table=None)
         else:
             raise problem
         self._replacement = (frame.sequence, encode_batch(gap), gap.layer_table is not None)
+
+    def _gap(self, frame: Frame, payload: bytes, reason: str) -> Batch:
+        """What is sent in the place of a refused batch: its layer table, and a gap over its steps."""
+        try:
+            return without_steps(decode_batch(payload), reason)
+        except WireError:
+            assert self.run is not None
+            return beyond_reading(frame, self.run["session"], reason)
 
     def _keep_refused(self, frame: Frame, payload: bytes, problem: ServerRefused) -> None:
         folder = self._refused_folder

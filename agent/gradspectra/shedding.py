@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from gradspectra_core.records import Batch, Columns, Gap
 
-from gradspectra.frames import LAYERS, SPECTRA, step_range
+from gradspectra.frames import LAYERS, SPECTRA, Frame, step_range
 
 REASON = "the spool was full"
 Sized = tuple[int, int, Batch]
@@ -43,6 +43,13 @@ def without_steps(batch: Batch, reason: str = REASON) -> Batch:
         layer_table=batch.layer_table,
         gaps=gaps,
     )
+
+
+def beyond_reading(frame: Frame, session: str, reason: str) -> Batch:
+    """Return a gap in the place of a batch that cannot be decoded, and of which no more than its frame is known."""
+    steps = np.array([frame.first_step, frame.last_step])
+    known = replace(EMPTY, session=session, sequence=frame.sequence, complete_through=frame.last_step, steps=steps)
+    return without_steps(known, reason)
 
 
 def _empty() -> Batch:

@@ -12,11 +12,11 @@ from itertools import chain
 from pathlib import Path
 
 from gradspectra_core.records import Batch, Gap
-from gradspectra_core.wire import decode_batch, encode_batch
+from gradspectra_core.wire import WireError, decode_batch, encode_batch
 
 from gradspectra.frames import LAYERS, SPECTRA, STAMPED, Frame, frame_bytes
 from gradspectra.journal import Journal, open_file
-from gradspectra.shedding import Excess, Sized, shed_flagged, shed_steps, without_steps
+from gradspectra.shedding import Excess, Sized, beyond_reading, shed_flagged, shed_steps, without_steps
 
 log = logging.getLogger("gradspectra")
 
@@ -97,7 +97,15 @@ class Spool:
             return None
         self._attempted = max(self._attempted, frame.sequence)
         if anew or not frame.flags & STAMPED:
-            stamped = replace(decode_batch(payload), session=self._session or "unset", sequence=frame.sequence)
+            session = self._session or "unset"
+            try:
+                stamped = replace(decode_batch(payload), session=session, sequence=frame.sequence)
+            except WireError as error:
+                if not self.failed:
+                    first, last = frame.first_step, frame.last_step
+                    log.warning("gradspectra: steps %d to %d cannot be read (%s); they are a gap", first, last, error)
+                self.failed += 1
+                stamped = beyond_reading(frame, session, str(error))
             payload = encode_batch(stamped)
         return frame, payload
 

@@ -11,8 +11,9 @@ from gradspectra.packing import Packer
 from gradspectra.record import StepRecord
 from gradspectra.spool import Spool
 from gradspectra_core.layers import Layer, LayerTable
+from gradspectra_core.limits import DEFAULT_LIMITS
 from gradspectra_core.records import Batch
-from gradspectra_core.wire import decode_batch
+from gradspectra_core.wire import decode_batch, encode_batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -317,3 +318,53 @@ def test_a_batch_is_closed_at_about_a_mebibyte() -> None:
     records = [layer_record(step, table) for step in range(1, 31)]
     batches = Packer().pack(records)
     assert [len(batch.steps) for batch in batches] == [7, 7, 7, 7, 2]
+
+
+def test_of_more_numbers_than_a_batch_can_name_the_rates_of_groups_are_left_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    records = [scalar_record(step) for step in (1, 2)]
+    for record in records:
+        record.scalars = {f"learning_rate/{group}": 0.1 for group in range(300)} | {"mine": 2.0} | record.scalars
+    (batch,) = Packer().pack(records)
+    assert len(batch.scalars.names) == DEFAULT_LIMITS.max_scalars
+    assert {"loss", "mine", "learning_rate/0", "learning_rate/253"} <= set(batch.scalars.names)
+    assert batch.scalars.present.all()
+    assert decode_batch(encode_batch(batch)).steps.tolist() == [1, 2]
+    assert [m for m in caplog.messages if "is left out" in m] == [
+        "gradspectra: step 1 has 302 numbers beside those of its layers, and 256 are recorded; "
+        "'learning_rate/254' is left out"
+    ]
+
+
+def test_packing_splits_before_a_batch_has_too_many_names() -> None:
+    records = [scalar_record(step) for step in range(1, 61)]
+    for record in records:
+        record.scalars |= {f"sample/{record.step}/{index}": 1.0 for index in range(30)}
+    batches = Packer().pack(records)
+    assert steps_of(batches) == list(range(1, 61))
+    assert {len(batch.steps) for batch in batches[:-1]} == {8}
+    for batch in batches:
+        assert decode_batch(encode_batch(batch)).scalars.names == batch.scalars.names
+
+
+def test_a_batch_that_cannot_be_read_again_is_a_gap_once_the_session_has_a_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = scalar_record(2)
+    bad.scalars["a name\nof two lines"] = 1.0
+    packer, spool = Packer(), opened(tmp_path)
+    for record in (scalar_record(1), bad, scalar_record(3)):
+        spool.append(*packer.pack([record]))
+    spool.set_session("s")
+    spool.peek()
+    found = list(drained(spool))
+    assert sum("steps 2 to 2 cannot be read" in message for message in caplog.messages) == 1
+    assert [(batch.session, batch.sequence, batch.complete_through) for batch in found] == [
+        ("s", 1, 1),
+        ("s", 2, 2),
+        ("s", 3, 3),
+    ]
+    assert [(gap.first, gap.last, gap.what) for gap in found[1].gaps] == [(2, 2, "all")]
+    assert "printable" in found[1].gaps[0].reason
+    assert steps_of(found) == [1, 3]
