@@ -38,3 +38,8 @@ class ServerRefused(GradSpectraError):
         self.remedy = str(members.get("remedy") or "")
         parts = [part for part in (self.detail or self.title or f"HTTP {status}", self.remedy) if part]
         super().__init__(f"the server answered {status}: " + " — ".join(parts))
+
+
+def end_state(error: BaseException | None) -> str:
+    """How a run has ended that is left with this exception: sys.exit() without an error is a good end."""
+    return "finished" if error is None or (isinstance(error, SystemExit) and not error.code) else "failed"

@@ -10,7 +10,7 @@ from typing import Any
 
 from gradspectra_core.layers import Layer
 
-from gradspectra.errors import InstabilityError
+from gradspectra.errors import InstabilityError, end_state
 from gradspectra.reactions import Reactions
 from gradspectra.record import StepRecord
 from gradspectra.recorder_input import (
@@ -133,7 +133,7 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close(state="finished" if kind is None else "failed")
+        self.close(state=end_state(error))
 
     def _judge(self, record: StepRecord) -> None:
         transport = self._transport

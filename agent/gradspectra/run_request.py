@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import numbers
 import os
 import platform
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from gradspectra_core import __version__
@@ -27,23 +29,30 @@ def plain_json(value: Any, depth: int = 0) -> Any:
     Numbers and arrays of numpy or torch become numbers and lists, dataclasses and namespaces objects; of anything
     else the text form is kept.
     """
-    if value is None or isinstance(value, (bool, int, str)):
+    if isinstance(value, str):
+        return _text(value)
+    if value is None or isinstance(value, (bool, int)):
         return value
     if isinstance(value, float):
         return json_number(value)
     if depth >= MAX_DEPTH:
-        return str(value)
+        return _text(str(value))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): plain_json(item, depth + 1) for key, item in value.items()}
+        return {_text(str(key)): plain_json(item, depth + 1) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [plain_json(item, depth + 1) for item in value]
     if hasattr(value, "tolist") and getattr(value, "ndim", None) is not None:
         return plain_json(value.tolist(), depth + 1)
     if type(value).__name__ == "Namespace" and hasattr(value, "__dict__"):
         return plain_json(vars(value), depth + 1)
-    return str(value)
+    return _text(str(value))
+
+
+def _text(value: str) -> str:
+    """The same, with a question mark for each half of a character: of file names that are no UTF-8, say."""
+    return value.encode(errors="replace").decode()
 
 
 def describe_environment() -> dict[str, Any]:
@@ -105,13 +114,18 @@ class RunRequest:
             raise TypeError(f"config must be a mapping of names to values, got {config!r}")
         if len(json.dumps(plain_config)) > MAX_JSON:
             raise ValueError(f"config must be at most {MAX_JSON} bytes as JSON, got {len(json.dumps(plain_config))}")
+        if not isinstance(notes, str):
+            raise TypeError(f"notes must be text, got {notes!r:.80}")
         if len(notes) > MAX_NOTES or "\x00" in notes or notes.encode(errors="replace").decode() != notes:
             raise ValueError(f"notes must be text of at most {MAX_NOTES} characters, got {len(notes)} in {notes!r:.60}")
-        if isinstance(tags, str):
-            raise TypeError(f"tags must be a list of strings, got the string {tags!r}")
+        if isinstance(tags, str) or not isinstance(tags, Collection):
+            raise TypeError(f"tags must be a list of strings, got {tags!r:.80}")
         if len(tags) > MAX_TAGS:
             raise ValueError(f"tags must be at most {MAX_TAGS}, got {len(tags)}")
-        if total_steps is not None and total_steps < 1:
+        known = total_steps is None or isinstance(total_steps, numbers.Real)
+        if not known:
+            raise TypeError(f"total_steps must be a number of steps or None, got {total_steps!r:.80}")
+        if total_steps is not None and not 1 <= total_steps < math.inf:
             raise ValueError(f"total_steps must be at least 1 or None, got {total_steps!r}")
         if start_step < 0:
             raise ValueError(f"start_step must be at least 0, got {start_step!r}")

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,6 +14,7 @@ from typing import Any
 
 from gradspectra.lock import DirectoryLock
 from gradspectra.run_request import RunRequest
+from gradspectra.settings import temporary_spool
 
 RUN_FILE, CLOSED_FILE, REFUSED = "run.json", "closed.json", "refused"
 
@@ -83,7 +83,7 @@ def make_folder(spool: Path, request: RunRequest, server: str) -> tuple[SessionF
     Returns the folder (None where neither can be written) and why it is not below `spool` ("" if it is).
     """
     why = ""
-    for place in (spool, Path(tempfile.gettempdir()) / f"gradspectra-spool-{_user()}"):
+    for place in filter(None, (spool, temporary_spool())):
         try:
             return SessionFolder.make(place, request, server), why
         except OSError as error:
@@ -98,7 +98,3 @@ def session_directories(path: Path) -> Iterator[Path]:
         return
     with suppress(OSError):
         yield from sorted(entry for entry in path.iterdir() if (entry / RUN_FILE).exists())
-
-
-def _user() -> str:
-    return str(os.getuid()) if hasattr(os, "getuid") else "user"

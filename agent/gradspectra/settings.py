@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,11 +21,11 @@ def server_address(server: str | None = None) -> str:
     source = "server" if server else "GRADSPECTRA_SERVER"
     address = server or os.environ.get("GRADSPECTRA_SERVER") or DEFAULT_SERVER
     try:
-        parts = urlsplit(address)
+        parts = urlsplit(str(address))
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
     except ValueError:
         good = False
-    if not good or any(character.isspace() for character in address):
+    if not isinstance(address, str) or not good or any(character.isspace() for character in address):
         raise ValueError(f"{source} must be an address like http://127.0.0.1:7117, got {address!r}")
     return address.rstrip("/")
 
@@ -32,15 +33,39 @@ def server_address(server: str | None = None) -> str:
 def access_token(token: str | None = None) -> str | None:
     """Return `token`, else GRADSPECTRA_TOKEN, else None. Raises ValueError for one that no HTTP header can carry."""
     source = "token" if token else "GRADSPECTRA_TOKEN"
-    text = (token or os.environ.get("GRADSPECTRA_TOKEN") or "").strip()
+    text = token or os.environ.get("GRADSPECTRA_TOKEN") or ""
+    if not isinstance(text, str):
+        raise TypeError(f"{source} must be text, as `gradspectra token create` prints it, got a {type(text).__name__}")
+    text = text.strip()
     if not (text.isascii() and text.isprintable()) or " " in text:
         raise ValueError(f"{source} must be printable ASCII without spaces, as `gradspectra token create` prints it")
     return text or None
 
 
 def spool_folder(spool: str | os.PathLike[str] | None = None) -> Path:
-    """Return the folder that holds one spool directory per session: `spool`, else GRADSPECTRA_SPOOL, else default."""
-    return Path(spool or os.environ.get("GRADSPECTRA_SPOOL") or DEFAULT_SPOOL).expanduser()
+    """Return the folder that holds one spool directory per session: `spool`, else GRADSPECTRA_SPOOL, else default.
+
+    Raises TypeError or ValueError for what names no folder.
+    """
+    source = "spool" if spool else "GRADSPECTRA_SPOOL"
+    wanted = spool or os.environ.get("GRADSPECTRA_SPOOL")
+    if wanted and not isinstance(wanted, str | os.PathLike):
+        raise TypeError(f"{source} must be a folder, got {wanted!r:.80}")
+    try:
+        return Path(wanted or DEFAULT_SPOOL).expanduser()
+    except RuntimeError as error:
+        if wanted:
+            raise ValueError(f"{source} must be a folder, got {os.fspath(wanted)!r}: {error}") from error
+        return temporary_spool() or Path(os.devnull)  # this user has no home
+
+
+def temporary_spool() -> Path | None:
+    """Return what takes the place of a spool folder that cannot be written; None without a temporary folder."""
+    user = os.getuid() if hasattr(os, "getuid") else "user"
+    try:
+        return Path(tempfile.gettempdir()) / f"gradspectra-spool-{user}"
+    except OSError:
+        return None
 
 
 def fused_wanted() -> bool:

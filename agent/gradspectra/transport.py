@@ -78,7 +78,7 @@ class Transport:
         self._queue = RecordQueue()
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
-        self._pid = os.getpid()
+        self._pid, self._forked = os.getpid(), False
         self._deadline = float("inf")
         self._end_state = "finished"
         self._overhead = 0.0
@@ -111,7 +111,12 @@ class Transport:
 
     def record(self, record: StepRecord | Unmade) -> None:
         """Take over the numbers of a step. Costs a few microseconds, never blocks, never raises."""
-        if self._closing.is_set() or os.getpid() != self._pid:
+        if self._closing.is_set():
+            return
+        if os.getpid() != self._pid:
+            if not self._forked:
+                logger.warning("gradspectra: not recorded: this process was forked from the one that sends; watch here")
+            self._forked = True
             return
         self._last_step = record.step
         self._queue.put(record)

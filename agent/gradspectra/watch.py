@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gradspectra.capture import capturing
 from gradspectra.duties import Duty, duty_of_rank
+from gradspectra.errors import end_state
 from gradspectra.guard import Guard
 from gradspectra.hooks import Hooks
 from gradspectra.inputs import Inputs
@@ -25,7 +26,7 @@ from gradspectra.options import Options, models_by_name, optimizers_of, options
 from gradspectra.reactions import Reactions
 from gradspectra.record_queue import Unmade
 from gradspectra.rules import LocalRules
-from gradspectra.scalars import accept
+from gradspectra.scalars import accept, complain_of_step
 from gradspectra.session import Session
 from gradspectra.step import ClosedStep
 from gradspectra.surroundings import environment, rank, steps_taken
@@ -183,13 +184,8 @@ class Watch:
     def _log(self, step: int | None, scalars: Mapping[str, Any]) -> None:
         if step is None and self._session.hold(scalars):
             return
-        if not self._session.log(accept(scalars, self._complaints), step) and "step" not in self._complaints:
-            self._complaints.add("step")
-            log.warning(
-                "gradspectra: log(step=%r) comes too late or too early; step %d is open",
-                step,
-                self._session.open.number,
-            )
+        if not self._session.log(accept(scalars, self._complaints), step):
+            complain_of_step(step, self._session.open.number, self._complaints)
 
     def step(self) -> None:
         """Say that a step is over, where no optimizer hook does; call it before the gradients are set to zero."""
@@ -261,7 +257,7 @@ class Watch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close(state="finished" if kind is None else "failed")
+        self.close(state=end_state(error))
 
     def _at_exit(self) -> None:
         if os.getpid() != self._pid:

@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +19,8 @@ from agent.records import layer_record, scalar_record
 from agent.scripted_server import Handler, ScriptedServer
 from gradspectra import sender as sender_module
 from gradspectra import transport as transport_module
-from gradspectra.settings import access_token, server_address
+from gradspectra.record import StepRecord
+from gradspectra.settings import access_token, server_address, spool_folder
 from gradspectra.transport import Transport
 
 
@@ -258,6 +260,22 @@ def test_a_refused_batch_is_kept_aside_and_its_steps_become_a_gap(
     assert refusals == ["gradspectra: steps 1 to 1 were refused: the server answered 422: not this one"]
 
 
+def test_a_batch_that_nobody_can_read_becomes_a_gap_and_the_others_arrive(
+    server: ScriptedServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    transport = started(server, tmp_path)
+    transport.record(scalar_record(1))
+    server.wait_for(lambda: server.steps() == [1])
+    transport.record(StepRecord(2, 1.0, {"a name\nof two lines": 1.0}))
+    server.wait_for(lambda: server.gaps() == [(2, 2, "all")])
+    transport.record(scalar_record(3))
+    server.wait_for(lambda: server.steps() == [1, 3])
+    transport.close()
+    assert server.finished
+    assert transport.status()["failed_rounds"] == 0
+    assert sum("were refused" in message for message in caplog.messages) == 1
+
+
 def test_a_table_that_is_the_fault_is_left_out_of_the_gap(server: ScriptedServer, tmp_path: Path) -> None:
     server.scripts = [refuse(422), refuse(422)]
     transport = started(server, tmp_path)
@@ -399,6 +417,36 @@ def test_a_spool_folder_that_cannot_be_written_falls_back_to_the_temporary_folde
     assert "cannot be written (Not a directory)" in caplog.messages[0]
 
 
+def test_without_any_folder_to_write_to_the_records_go_out_from_memory(
+    server: ScriptedServer, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nowhere() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", nowhere)
+    (tmp_path / "file").write_text("not a folder")
+    transport = started(server, tmp_path / "file" / "spool")
+    transport.record(scalar_record(1))
+    server.wait_for(lambda: server.steps() == [1])
+    assert transport.status()["spool"] is None
+    transport.close()
+    assert caplog.messages == []
+    assert server.finished
+
+
+def test_a_user_without_a_home_spools_to_the_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(user: Any) -> Any:
+        raise KeyError(user)
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("GRADSPECTRA_SPOOL", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    assert spool_folder() == Path(tempfile.gettempdir()) / f"gradspectra-spool-{os.getuid()}"
+    monkeypatch.setenv("GRADSPECTRA_SPOOL", "~/spool")
+    with pytest.raises(ValueError, match="GRADSPECTRA_SPOOL must be a folder, got '~/spool': Could not determine home"):
+        spool_folder()
+
+
 def test_a_forked_child_neither_records_nor_closes(server: ScriptedServer, tmp_path: Path) -> None:
     script = f"""
 import os, time
@@ -411,12 +459,15 @@ time.sleep(0.3)
 child = os.fork()
 if child == 0:
     transport.record(StepRecord(2, 2.0))
+    transport.record(StepRecord(3, 3.0))
     transport.close()
     os._exit(0)
 os.waitpid(child, 0)
 transport.record(StepRecord(3, 3.0))
 """
-    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=120)
+    command = [sys.executable, "-W", "ignore", "-c", script]
+    done = subprocess.run(command, check=True, timeout=120, stderr=subprocess.PIPE, text=True)
+    assert done.stderr.count("this process was forked from the one that sends") == 1
     assert server.steps() == [1, 3], "and leaving the program closed the transport"
     assert server.finished == [{"session": "session1", "state": "finished"}]
 
@@ -463,6 +514,8 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
         ({"notes": "x" * 70_000}, "notes must be text of at most 65536 characters, got 70000"),
         ({"tags": ["x"] * 65}, "tags must be at most 64, got 65"),
         ({"start_step": -1}, "start_step must be at least 0, got -1"),
+        ({"total_steps": float("inf")}, "total_steps must be at least 1 or None, got inf"),
+        ({"server": 7117}, "server must be an address like http://127.0.0.1:7117, got 7117"),
     ],
 )
 def test_bad_arguments_raise_at_construction(arguments: dict[str, Any], message: str) -> None:
@@ -470,3 +523,27 @@ def test_bad_arguments_raise_at_construction(arguments: dict[str, Any], message:
         Transport(**arguments)
     with pytest.raises(TypeError, match="tags must be a list of strings"):
         Transport(tags="abc")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tags": None}, "tags must be a list of strings, got None"),
+        ({"notes": None}, "notes must be text, got None"),
+        ({"total_steps": "9"}, "total_steps must be a number of steps or None, got '9'"),
+        ({"token": 5}, "token must be text, as `gradspectra token create` prints it, got a int"),
+        ({"spool": 5}, "spool must be a folder, got 5"),
+    ],
+)
+def test_arguments_of_another_type_are_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        Transport(**arguments)
+
+
+def test_half_characters_of_a_configuration_become_question_marks(server: ScriptedServer, tmp_path: Path) -> None:
+    broken = os.fsdecode(b"runs/caf\xe9")
+    transport = started(server, tmp_path, config={"data": broken, broken: Path(broken)})
+    server.wait_for(lambda: bool(server.runs))
+    transport.close()
+    (run,) = server.runs.values()
+    assert run["request"]["config"] == {"data": "runs/caf?", "runs/caf?": "runs/caf?"}

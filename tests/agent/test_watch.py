@@ -92,8 +92,70 @@ def test_what_is_no_single_number_is_not_recorded_and_said_once(kept, caplog):
     with watched(model, optimizer) as watch:
         train(model, optimizer, 2, before=lambda _: watch.log(loss=torch.ones(2), note="text", skipped=3, lr_x=1))
     assert [sorted(set(r.scalars) & {"loss", "note", "skipped", "lr_x"}) for r in kept()] == [["lr_x"], ["lr_x"]]
-    assert [sum(f"log({name}=" in message for message in caplog.messages) for name in ("loss", "note")] == [1, 1]
+    assert [message.partition(" is not recorded: ")[::2] for message in caplog.messages] == [
+        ("gradspectra: log(loss=...)", "it takes single numbers, got tensor([1., 1.])"),
+        ("gradspectra: log(note=...)", "it takes single numbers, got 'text'"),
+        ("gradspectra: log(skipped=...)", "the agent itself records a number of this name"),
+    ]
     assert kept()[0].counts["skipped"] == 0
+
+
+def test_a_name_that_no_batch_can_carry_is_said_and_the_rest_is_recorded(kept, caplog):
+    model = attention()
+    groups = [{"params": [p], "name": "two\nlines" if n == "head.bias" else n} for n, p in model.named_parameters()]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    with watched(model, optimizer) as watch:
+        train(model, optimizer, 2, before=lambda _: watch.log(loss=1.0, **{"two\nlines": 1, "": 2, "n" * 513: 3}))
+    for record in kept():
+        assert all(name.isprintable() and 1 <= len(name) <= 512 for name in record.scalars)
+        assert {"loss", "learning_rate/embed.weight", "learning_rate/6"} <= set(record.scalars)
+    assert sum("a name has 1 to 512 printable characters" in message for message in caplog.messages) == 3
+
+
+@pytest.mark.parametrize("number", [torch.empty((), device="meta"), torch.ones(1).to_sparse().to("meta")])
+def test_a_tensor_without_a_number_harms_no_other(number, kept, caplog):
+    model = attention()
+    optimizer = sgd(model)
+    with watched(model, optimizer) as watch:
+        train(model, optimizer, 5, before=lambda step: watch.log(odd=number, loss=step))
+    assert [record.scalars["loss"] for record in kept()] == [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert watch.status()["not_measured"] == []
+    assert sum("log(odd=...) is not recorded" in message for message in caplog.messages) == 1
+
+
+def test_numbers_given_as_a_mapping_are_said_with_the_form_that_is_taken(kept, caplog):
+    model = attention()
+    optimizer = sgd(model)
+    with watched(model, optimizer) as watch:
+        train(model, optimizer, 2, before=lambda _: watch.log({"loss": 1.0}))
+    assert caplog.messages == [
+        "gradspectra: log({...}) is not recorded: it takes numbers by name, as in log(loss=loss)"
+    ]
+    assert all("loss" not in record.scalars for record in kept())
+
+
+@pytest.mark.parametrize(
+    ("leaving", "state"), [(SystemExit(0), "finished"), (SystemExit(), "finished"), (SystemExit("no"), "failed")]
+)
+@pytest.mark.usefixtures("kept")
+def test_sys_exit_without_an_error_is_a_good_end(leaving, state):
+    model = attention()
+    with pytest.raises(SystemExit), watched(model, sgd(model)):
+        raise leaving
+    assert KeepingTransport.last.closed == state
+
+
+@pytest.mark.usefixtures("kept")
+def test_the_status_says_at_once_that_a_module_was_swapped_and_no_optimizer_has_it():
+    model = attention()
+    optimizer = sgd(model)
+    with watched(model, optimizer) as watch:
+        train(model, optimizer, 2)
+        assert watch.status()["not_measured"] == []
+        model.head = nn.Linear(12, 5)
+        assert watch.status()["not_measured"] == ["2 trainable tensors are in no watched optimizer"]
+        optimizer.add_param_group({"params": model.head.parameters()})
+        assert watch.status()["not_measured"] == []
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
