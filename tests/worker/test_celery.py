@@ -1,6 +1,7 @@
 """Real Celery worker processes on a real Redis: kills, lost and doubled messages, a Redis that restarts."""
 
 import json
+import logging
 import os
 import random
 import shutil
@@ -28,11 +29,13 @@ from gradspectra_store.retention import adopt_retention
 from gradspectra_store.run_views import get_run
 from gradspectra_store.runs import delete_run
 from gradspectra_store.schema import segments
+from gradspectra_worker import tasks
 from gradspectra_worker.announce import LIVE_CHANNEL, RedisAnnouncer
 from gradspectra_worker.app import DERIVE, HEARD_SECONDS, RETAIN_DUE, SWEEP, make_app
 from gradspectra_worker.celery_dispatch import CeleryDispatcher, DirectDispatcher
 from gradspectra_worker.derive import derive
 from gradspectra_worker.redis_urls import for_celery, for_redis
+from kombu.utils.imports import symbol_by_name
 from store.compacting import a_plain_run
 from store.retaining import KEPT, asked, ended
 from worker.receiver import receiving
@@ -386,3 +389,31 @@ def test_a_run_that_cannot_be_derived_is_left_to_the_sweep_and_holds_up_no_other
     assert outcome(store, fine.run) == undisturbed(store)
     with store.write() as conn:
         delete_run(conn, spoiled.run)
+
+
+def test_beat_says_in_one_line_that_redis_is_away(redis_server, caplog):
+    app = make_app(redis_server.url)
+    scheduler = symbol_by_name(app.conf.beat_scheduler)(app, lazy=True)
+    redis_server.stop()
+    with app.connection_for_write() as connection:
+        entry = scheduler.Entry(name="sweep", task=SWEEP, schedule=10.0, app=app)
+        scheduler.apply_entry(entry, producer=app.amqp.Producer(connection, auto_declare=False))
+    redis_server.start()
+    (record,) = (record for record in caplog.records if record.levelno >= logging.WARNING)
+    assert record.getMessage().startswith("Couldn't apply scheduled task sweep: ")
+    assert record.exc_info is None
+
+
+def test_a_task_says_in_one_line_that_the_database_is_away(monkeypatch, caplog):
+    monkeypatch.setenv("GRADSPECTRA_DATABASE_URL", "postgresql+psycopg://nobody:s3cret@127.0.0.1:9/none")
+    tasks._store.cache_clear()
+    try:
+        tasks.deliver_alerts()
+    finally:
+        tasks._store.cache_clear()
+    (record,) = (record for record in caplog.records if record.levelno >= logging.WARNING)
+    assert record.getMessage().startswith(
+        "left for later: the database postgresql+psycopg://nobody:***@127.0.0.1:9/none"
+    )
+    assert "\n" not in record.getMessage()
+    assert record.exc_info is None

@@ -87,6 +87,7 @@ def make_app(redis_url: str) -> Celery:
             "sweep": {"task": SWEEP, "schedule": SWEEP_SECONDS, "options": {"expires": SWEEP_SECONDS}},
             "retain": {"task": RETAIN_DUE, "schedule": RETAIN_SECONDS, "options": {"expires": RETAIN_SECONDS}},
         },
+        beat_scheduler="gradspectra_worker.scheduler:Scheduler",
         broker_connection_max_retries=None,  # else a worker ends after about three quarters of an hour without Redis
         broker_connection_retry_on_startup=True,
         broker_transport_options={
