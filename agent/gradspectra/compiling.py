@@ -18,8 +18,7 @@ from threading import Thread
 from typing import NamedTuple
 
 import numpy as np
-from gradspectra_core.records import Float32, Float64
-from numpy.typing import NDArray
+from gradspectra_core.records import Float32
 
 from gradspectra.settings import COMPILED
 
@@ -59,12 +58,14 @@ NO_UPDATE, ADAM, LINEAR = range(3)
 VECTOR = np.dtype([("numbers", np.uint64), ("count", np.int64)])
 """A vector as fused.c takes it: the address of its float32 numbers, and how many."""
 SAMPLE = np.dtype(
-    [("numbers", np.uint64), ("start", np.uint64), ("step", np.float64)]
+    [(name, np.uint64) for name in ("numbers", "start", "lower")]
+    + [("half", np.int64), ("step", np.float64)]
     + [(name, np.int64) for name in ("blocks", "width", "stride")]
 )
 """A sample as samples.c takes it: blocks of `width` float32 numbers, which begin `stride` numbers apart. start: where
-the numbers lie one after another that it is compared with: in float32 where step is 0, else rows of codes, as
-`starts.Coded` has them, of so many steps."""
+the numbers lie one after another that it is compared with, in float32 where step is 0. Else they are whole numbers of
+so many steps, as `starts.Coded` has them: start is where their upper bits lie, lower where the other 4 do, those of the
+first `half` of them in the lower half of each byte."""
 MOST_BLOCKS = 4096
 """Of a sample that a median is taken of; further ones are left out."""
 
@@ -226,7 +227,7 @@ def _of_vectors(found: Compiled, g: Float32, w: Float32) -> tuple[list[float], l
     broken[3, :3] = np.nan, np.inf, -np.inf
     found.extremes(broken.size, broken.ctypes.data, extremes.ctypes.data)
     samples, medians = np.zeros(2, SAMPLE), np.zeros(2)
-    samples[0], samples[1] = (w.ctypes.data, 0, 0, 6, 1, 5), (broken.ctypes.data, 0, 0, w.size, 1, 1)
+    samples[0], samples[1] = (w.ctypes.data, 0, 0, 0, 0, 6, 1, 5), (broken.ctypes.data, 0, 0, 0, 0, w.size, 1, 1)
     found.medians(2, samples.ctypes.data, medians.ctypes.data)
     finite = np.abs(broken[np.isfinite(broken)])
     expected = [(w.astype(np.float64) ** 2).sum(), float(g.flat[0]) ** 2, finite.max(), 3.0]
@@ -236,27 +237,20 @@ def _of_vectors(found: Compiled, g: Float32, w: Float32) -> tuple[list[float], l
 
 def _of_starts(found: Compiled, w: Float32, m: Float32) -> tuple[list[float], list[float]]:
     """What `drift` finds, and what it should: of blocks and of one long row, from float32 numbers and from codes."""
-    codes = np.random.default_rng(1).integers(0, 256, 1600, np.uint8)
+    draw = np.random.default_rng(1)
+    upper, lower = draw.integers(-(1 << 15), 1 << 15, 640, np.int16), draw.integers(0, 256, 320, np.uint8)
     samples, drift, expected = np.zeros(4, SAMPLE), np.zeros((4, 2)), []
     places = [w.copy() for _ in samples]
     for row, (blocks, width, stride, step) in enumerate(
         (*shape, step) for shape in ((40, 16, 48), (1, 637, 637)) for step in (0.0, 0.0625)
     ):
-        kept = m.ravel()[: blocks * width].reshape(blocks, width).astype(np.float64)
-        start = step * _decoded(codes, blocks, width) if step else kept
+        count, half = blocks * width, (blocks + 1) // 2 * 16 if blocks > 1 else (width + 1) // 2
+        whole = 16.0 * upper[:count] + np.concatenate([lower[:half] & 15, lower[: count - half] >> 4])
+        start = (step * whole if step else m.ravel()[:count].astype(np.float64)).reshape(blocks, width)
         now = places[row].ravel()[: blocks * stride].reshape(blocks, stride)[:, :width]
         now += start.astype(np.float32)
-        samples[row] = (now.ctypes.data, (codes if step else m).ctypes.data, step, blocks, width, stride)
+        at = (upper if step else m).ctypes.data
+        samples[row] = (now.ctypes.data, at, lower.ctypes.data, half, step, blocks, width, stride)
         expected += [((now - start) ** 2).sum(), (now * start).sum()]
     found.drift(len(samples), samples.ctypes.data, drift.ctypes.data)
     return drift.ravel().tolist(), expected
-
-
-def _decoded(codes: NDArray[np.uint8], blocks: int, width: int) -> Float64:
-    """The whole numbers that codes stand for, as `starts.Coded` has them: (blocks, width)."""
-    size = (width + 3) // 4 * 2
-    rows = codes[: blocks * (2 * width + size)].reshape(blocks, -1)
-    lower = np.concatenate([rows[:, 2 * width :] & 15, rows[:, 2 * width :] >> 4], 1)[:, :width]
-    upper = np.ascontiguousarray(rows[:, : 2 * width]).view(np.int16)
-    whole: Float64 = 16.0 * upper + lower
-    return whole

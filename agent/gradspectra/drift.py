@@ -11,7 +11,7 @@ from gradspectra_core.records import Float64
 from torch import Tensor
 
 from gradspectra.compiling import SAMPLE, Compiled
-from gradspectra.flat import chunk, dot_into, flat
+from gradspectra.flat import OneThread, chunk, dot_into, flat
 from gradspectra.fused import BYTES, CPU, FusedPass, address, fits
 from gradspectra.inventory import Inventory, WatchedTensor
 from gradspectra.readout import Readout
@@ -95,12 +95,13 @@ class _Plain:
         return True
 
 
-def _place(start: Start, now: Tensor) -> tuple[int, float]:
-    """Where the start of a sample lies as the compiled pass reads it, 0 where it cannot, and its step, 0 for none."""
+def _place(start: Start, now: Tensor) -> tuple[int, int, int, float]:
+    """The start of a sample as SAMPLE has it: start, 0 where the compiled pass cannot read it, lower, half and step."""
     if isinstance(start, Tensor):
-        return address(start, now.numel()), 0.0
-    codes = start["codes"]
-    return (codes.data_ptr() if codes.is_cpu and codes.is_contiguous() else 0), start["step"]
+        return address(start, now.numel()), 0, 0, 0.0
+    upper, lower = start["upper"], start["lower"]
+    plain = all(codes.is_cpu and codes.is_contiguous() for codes in (upper, lower))
+    return (upper.data_ptr() if plain else 0), lower.data_ptr(), lower.numel(), start["step"]
 
 
 class Drift:
@@ -134,13 +135,14 @@ class Drift:
         starts: dict[str, Start] = {}
         self.anew = False
         self._extents.clear()
-        for index, now in self._samples(self._inventory.tensors):
-            name = self._inventory.table.names[index]
-            start = self.starts.get(name)
-            if start is None or not is_of(start, now):
-                self.anew = True
-                start = copy_of(now)
-            starts[name] = self._smaller(name, placed_on(start, now.device))
+        with OneThread():
+            for index, now in self._samples(self._inventory.tensors):
+                name = self._inventory.table.names[index]
+                start = self.starts.get(name)
+                if start is None or not is_of(start, now):
+                    self.anew = True
+                    start = copy_of(now)
+                starts[name] = self._smaller(name, placed_on(start, now.device))
         self.starts = starts
         self._begun = True
         self._asked = Readout(list(self._extents.values())) if self._extents else None
@@ -200,10 +202,10 @@ class Drift:
 
     @staticmethod
     def _sums(square: Tensor, product: Tensor, now: Tensor, start: Start) -> None:
-        most = chunk(now.device)
+        most, wide = chunk(now.device), torch.promote_types(now.dtype, torch.float32)
         rows = most if now.dim() == 1 else most // BLOCK
         if len(now) <= rows:
-            then = before(start, now, 0, len(now))
+            then = before(start, 0, len(now), wide)
             moved, then = (now - then).view(-1), then.view(-1)
             dot_into(square, moved, moved)
             dot_into(product, then, moved + then)
@@ -211,7 +213,7 @@ class Drift:
         square.zero_()
         product.zero_()
         for first in range(0, len(now), rows):
-            then = before(start, now, first, first + rows)
+            then = before(start, first, min(first + rows, len(now)), wide)
             moved, then = (now[first : first + rows] - then).view(-1), then.view(-1)
             square.add_(torch.dot(moved, moved))
             product.add_(torch.dot(then, moved.add_(then)))
@@ -219,7 +221,7 @@ class Drift:
     def _on(self, device: torch.device) -> Tensor:
         """The results on a device."""
         if device not in self._results:
-            self._results[device] = torch.zeros(3, len(self._scale), device=device)
+            self._results[device] = torch.zeros(3, len(self._scale), dtype=torch.float32, device=device)
         return self._results[device]
 
     def _samples(self, tensors: Iterable[WatchedTensor]) -> Iterator[tuple[int, Tensor]]:

@@ -2,14 +2,17 @@
 
 #include "fused.h"
 
-enum { MOST = 4096 };                 /* blocks of a sample that a median is taken of at most */
-enum { WIDTH = 16, ROW_BYTES = 40 }; /* of a block of a large layer's sample: numbers, and bytes of their codes */
+enum { MOST = 4096 }; /* blocks of a sample that a median is taken of at most */
+enum { WIDTH = 16 };  /* numbers of a block of a large layer's sample */
 
 /* Blocks of `width` numbers whose beginnings lie `stride` apart, and where those of the start lie one after another:
-   numbers too where step is 0, else codes. */
+   numbers where step is 0, else the upper 16 bits of whole numbers of so many steps, whose other 4 are in `lower`, those
+   of the first `half` of them in the lower half of each byte. */
 typedef struct {
     const float *numbers;
     const void *start;
+    const uint8_t *lower;
+    int64_t half;
     double step;
     int64_t blocks, width, stride;
 } Sample;
@@ -84,71 +87,50 @@ void gradspectra_medians(int64_t samples, const Sample *sample, double *medians)
         medians[i] = median_of(sample + i);
 }
 
-/* Numbers of a row from `at` on, out of whole numbers of 20 bits, each so many steps: of a row first the upper 16 bits of
-   each, then the lower 4, those of its second half in the upper halves of the bytes. */
-static inline void decode(const uint8_t *row, int64_t width, int64_t at, int64_t length, float step, float *numbers) {
-    const int16_t *upper = (const int16_t *)row + at;
-    const uint8_t *lower = row + 2 * width + at;
-    int64_t half = (width + 3) / 4 * 2, first = at < half ? half - at : 0;
-    if (first > length)
-        first = length;
+/* The start of a sample, from its number `at` on. */
+static inline void decode(const Sample *sample, int64_t at, int64_t length, float *start) {
+    const int16_t *upper = (const int16_t *)sample->start + at;
+    const uint8_t *lower = sample->lower + at;
+    const float step = sample->step;
+    const int64_t half = sample->half;
+    int64_t first = half < at ? 0 : half - at < length ? half - at : length;
     for (int64_t i = 0; i < first; i++)
-        numbers[i] = step * (float)(upper[i] * 16 + (lower[i] & 15));
+        start[i] = step * (float)(upper[i] * 16 + (lower[i] & 15));
     for (int64_t i = first; i < length; i++)
-        numbers[i] = step * (float)(upper[i] * 16 + (lower[i - half] >> 4));
+        start[i] = step * (float)(upper[i] * 16 + (lower[i - half] >> 4));
 }
 
-static inline void add_drift(const float *now, const float *start, int64_t length, double *sums) {
-    float square = 0, product = 0;
-    for (int64_t i = 0; i < length; i++) {
-        float moved = now[i] - start[i];
-        square += moved * moved;
-        product += start[i] * now[i];
-    }
-    sums[0] += square;
-    sums[1] += product;
-}
-
-/* The usual sample of a large layer: blocks of WIDTH numbers, which are brought together until they fill a BLOCK. */
+/* The square of the distance from the start, and the inner product with it; of blocks of WIDTH numbers, or of one. */
 EACH_PROCESSOR
-static void drift_of_blocks(const Sample *sample, double *sums) {
-    const int64_t bytes = sample->step != 0 ? ROW_BYTES : WIDTH * (int64_t)sizeof(float);
-    float now[BLOCK], start[BLOCK];
-    for (int64_t block = 0; block < sample->blocks;) {
-        int64_t length = 0;
-        for (; length < BLOCK && block < sample->blocks; block++, length += WIDTH) {
-            const uint8_t *row = (const uint8_t *)sample->start + block * bytes;
-            memcpy(now + length, sample->numbers + block * sample->stride, WIDTH * sizeof(float));
-            if (sample->step != 0)
-                decode(row, WIDTH, 0, WIDTH, sample->step, start + length);
-            else
-                memcpy(start + length, row, WIDTH * sizeof(float));
+static void drift_of(const Sample *sample, double *sums) {
+    const int64_t count = sample->blocks * sample->width;
+    float together[BLOCK], decoded[BLOCK];
+    sums[0] = sums[1] = 0;
+    for (int64_t at = 0; at < count; at += BLOCK) {
+        const int64_t length = count - at < BLOCK ? count - at : BLOCK;
+        const float *now = sample->numbers + at, *start = (const float *)sample->start + at;
+        if (sample->blocks > 1) {
+            const float *block = sample->numbers + at / WIDTH * sample->stride;
+            for (int64_t i = 0; i < length; i += WIDTH, block += sample->stride)
+                memcpy(together + i, block, WIDTH * sizeof *block);
+            now = together;
         }
-        add_drift(now, start, length, sums);
-    }
-}
-
-EACH_PROCESSOR
-static void drift_of_row(const Sample *sample, double *sums) {
-    float decoded[BLOCK];
-    for (int64_t at = 0; at < sample->width; at += BLOCK) {
-        int64_t length = sample->width - at < BLOCK ? sample->width - at : BLOCK;
-        const float *start = (const float *)sample->start + at;
         if (sample->step != 0) {
-            decode(sample->start, sample->width, at, length, sample->step, decoded);
+            decode(sample, at, length, decoded);
             start = decoded;
         }
-        add_drift(sample->numbers + at, start, length, sums);
+        float square = 0, product = 0;
+        for (int64_t i = 0; i < length; i++) {
+            float moved = now[i] - start[i];
+            square += moved * moved;
+            product += start[i] * now[i];
+        }
+        sums[0] += square;
+        sums[1] += product;
     }
 }
 
-/* The square of the distance from the start, and the inner product with it; of blocks of WIDTH numbers, or of one row. */
 void gradspectra_drift(int64_t samples, const Sample *sample, double *sums) {
-    for (int64_t i = 0; i < samples; i++, sample++, sums += 2) {
-        sums[0] = sums[1] = 0;
-        if (sample->width == WIDTH)
-            drift_of_blocks(sample, sums);
-        else
-            drift_of_row(sample, sums);
-    }
+    for (int64_t i = 0; i < samples; i++)
+        drift_of(sample + i, sums + 2 * i);
 }

@@ -7,7 +7,6 @@ from typing import TypedDict
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from gradspectra.flat import chunk, widest
 
@@ -26,12 +25,13 @@ SMALLEST = 2.0**-126
 class Coded(TypedDict):
     """A sample as whole numbers of so many steps, a power of 2. A plain dictionary, for checkpoints.
 
-    codes: (rows, bytes) uint8, a row for each block, or one for a short layer: the upper 16 bits of each of its
-    numbers, then the lower 4, those of the second half of the row in the upper halves of the bytes. lost: what lies
-    between the weights and these, as a sum of squares, 0-dimensional.
+    upper: their upper 16 bits, int16 in the shape of the sample. lower: the other 4, uint8: those of its first half, by
+    the first index, in the lower half of each byte, and those of the second in the upper. lost: what lies between the
+    weights and these numbers, as a sum of squares, 0-dimensional.
     """
 
-    codes: Tensor
+    upper: Tensor
+    lower: Tensor
     step: float
     lost: Tensor
 
@@ -40,24 +40,18 @@ Start = Tensor | Coded
 """The sample of a layer: as it is, or coded."""
 
 
-def half(width: int) -> int:
-    """Bytes that the lower bits of a row of so many numbers take; even, so that each row begins at an even address."""
-    return (width + 3) // 4 * 2
-
-
 def is_of(start: Start | None, now: Tensor) -> bool:
     """Whether a start is that of a sample of this shape."""
-    if start is None or isinstance(start, Tensor):
-        return start is not None and start.shape == now.shape
-    rows, width = (1, len(now)) if now.dim() == 1 else now.shape
-    return start["codes"].shape == (rows, 2 * width + half(width))
+    numbers = start if start is None or isinstance(start, Tensor) else start["upper"]
+    return numbers is not None and numbers.shape == now.shape
 
 
 def placed_on(start: Start, device: torch.device) -> Start:
     """The same on a device."""
     if isinstance(start, Tensor):
         return start.to(device)
-    return {"codes": start["codes"].to(device), "step": start["step"], "lost": start["lost"].to(device)}
+    upper, lower, lost = (start[name].to(device) for name in ("upper", "lower", "lost"))
+    return {"upper": upper, "lower": lower, "step": start["step"], "lost": lost}
 
 
 def copy_of(now: Tensor) -> Tensor:
@@ -89,40 +83,35 @@ def in_steps(start: Tensor, largest: float, norm: float) -> Start:
 
 def coded(start: Tensor, step: float) -> Coded:
     """Code a sample, in pieces."""
-    rows = start.view(-1, start.shape[-1])
-    width, most = rows.shape[1], max(chunk(start.device) // rows.shape[1], 1)
-    codes = torch.empty(len(rows), 2 * width + half(width), dtype=torch.uint8, device=start.device)
+    half, limit = _half(start), 1 << (BITS - 1)
+    upper = torch.empty(start.shape, dtype=torch.int16, device=start.device)
+    lower = torch.zeros((half, *start.shape[1:]), dtype=torch.uint8, device=start.device)
     lost = torch.zeros((), dtype=widest(start.device), device=start.device)
-    for first in range(0, len(rows), most):
-        piece, into = rows[first : first + most], codes[first : first + most]
-        into.copy_(_packed(piece, step))
-        lost += (piece - _numbers(into, width, step, piece.dtype)).square_().sum(dtype=lost.dtype)
-    return {"codes": codes, "step": step, "lost": lost.float()}
+    found: Coded = {"upper": upper, "lower": lower, "step": step, "lost": lost}
+    most = max(chunk(start.device) * len(start) // start.numel(), 1)
+    for first in range(0, len(start), most):
+        piece = start[first : first + most]
+        last, middle = first + len(piece), max(first, half)
+        whole = (piece / step).round_().clamp_(-limit, limit - 1).to(torch.int32)
+        upper[first:last] = whole >> 4
+        low = (whole & 15).to(torch.uint8)
+        lower[first : min(last, half)] |= low[: max(half - first, 0)]
+        lower[middle - half : max(last, half) - half] |= low[middle - first :] << 4
+        lost += (piece - before(found, first, last, piece.dtype)).square_().sum(dtype=lost.dtype)
+    found["lost"] = lost.float()
+    return found
 
 
-def before(start: Start, now: Tensor, first: int, last: int) -> Tensor:
-    """What the entries [first, last) of a sample now were at the start, in float32 or wider.
-
-    A short layer that is coded is given whole.
-    """
+def before(start: Start, first: int, last: int, dtype: torch.dtype) -> Tensor:
+    """What the entries [first, last) of a sample were at the start; coded ones in this type, exact in float32."""
     if isinstance(start, Tensor):
         return start[first:last].to(torch.promote_types(start.dtype, torch.float32))
-    dtype = torch.promote_types(now.dtype, torch.float32)
-    numbers = _numbers(start["codes"][first:last], now.shape[-1], start["step"], dtype)
-    return numbers.view(-1) if now.dim() == 1 else numbers
+    half, step = _half(start["upper"]), start["step"]
+    ends = start["lower"][first : min(last, half)], start["lower"][max(first, half) - half : max(last, half) - half]
+    return (
+        start["upper"][first:last].to(dtype).mul_(16 * step).add_(torch.cat([ends[0] & 15, ends[1] >> 4]), alpha=step)
+    )
 
 
-def _packed(numbers: Tensor, step: float) -> Tensor:
-    """Codes of rows of numbers, (rows, width)."""
-    limit, width = 1 << (BITS - 1), numbers.shape[1]
-    whole = (numbers / step).round_().clamp_(-limit, limit - 1).to(torch.int32)
-    lower = functional.pad(whole & 15, (0, 2 * half(width) - width)).to(torch.uint8)
-    first, second = lower[:, : half(width)], lower[:, half(width) :]
-    return torch.cat([(whole >> 4).to(torch.int16).view(torch.uint8), first | second << 4], 1)
-
-
-def _numbers(codes: Tensor, width: int, step: float, dtype: torch.dtype) -> Tensor:
-    """The numbers that codes stand for, (rows, width); exact in float32."""
-    upper, lower = codes[:, : 2 * width].view(torch.int16), codes[:, 2 * width :]
-    lower = torch.cat([lower & 15, lower >> 4], 1)[:, :width]
-    return upper.to(dtype).mul_(16).add_(lower).mul_(step)
+def _half(numbers: Tensor) -> int:
+    return (len(numbers) + 1) // 2

@@ -46,7 +46,7 @@ def test_extremes_of_several_outputs_are_put_together(compiled):
 
 def median(compiled, numbers, stride=1):
     table, found = np.zeros(1, SAMPLE), np.zeros(1)
-    table[0] = (numbers.ctypes.data, 0, 0, -(-numbers.size // stride), 1, stride)
+    table[0] = (numbers.ctypes.data, 0, 0, 0, 0, -(-numbers.size // stride), 1, stride)
     compiled.medians(1, table.ctypes.data, found.ctypes.data)
     return found[0]
 
@@ -89,7 +89,7 @@ def test_drift_is_that_of_float64(compiled, blocks, width, stride):
     now = draw.standard_normal(blocks * stride, np.float32)
     start = now.reshape(blocks, stride)[:, :width] + 1e-3 * draw.standard_normal((blocks, width), np.float32)
     table, found = np.zeros(2, SAMPLE), np.zeros((2, 2))
-    table[:] = (now.ctypes.data, start.ctypes.data, 0, blocks, width, stride)
+    table[:] = (now.ctypes.data, start.ctypes.data, 0, 0, 0, blocks, width, stride)
     compiled.drift(2, table.ctypes.data, found.ctypes.data)
     of_now, of_start = now.reshape(blocks, stride)[:, :width].astype(np.float64), start.astype(np.float64)
     assert found[1].tolist() == found[0].tolist()
@@ -97,31 +97,27 @@ def test_drift_is_that_of_float64(compiled, blocks, width, stride):
     assert found[0, 1] == pytest.approx((of_now * of_start).sum(), rel=1e-5)
 
 
-def decoded(codes, width):
-    """Whole numbers of rows of codes, one by one."""
-    half = (width + 3) // 4 * 2
-
-    def number(row, at):
-        upper = int.from_bytes(row[2 * at : 2 * at + 2].tobytes(), "little", signed=True)
-        byte = int(row[2 * width + at % half])
-        return 16 * upper + (byte % 16 if at < half else byte // 16)
-
-    return np.array([[number(row, at) for at in range(width)] for row in codes], np.float64)
+def decoded(upper, lower):
+    """Whole numbers from their bits, one by one."""
+    half = len(lower)
+    nibbles = [lower[i] % 16 if i < half else lower[i - half] // 16 for i in range(len(upper))]
+    return np.array([16 * int(high) + int(low) for high, low in zip(upper, nibbles, strict=True)], np.float64)
 
 
 @pytest.mark.parametrize(
     ("blocks", "width", "stride"),
-    [(1, 1, 1), (1, 7, 7), (1, 16, 16), (1, 5001, 5001), (128, 16, 48), (300, 16, 48), (7, 16, 976)],
+    [(1, 1, 1), (1, 7, 7), (1, 16, 16), (1, 5001, 5001), (128, 16, 48), (301, 16, 48), (7, 16, 976)],
 )
 def test_drift_from_a_start_in_codes_is_that_of_float64(compiled, blocks, width, stride):
     draw, step = np.random.default_rng(width), 2.0**-18
-    codes = draw.integers(0, 256, (blocks, 2 * width + (width + 3) // 4 * 2), np.uint8)
-    start = step * decoded(codes, width)
+    half = (blocks + 1) // 2 * width if blocks > 1 else (width + 1) // 2
+    upper, lower = draw.integers(-(1 << 15), 1 << 15, blocks * width, np.int16), draw.integers(0, 256, half, np.uint8)
+    start = step * decoded(upper, lower).reshape(blocks, width)
     now = draw.standard_normal(blocks * stride, np.float32)
     rows = now.reshape(blocks, stride)[:, :width]
     rows[:] = start + 1e-3 * rows
     table, found = np.zeros(2, SAMPLE), np.zeros((2, 2))
-    table[:] = (now.ctypes.data, codes.ctypes.data, step, blocks, width, stride)
+    table[:] = (now.ctypes.data, upper.ctypes.data, lower.ctypes.data, half, step, blocks, width, stride)
     compiled.drift(2, table.ctypes.data, found.ctypes.data)
     assert found[1].tolist() == found[0].tolist()
     assert found[0, 0] == pytest.approx(((rows.astype(np.float64) - start) ** 2).sum(), rel=1e-5)
@@ -131,6 +127,6 @@ def test_drift_from_a_start_in_codes_is_that_of_float64(compiled, blocks, width,
 def test_weights_that_are_not_finite_have_no_finite_distance(compiled):
     table, found = np.zeros(1, SAMPLE), np.zeros((1, 2))
     now, start = np.array([NAN, 1.0], np.float32), np.zeros(2, np.float32)
-    table[0] = (now.ctypes.data, start.ctypes.data, 0, 1, 2, 2)
+    table[0] = (now.ctypes.data, start.ctypes.data, 0, 0, 0, 1, 2, 2)
     compiled.drift(1, table.ctypes.data, found.ctypes.data)
     assert np.isnan(found).all()
