@@ -159,10 +159,21 @@ def decades(values: NDArray[Any]) -> float:
     return float(np.log10(positive.max() / positive.min())) if positive.size else 0.0
 
 
+ALIKE = 1e-9
+"""Values that differ by less than this share of them are one value."""
+
+
 def value_ticks(log: bool, values: NDArray[Any]) -> dict[str, Any]:
-    """Ticks that stay readable: whole decades over a wide range, also 2 and 5 over a narrower one."""
+    """Ticks that stay readable: whole decades over a wide range, also 2 and 5 over a narrower one; none of no value.
+
+    A linear axis of one value alone begins at 0: Plotly shows one unit to either side else, and a rate of 0.001 as 0.
+    """
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return {"showticklabels": False}
     if not log:
-        return {"exponentformat": "SI"}
+        alone = finite.max() - finite.min() <= ALIKE * abs(finite.max())
+        return {"exponentformat": "SI"} | ({"rangemode": "tozero"} if alone else {})
     wide = decades(values)
     return {"exponentformat": "power"} | ({"dtick": 1} if wide > 2.5 else {"dtick": "D2"} if wide > 0.7 else {})
 

@@ -402,3 +402,18 @@ def test_suggestions_are_bars_of_their_multiplier_with_the_unsure_at_one() -> No
     unsure = trace(figure, "not enough evidence")
     assert set(unsure["y"]) == {one["layer"] for one in rows if one["scope"] == "layer"} - set(shown)
     assert set(unsure["x"]) == {0}
+
+
+def test_one_value_alone_is_shown_over_zero_and_no_value_has_no_ticks() -> None:
+    x = np.arange(1, 6)
+    rates = {name: Series("step", x, {"learning_rate": synthetic.buckets(y)}) for name, y in {
+        "constant": np.full(5, 1e-3), "zero": np.zeros(5), "falling": 1e-3 * (1 - x / 50), "none": np.full(5, np.nan),
+    }.items()}  # fmt: skip
+    axes = {name: built("learning_rate", data)["layout"]["yaxis"] for name, data in rates.items()}
+    assert {name: one.get("rangemode") for name, one in axes.items()} == {
+        "constant": "tozero",
+        "zero": "tozero",
+        "falling": None,
+        "none": None,
+    }
+    assert [name for name, one in axes.items() if one.get("showticklabels") is False] == ["none"]

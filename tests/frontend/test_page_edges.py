@@ -52,3 +52,5 @@ def test_a_run_of_one_step_is_drawn(page: Page, server: CannedServer) -> None:
     page.goto(f"{RUN}/overview")
     for name in SCALARS:
         expect(figure(page, name)).to_have_attribute("data-last-step", "1")
+    low, high = figure(page, "learning_rate").locator(".plot").evaluate("plot => plot.layout.yaxis.range")
+    assert (low, 0 < high < 1e-4) == (0, True), "the only rate, 3e-5, is no zero"
