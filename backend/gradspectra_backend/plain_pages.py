@@ -23,7 +23,8 @@ def document(title: str, body: str, status: int = 200) -> HTMLResponse:
     """A whole page. title: plain text; body: markup."""
     return HTMLResponse(
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body>{body}</body></html>',
+        f'<meta name="viewport" content="width=device-width"><link rel="icon" href="/static/icon.svg">'
+        f"<style>{STYLE}</style></head><body>{body}</body></html>",
         status,
     )
 
@@ -41,5 +42,6 @@ def problem_page(status: int, title: str, detail: str, remedy: str) -> HTMLRespo
     links = [("/login", "Sign in")] if status == 401 else []
     links += [("/", "All runs"), ("/docs", "The interface")]
     ways = "".join(f'<a href="{target}">{name}</a>' for target, name in links)
-    text = f"<h1>{escape(title)}</h1><p>{escape(detail)}</p><p>{escape(remedy)}</p><nav>{ways}</nav>"
+    said = detail[:1].upper() + detail[1:].rstrip(".") + "."
+    text = f"<h1>{escape(title)}</h1><p>{escape(said)}</p><p>{escape(remedy)}</p><nav>{ways}</nav>"
     return document(f"{title} · gradspectra", text, status)

@@ -111,8 +111,9 @@ def test_a_browser_gets_a_page_with_a_way_back_where_a_program_gets_a_problem(ca
     page = caller.client.get(path, headers=BROWSER)
     assert (page.status_code, page.headers["content-type"]) == (404, "text/html; charset=utf-8")
     assert (page.headers["vary"], page.headers["cache-control"]) == ("Accept", "no-store")
-    assert f"<h1>{title}</h1><p>{html.escape(detail)}</p>" in page.text
+    assert f"<h1>{title}</h1><p>{html.escape(detail[0].upper() + detail[1:])}.</p>" in page.text
     assert '<a href="/">All runs</a>' in page.text
+    assert '<link rel="icon" href="/static/icon.svg">' in page.text, "else a browser asks for /favicon.ico"
     assert "Sign in" not in page.text
 
 
