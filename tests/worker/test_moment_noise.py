@@ -9,11 +9,13 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import reference
 from gradspectra_core.layers import Layer, LayerTable
 from gradspectra_core.noise import FEWEST_STEPS
 from gradspectra_core.records import Batch, Columns, LayerBlock
 from gradspectra_worker.derive import optimizer_betas
 from gradspectra_worker.deriver import Deriver
+from gradspectra_worker.moment_noise import MomentNoise
 from gradspectra_worker.noise_state import MOMENTS, PARTS, NoiseState
 from worker.synthetic import batches, numbers
 
@@ -97,6 +99,18 @@ def test_the_noise_scale_of_a_known_problem_comes_out_of_adams_moments(stagger):
     assert layers.tolist() == pytest.approx([2.25 + 4 * 1.25, 15 * 1.25], rel=0.2)
     assert steps[0] >= 60 + BLOCK - 1
     assert all(np.diff(steps) >= BLOCK)
+
+
+def test_the_moving_averages_of_moments_are_over_sixteen_blocks():
+    (batch,) = stream(quadratic(1500), per_batch=1500)
+    state, moments = NoiseState(), MomentNoise(2)
+    blocks = moments.blocks(batch, BETAS, np.full(1500, float(BATCH)))
+    taken = [(block.tr_sigma.sum(), block.signal_sq.sum()) for block in blocks]
+    state.update(batch, BETAS)
+    twin = reference.noise_average(*zip(*taken, strict=True), 16.0, float(np.exp(-1)))
+    assert len(taken) > 50
+    assert [float(average[0]) for average in state.run.averages()] == pytest.approx(twin[:2], rel=1e-9)
+    assert [float(bound[0]) for bound in state.run.interval()] == pytest.approx(twin[3:], rel=1e-9)
 
 
 @pytest.mark.slow
