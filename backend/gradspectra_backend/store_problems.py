@@ -35,6 +35,9 @@ def problem_of(error: errors.StoreError | WireError) -> Problem:
             return Problem("sequence-gap", str(error), field="sequence", extra={"expected": error.expected})
         case errors.StoreFull():
             return Problem("storage-full", str(error), headers={"Retry-After": "30"})
+        case errors.StoreDamaged():
+            log.error("the database is damaged: %s", error)
+            return Problem("damaged", str(error), remedy="A backup has it: docs/operating.md says how to restore one.")
         case errors.StoreUnavailable():
             return Problem("unavailable", str(error), headers={"Retry-After": "2"})
     log.error("the store failed: %s", error)

@@ -49,7 +49,8 @@ def check_blocks(store: Store, seconds: float) -> Checked:
             try:
                 _ = unpack_recorded(row.payload) if row.level == 0 else unpack_level(row.payload)
             except DamagedBlock:
-                place = row.run, row.attempt, row.name or "times", row.level, row.first, row.stop - 1
+                last = row.stop - 1 if isinstance(row.stop, int) else row.first  # the row itself may have suffered
+                place = row.run, row.attempt, row.name or "times", row.level, row.first, last
                 found.append(DamagedPlace(*place))
         count += len(rows)
         if len(rows) < _AT_ONCE:

@@ -91,3 +91,7 @@ class StoreTooNew(StoreError):
 
 class StoreTaken(StoreError):
     """The database has tables of another program that are called as ours."""
+
+
+class StoreDamaged(StoreError):
+    """What the database gives back is not what was stored."""

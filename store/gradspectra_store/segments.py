@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 from gradspectra_core.blocks import Recorded
-from gradspectra_core.limits import Limits
+from gradspectra_core.limits import Limits, WireError
 from gradspectra_core.records import Batch, Bool, Columns, Float64, Int64, LayerBlock, SpectrumBlock
 from gradspectra_core.wire import pack, unpack
 from numpy.typing import NDArray
+
+from gradspectra_store.errors import StoreDamaged
 
 _LIMITS = Limits(max_header=1 << 30)
 _INTEGERS = ("step", "layer", "rows", "columns", "length")
@@ -100,7 +102,7 @@ def pack_spectra(block: SpectrumBlock) -> bytes:
 
 def unpack_scalars(payload: bytes) -> tuple[Int64, Float64, Columns, Columns]:
     """Return steps, times, scalars and counts."""
-    meta, blocks = unpack(payload, limits=_LIMITS)
+    meta, blocks = _read(payload)
     columns = [
         Columns(tuple(meta[kind]), blocks[kind], _present(blocks, kind, blocks[kind].shape))
         for kind in ("scalars", "counts")
@@ -110,7 +112,7 @@ def unpack_scalars(payload: bytes) -> tuple[Int64, Float64, Columns, Columns]:
 
 def unpack_layers(payload: bytes) -> LayerBlock:
     """Return the layer statistics."""
-    meta, blocks = unpack(payload, limits=_LIMITS)
+    meta, blocks = _read(payload)
     return LayerBlock(
         digest=meta["digest"],
         steps=blocks["steps"],
@@ -125,14 +127,14 @@ def unpack_layers(payload: bytes) -> LayerBlock:
 
 def unpack_spectra(payload: bytes) -> SpectrumBlock:
     """Return the spectra."""
-    meta, blocks = unpack(payload, limits=_LIMITS)
+    meta, blocks = _read(payload)
     arrays = {name: blocks[name] for name in (*_INTEGERS, "aggregates", "index", "values")}
     return SpectrumBlock(digest=meta["digest"], of=tuple(meta["of"]), method=tuple(meta["method"]), **arrays)
 
 
 def scalar_part(payload: bytes) -> ScalarPart:
     """Read all series of a segment of scalars, counts among them."""
-    meta, blocks = unpack(payload, limits=_LIMITS)
+    meta, blocks = _read(payload)
     kinds = [kind for kind in ("scalars", "counts") if kind in blocks]
     names = [name for kind in kinds for name in meta[kind]]
     present = None
@@ -145,7 +147,7 @@ def scalar_part(payload: bytes) -> ScalarPart:
 
 def times_of(payload: bytes) -> tuple[Int64, Float64]:
     """Return steps and their times, both (S,), of a segment of scalars of a batch."""
-    _, blocks = unpack(payload, limits=_LIMITS)
+    _, blocks = _read(payload)
     return blocks["steps"], blocks["times"]
 
 
@@ -164,12 +166,22 @@ def layer_parts(payload: bytes) -> dict[str, LayerPart]:
 
 def layer_part(payload: bytes, statistic: str) -> LayerPart:
     """Copy one statistic out of a segment of layer statistics, so that the rest of the payload can go."""
-    meta, blocks = unpack(payload, limits=_LIMITS)
+    meta, blocks = _read(payload)
     for kind, block in (("statistics", "values"), ("count_statistics", "counts")):
         if statistic in meta[kind]:
             at = meta[kind].index(statistic)
             return LayerPart(blocks["steps"].copy(), blocks[block][at].copy(), _present_at(blocks, block, at))
     return LayerPart(np.empty(0, np.int64), np.empty((0, blocks["values"].shape[2]), np.float32), None)
+
+
+def _read(payload: object) -> tuple[dict[str, Any], Blocks]:
+    """Metadata and blocks; raises StoreDamaged where they are not what was stored."""
+    if not isinstance(payload, bytes):
+        raise StoreDamaged(f"a segment is bytes, got {type(payload).__name__}")
+    try:
+        return unpack(payload, limits=_LIMITS)
+    except WireError as error:
+        raise StoreDamaged(f"a segment of the run cannot be read back: {error}") from error
 
 
 def _nbytes(steps: Int64, values: NDArray[Any], present: Bool | None) -> int:

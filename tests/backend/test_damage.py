@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import sqlite3
+from contextlib import closing
 
 import pytest
 import sqlalchemy as sa
-from backend.callers import API, Caller, batch
+from backend.callers import API, Caller, batch, spectrum_block, table
 from fastapi.testclient import TestClient
 from gradspectra_backend.app import create_app
 from gradspectra_backend.doctor import examine, report
@@ -75,3 +77,36 @@ def test_a_full_disk_is_answered_507_and_nothing_is_lost_when_there_is_space_aga
             asked = {"names": "loss", "start": start, "stop": start + 10_000, "columns": 10_000}
             kept += caller.get(f"/runs/{run['id']}/series", **asked)["series"]["loss"]["last"]
     assert kept == list(range(1, steps[-1] + 1))
+
+
+def test_a_damaged_segment_is_the_disks_fault_and_not_the_readers(caller: Caller, settings: Settings):
+    run = caller.start()
+    of = table()
+    whole = batch(run["session"], 1, [1], layer_table=of, spectra=spectrum_block(of, 1, 0, [3.0, 1.0]))
+    caller.must_send(run["id"], whole)
+    store = Store.open(settings.database)
+    for payload in ("substr(payload, 1, 40)", "'text'"):
+        with store.write() as conn:
+            conn.execute(sa.text(f"UPDATE segments SET payload = {payload} WHERE kind = 'spectra'"))
+        answer = caller.client.get(f"{API}/runs/{run['id']}/spectra", params={"layer": of.names[0]})
+        assert (answer.status_code, answer.json()["type"]) == (500, "/problems/damaged")
+        assert "backup" in answer.json()["remedy"]
+    store.close()
+
+
+def test_the_doctor_names_a_block_whose_row_is_damaged_too(caller: Caller, settings: Settings):
+    run = caller.start()
+    for sequence in range(1, 11):
+        caller.must_send(run["id"], batch(run["session"], sequence, range(16 * sequence - 15, 16 * sequence + 1)))
+    caller.derived(run["id"], 160)
+    store = Store.open(settings.database)
+    compact(store, run["id"])
+    with store.write() as conn:  # as the disk does it, which keeps to no rules
+        conn.execute(sa.text("PRAGMA writable_schema = ON"))
+        conn.execute(sa.text("UPDATE sqlite_master SET sql = replace(sql, 'NOT NULL', '') WHERE name = 'blocks'"))
+    store.close()
+    with closing(sqlite3.connect(settings.data / "gradspectra.db")) as conn:
+        conn.execute("UPDATE blocks SET payload = NULL, stop = NULL WHERE name = 'loss' AND level = 0")
+        conn.commit()
+    (found,) = [entry for entry in examine(lambda: settings) if entry["name"] == "blocks"]
+    assert f"1 damaged: run {run['id']} attempt 1 loss level 0 steps 1 to 1" in found["detail"]
