@@ -46,6 +46,22 @@ def test_a_spike_that_grows_is_reported_again():
     assert {f.opened_step for f in found} == {100}
 
 
+def test_a_spike_is_reported_again_from_a_quarter_more_deviations_on():
+    losses = noisy(150)
+    losses[99:104] = [3.0 * 1.5, 3.0 * 1.5**1.16, 3.0 * 1.5**1.34, 3.0 * 1.5**1.55, 3.0 * 1.5**1.7]
+    assert [(f.change, f.step) for f in feed("loss_spike", loss=losses)] == [
+        ("open", 100), ("update", 102), ("update", 104), ("close", 109),
+    ]  # fmt: skip
+
+
+def test_a_point_is_calm_again_below_half_of_what_opened_the_episode():
+    losses = noisy(160)
+    losses[99:100] = [3.0 * 1.5]
+    losses[100:120] = [3.0 * 1.13] * 20  # more than half of the fifth that opens
+    losses[120:125] = [3.0 * 1.07] * 5
+    assert [(f.change, f.step) for f in feed("loss_spike", loss=losses)] == [("open", 100), ("close", 125)]
+
+
 def test_a_moderate_outlier_of_one_batch_is_no_loss_spike_but_two_in_three_points_are():
     spread = 0.08
     single = noisy(150, spread=spread)
