@@ -238,8 +238,9 @@ def test_a_rule_is_muted_for_a_run_and_heard_of_again(page: Page, server: Canned
 def test_the_inbox_shows_alerts_by_state(page: Page) -> None:
     page.goto("/alerts")
     expect(page.locator("[data-alert]")).to_have_count(1)
-    page.get_by_role("button", name="all").click()
+    page.get_by_role("button", name="all", exact=True).click()
     expect(page.locator("[data-alert]")).to_have_count(3)
+    expect(page.get_by_role("group", name="Alerts").get_by_role("button")).to_have_count(3)
     expect(page).to_have_url(re.compile(r"state=all"))
 
 
