@@ -1,12 +1,15 @@
 """How long a run's page takes from its address to its first drawn figures, in a browser; prints one JSON object.
 
 python benchmarks/page_open.py [--layers 2000] [--statistics 14] [--steps 2000] [--tabs overview layers] [--repeat 10]
+                               [--new 5]
 
 A real server is sent the run and left to finish its work on it; then Chromium opens the run's page again and again,
 each time in a new tab of one window, as a person's browser does: files and compiled scripts are kept, as it keeps them,
 and no debugger is attached (chromium.py). The clock is the page's own: it starts with the navigation and stops when the
 first, and when every figure in sight, stands in a frame. The first opening of all, with nothing decoded in the server
 and no file in the browser, and the second, where the files are there but no compiled scripts, are given by themselves.
+new_browser_ms are medians over browsers that are new each, at a server that has been asked before, with the way of such
+an opening: when the page, its modules and Plotly's script were there, and the first figure was asked for and answered.
 cpu_ms_per_opening tells what server and browser spent, whatever else ran on the machine.
 """
 
@@ -35,13 +38,26 @@ new MutationObserver((changes) => {
   requestAnimationFrame(() => names.forEach((name) => { window.drawn[name] ??= performance.now(); }));
 }).observe(document, { subtree: true, attributes: true, attributeFilter: ["data-last-step"] });
 """
+WAY = """
+(() => {
+  const calls = performance.getEntriesByType("resource");
+  const times = (part, time) => calls.filter(({ name }) => name.includes(part)).map((one) => one[time]);
+  return {
+    page: performance.getEntriesByType("navigation")[0].responseEnd,
+    modules: Math.max(...times("/js/", "responseEnd")),
+    plotly: Math.max(...times("/vendor/plotly", "responseEnd")),
+    asked: Math.min(...times("/figures/", "requestStart")),
+    answered: Math.min(...times("/figures/", "responseEnd")),
+  };
+})()
+"""
 SETTLED_SECONDS = 1.5
 LONGEST_SECONDS = 60
 LONGEST_WORK_SECONDS = 300
 
 
-def opened(browser: Chromium, address: str) -> dict[str, float]:
-    """Open a page in a new tab; milliseconds from the navigation to each figure."""
+def opened(browser: Chromium, address: str) -> tuple[dict[str, float], dict[str, float]]:
+    """Open a page in a new tab; milliseconds from the navigation to each figure, and to each part of the way there."""
     tab = Tab(browser, WATCH)
     tab.open(address)
     until = time.monotonic() + LONGEST_SECONDS
@@ -50,7 +66,7 @@ def opened(browser: Chromium, address: str) -> dict[str, float]:
             raise SystemExit(f"no figure was drawn at {address}")
         time.sleep(0.2)
     time.sleep(SETTLED_SECONDS)
-    found: dict[str, float] = tab.value("window.drawn")
+    found: tuple[dict[str, float], dict[str, float]] = tab.value("window.drawn"), tab.value(WAY)
     tab.close()
     return found
 
@@ -96,17 +112,28 @@ def summary(times: list[dict[str, float]]) -> dict[str, Any]:
     }
 
 
-def measured(tab: str, job: Job, address: tuple[str, int], server: int, repeat: int) -> dict[str, Any]:
-    """Open a tab of the run's page in a browser that knows nothing, and again."""
+def in_new_browsers(address: str, count: int) -> dict[str, float]:
+    """Medians of openings in browsers that know nothing: to the first figure, to the last one, and the way there."""
+    found = []
+    for _ in range(count):
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, Chromium(Path(folder)) as browser:
+            figures, way = opened(browser, address)
+            found.append(way | ends(figures))
+    return {name: round(float(np.median([one[name] for one in found]))) for name in found[0]}
+
+
+def measured(tab: str, job: Job, address: tuple[str, int], server: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Open a tab of the run's page in a browser that knows nothing, and again; then in more of such browsers."""
     place = f"http://{address[0]}:{address[1]}/runs/{job.run['id']}/{tab}"
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, Chromium(Path(folder)) as browser:
-        times = [opened(browser, place) for _ in range(2)]
+        times = [opened(browser, place)[0] for _ in range(2)]
         begin = cpu_seconds(server), browser.cpu_seconds()
-        times += [opened(browser, place) for _ in range(repeat)]
+        times += [opened(browser, place)[0] for _ in range(options.repeat)]
         spent = cpu_seconds(server) - begin[0], browser.cpu_seconds() - begin[1]
-        each = [round(seconds * 1e3 / repeat) for seconds in spent]
+        each = [round(seconds * 1e3 / options.repeat) for seconds in spent]
         product = browser.call("Browser.getVersion")["product"]
-    return summary(times) | {"cpu_ms_per_opening": {"server": each[0], "browser": each[1]}, "browser": product}
+    more = {"new_browser_ms": in_new_browsers(place, options.new)} if options.new else {}
+    return summary(times) | more | {"cpu_ms_per_opening": {"server": each[0], "browser": each[1]}, "browser": product}
 
 
 def main() -> int:
@@ -116,6 +143,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--tabs", nargs="+", default=["overview", "layers"])
     parser.add_argument("--repeat", type=int, default=10)
+    parser.add_argument("--new", type=int, default=5, help="browsers that know nothing")
     options = parser.parse_args()
     if program() is None:
         parser.error("no Chromium is installed (apt-get install chromium)")
@@ -126,7 +154,7 @@ def main() -> int:
         sent(job, options.steps)
         result["server_at_rest"] = idle(server.pid)
         for tab in options.tabs:
-            result[tab] = measured(tab, job, address, server.pid, options.repeat)
+            result[tab] = measured(tab, job, address, server.pid, options)
         result["server_peak_megabytes"] = peak_megabytes(server.pid)
     versions = {name: version(name) for name in ("gradspectra", "fastapi", "sqlalchemy")}
     machine = {"cpus": len(os.sched_getaffinity(0)), "load_before": load, "python": platform.python_version()}
