@@ -182,14 +182,14 @@ def complain_of_step(step: Any, now: int, complained: set[str]) -> None:
 def rates(optimizers: Sequence[Any], index: int) -> dict[str, Number]:
     """Learning rates of one of the optimizers: of the very first group, and of each by name where there are several."""
     found: dict[str, Number] = {}
-    groups = [(number, group) for number, optimizer in enumerate(optimizers) for group in optimizer.param_groups]
-    for place, (number, group) in enumerate(groups):
-        rate = as_number(group.get("lr")) if number == index else None
+    before, total = (sum([len(own.param_groups) for own in some]) for some in (optimizers[:index], optimizers))
+    for place, group in enumerate(optimizers[index].param_groups, before):
+        rate = as_number(group.get("lr"))
         if rate is None:
             continue
         if place == 0:
             found["learning_rate"] = rate
-        if len(groups) > 1:
+        if total > 1:
             name = f"learning_rate/{group.get('name', place)}"
             found[name if _refusal(name) is None else f"learning_rate/{place}"] = rate
     return found
