@@ -127,7 +127,7 @@ def serving(synchronous: str = "NORMAL") -> Iterator[tuple[tuple[str, int], subp
             yield (found[1], int(found[2])), server, Path(folder)
         finally:
             server.terminate()
-            server.wait(10)
+            server.wait(60)  # exports in hand end first
 
 
 def measure(options: argparse.Namespace, address: tuple[str, int], server: int) -> dict[str, Any]:
