@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from gradspectra_core.alerts import Finding
 from gradspectra_core.detectors import LOCAL_RULES, DetectorSet, Observation
+from gradspectra_core.detectors.band import Band
 
 
 def feed(rules: str | tuple[str, ...], **series: list[float | None]) -> list[Finding]:
@@ -71,6 +72,31 @@ def test_a_moderate_outlier_of_one_batch_is_no_loss_spike_but_two_in_three_point
     double[101] = single[99]
     opened = feed("loss_spike", loss=double)[0]
     assert (opened.change, opened.opened_step, opened.step) == ("open", 100, 102)
+
+
+@pytest.mark.parametrize(
+    ("rule", "series", "alone"),
+    [("loss_spike", "loss", 12.0), ("update_norm_spike", "update_norm", 12.0), ("gradient_spike", "grad_norm", 6.0)],
+)
+def test_spikes_open_just_beyond_their_deviations(rule, series, alone):
+    values = noisy(130, spread=0.2)
+    band = Band()
+    for step, value in enumerate(values[:100]):
+        band.judge(value)
+        band.add(step, value)
+    judged = band.judge(1.0)
+    assert judged is not None
+
+    def opened(z: float, *at: int) -> list[int]:
+        changed = [judged.centre * math.exp(z * judged.spread) if i in at else value for i, value in enumerate(values)]
+        return [f.opened_step for f in feed(rule, **{series: changed})][:1]
+
+    assert opened(alone - 0.2, 100) == []
+    assert opened(alone + 0.2, 100) == [101]
+    if alone > 6.0:
+        assert opened(5.95, 100, 102) == []
+        assert opened(7.5, 100, 102) == [101]
+        assert opened(7.5, 100, 103) == []
 
 
 def test_a_loss_that_stays_at_a_new_level_closes_as_settled_and_the_level_becomes_the_reference():
