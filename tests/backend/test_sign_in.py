@@ -42,6 +42,12 @@ def test_a_call_without_a_token_is_401_and_says_how_to_get_one(guarded):
         assert answer.headers["www-authenticate"] == "Bearer"
 
 
+def test_a_browser_without_a_session_is_led_to_the_sign_in(guarded):
+    page = guarded.client.get(f"{API}/runs/any/export", headers={"Accept": "text/html,*/*;q=0.8"})
+    assert (page.status_code, page.headers["www-authenticate"]) == (401, "Bearer")
+    assert '<a href="/login">Sign in</a>' in page.text
+
+
 def test_health_and_the_page_need_no_token(guarded):
     for path in ("/api/v1/health", "/api/v1/ready", "/", "/login", "/docs", "/openapi.json"):
         assert guarded.client.get(path).status_code == 200
