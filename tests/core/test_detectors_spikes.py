@@ -173,8 +173,12 @@ def test_a_gradient_spike_above_three_times_is_critical_when_the_loss_is_above_i
     norms, losses = noisy(100, level=1.0), noisy(100, seed=1)
     norms[80] = 3.5
     assert feed("gradient_spike", grad_norm=norms, loss=losses)[0].severity == "warning"
+    losses[80] = 3.0 * math.exp(2 * 0.02)
+    assert feed("gradient_spike", grad_norm=norms, loss=losses)[0].severity == "warning", "a loss within its band"
     losses[80] = 3.0 * math.exp(5 * 0.02)
     assert feed("gradient_spike", grad_norm=norms, loss=losses)[0].severity == "critical"
+    norms[80] = 2.8
+    assert feed("gradient_spike", grad_norm=norms, loss=losses)[0].severity == "warning"
 
 
 def test_a_gradient_spike_that_turns_critical_says_so_once():
