@@ -121,6 +121,16 @@ def test_an_export_that_cannot_be_is_one_line(run_id: str, tmp_path: Path, capsy
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_export_to_a_pipe_leaves_it_a_pipe(run_id: str, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    assert cli.main(["export", run_id, "-o", str(pipe), "--names", "loss", "--stop", "2"]) == 0
+    assert os.read(reader, 100).startswith(b"step,attempt,time,loss")
+    os.close(reader)
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
 def test_follow_prints_each_alert_once_until_interrupted(url: str) -> None:
     command = [sys.executable, "-m", "gradspectra.cli", "alerts", "--follow", "--json", "--server", url]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as follower:
