@@ -41,11 +41,11 @@ def _add(
     parser: argparse.ArgumentParser = subparsers.add_parser(
         name, help=text, description=text[0].upper() + text[1:] + "."
     )
-    parser.set_defaults(run=_explained(name, run))
+    parser.set_defaults(run=_explained(parser.prog, run))
     return parser
 
 
-def _explained(name: str, run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+def _explained(called: str, run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
     """Turn what a user can mend into one line on stderr and exit status 2."""
 
     def guarded(options: argparse.Namespace) -> int:
@@ -56,7 +56,7 @@ def _explained(name: str, run: Callable[[argparse.Namespace], int]) -> Callable[
         try:
             return run(options)
         except (SettingsError, CannotStart, StoreError) as error:
-            print(f"gradspectra {name}: {error}", file=sys.stderr)
+            print(f"{called}: {error}", file=sys.stderr)
             return CANNOT
 
     return guarded

@@ -130,6 +130,7 @@ def test_tokens_are_made_listed_and_revoked(tmp_path):
     assert "revoked" in command("token", "list", "--data", str(tmp_path)).stdout
     again = command("token", "revoke", token["id"], "--data", str(tmp_path))
     assert again.returncode == 2
+    assert " token revoke: there is no token" in again.stderr
     assert token["id"] in again.stderr
 
 
