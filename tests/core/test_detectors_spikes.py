@@ -203,6 +203,9 @@ def test_an_update_norm_spike_is_a_warning():
     norms[70] = 1e-2
     opened, closed = feed("update_norm_spike", update_norm=norms)
     assert (opened.severity, opened.step, opened.value, closed.step) == ("warning", 71, 0.01, 76)
+    for times, alarms in ((1.9, 0), (2.2, 1)):
+        norms[70] = times * 1e-3
+        assert sum(f.change == "open" for f in feed("update_norm_spike", update_norm=norms)) == alarms
 
 
 def restarted(length: int = 2200) -> tuple[list[float], list[float]]:
