@@ -13,13 +13,13 @@ import pytest
 pytest.importorskip("pyarrow", reason="pyarrow is not installed (the extra export has it)")
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "server_memory.py"
-MOST_MEGABYTES = 500
+MOST_MEGABYTES = 450
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="the benchmark reads the peak in /proc")
 def test_a_server_with_a_page_open_and_two_exports_takes_less_than_is_claimed() -> None:
-    command = [sys.executable, str(BENCHMARK), "--steps", "1024", "--seconds", "10"]
+    command = [sys.executable, str(BENCHMARK), "--seconds", "30"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
