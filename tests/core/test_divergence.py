@@ -81,6 +81,9 @@ def test_a_loss_that_stays_above_where_it_started_is_seen_though_it_never_fell()
     assert opened.threshold == pytest.approx(10.8 * 1.05, rel=0.01)
     losses[150:] *= 1.04 / 1.1
     assert feed(losses.tolist()) == []
+    noisy = 10.8 * np.exp(0.1 * np.random.default_rng(1).normal(size=600))
+    noisy[150:] *= 1.12
+    assert feed(noisy.tolist()) == [], "a deviation is no rise"
 
 
 def test_a_rise_of_less_than_a_fifth_or_three_deviations_or_fifty_points_is_none():
@@ -92,7 +95,7 @@ def test_a_rise_of_less_than_a_fifth_or_three_deviations_or_fifty_points_is_none
     noisy[800:] *= 1.6
     for losses in (steady, little, short, noisy):
         assert feed(losses.tolist()) == []
-    noisy[800:] *= 3.2 / 1.6
+    noisy[800:] *= 2.7 / 1.6
     assert [f.change for f in feed(noisy.tolist())] == ["open"]
 
 
