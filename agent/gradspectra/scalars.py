@@ -24,7 +24,7 @@ def as_number(value: Any) -> Number | None:
     try:
         if not isinstance(value, Tensor):
             return float(value)
-        if value.numel() != 1 or value.is_complex() or value.is_meta:
+        if value.numel() != 1 or value.is_complex() or (type(value) is Tensor and value.is_meta):
             return None
         return float(value.item()) if value.is_cpu else value.detach().reshape(()).clone()
     except (TypeError, ValueError, OverflowError, RuntimeError):  # the last: a tensor within torch.func, say
