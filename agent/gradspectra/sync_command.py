@@ -36,4 +36,5 @@ def _line(result: Synced) -> str:
         return f"sent {result.steps} steps to {result.url}{refused}"
     if result.status == "in use":
         return f"left alone: {result.error}"
-    return f"{result.left} steps stay in {result.directory}: {result.error}"
+    stays = f"{result.left} steps stay in" if result.left else "not sent:"
+    return f"{stays} {result.directory}: {result.error}"

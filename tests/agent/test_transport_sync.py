@@ -169,11 +169,15 @@ def test_a_lock_is_free_again_after_release(tmp_path: Path) -> None:
     DirectoryLock(tmp_path).release()
 
 
-def test_a_directory_without_a_readable_run_says_so(server: ScriptedServer, tmp_path: Path) -> None:
+def test_a_directory_without_a_readable_run_says_so(
+    server: ScriptedServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "run.json").write_text('{"server": "http://x"}')
     (result,) = sync(tmp_path, server.url)
     assert result.status == "failed"
     assert result.error == f"{tmp_path}/run.json does not say which run this is: 'request'"
+    assert cli.main(["sync", str(tmp_path), "--server", server.url]) == 1
+    assert capsys.readouterr().out == f"not sent: {tmp_path}: {result.error}\n"
 
 
 def test_the_command_prints_what_it_sent(
