@@ -95,7 +95,7 @@ def test_a_rise_of_less_than_a_fifth_or_three_deviations_or_fifty_points_is_none
     noisy[800:] *= 1.6
     for losses in (steady, little, short, noisy):
         assert feed(losses.tolist()) == []
-    noisy[800:] *= 2.7 / 1.6
+    noisy[800:] *= 2.2 / 1.6
     assert [f.change for f in feed(noisy.tolist())] == ["open"]
 
 
@@ -120,6 +120,15 @@ def test_a_loss_that_rises_while_the_rate_warms_up_is_seen():
     losses[600:] *= 1.004 ** np.arange(900)
     opened = feed(losses.tolist(), rates.tolist())[0]
     assert 640 < opened.step < 750
+
+
+def test_a_loss_that_rises_where_the_rate_falls_is_compared_with_that_of_the_higher_rate():
+    rates = np.minimum(np.arange(1, 1501) / 300, 1.0) * 1e-3
+    rates[1000:] = rates[39]  # a rate at which the loss was high once, in the warm-up
+    losses = learning(1500)
+    assert feed(losses.tolist(), rates.tolist()) == []
+    losses[1000:] *= 1.5
+    assert feed(losses.tolist(), rates.tolist())[0].step == pytest.approx(1075, abs=4)
 
 
 def test_losses_of_zero_and_below_have_no_level_and_bad_ones_are_no_points():
