@@ -5,6 +5,8 @@ import hmac
 import json
 import logging
 import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
 
 import httpx2
@@ -136,6 +138,31 @@ def test_a_server_that_is_away_is_an_outcome_not_an_error(store):
     (entry,) = log(store)
     assert (entry["state"], entry["status"]) == ("due", None)
     assert entry["error"].startswith("ConnectError")
+
+
+def test_an_answer_that_drips_is_broken_off(store, monkeypatch):
+    monkeypatch.setattr("gradspectra_worker.deliver.LONGEST_TRY", 0.3)
+    ended = threading.Event()
+
+    def drip() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            for letter in b"HTTP/1.1 200 OK\r\nX-Long: " + b"x" * 600:
+                try:
+                    connection.sendall(bytes([letter]))
+                except OSError:
+                    ended.set()
+                    return
+                time.sleep(0.05)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=drip, daemon=True).start()
+        channel(store, f"http://127.0.0.1:{listener.getsockname()[1]}/hook")
+        alarm(store)
+        assert deliver_due(store, clock=at(0.0), allow_hosts=["127.0.0.1"]) == 1
+    (entry,) = log(store)
+    assert entry["error"].startswith("no answer within 0.3 s: ")
+    assert ended.wait(10), "the connection was closed long before the last letter"
 
 
 def test_a_delivery_taken_by_a_process_that_died_is_due_again_after_a_minute(store, receiver):

@@ -15,11 +15,15 @@ from gradspectra_store import Store
 from gradspectra_store.deliveries import due_deliveries, record_delivery
 
 from gradspectra_worker.destinations import ForbiddenDestination, destination
+from gradspectra_worker.time_limit import TimeLimit
 
 MOST_SECONDS = 120.0
 """A call takes no more deliveries after so long: well before its task would be stopped in the middle of one."""
 
 TIMEOUT = httpx2.Timeout(5.0, connect=3.0)
+LONGEST_TRY = 15.0
+"""Seconds that a try takes at most, however the receiver spreads its answer over them."""
+NOT_KEPT = httpx2.Limits(max_keepalive_connections=0)
 SIGNATURE_HEADER = "X-Gradspectra-Signature"
 
 _log = logging.getLogger(__name__)
@@ -59,7 +63,7 @@ def deliver_due(
             if not due:
                 break
             if own is None:  # made where there is something to send: reading the certificates takes a while
-                own = httpx2.Client(timeout=TIMEOUT, follow_redirects=False, trust_env=False)
+                own = httpx2.Client(timeout=TIMEOUT, limits=NOT_KEPT, follow_redirects=False, trust_env=False)
             if not _try(store, own, due[0], clock, allow_hosts):
                 failed.add(due[0]["channel"]["id"])
             tries += 1
@@ -95,11 +99,14 @@ def send(client: httpx2.Client, delivery: dict[str, Any], now: float, allow_host
     }
     if channel["secret"]:
         headers[SIGNATURE_HEADER] = signature(channel["secret"], body)
+    limit = TimeLimit(LONGEST_TRY)
     try:
         url, addresses = destination(channel["url"], allow_hosts)
-        answer = _post(client, url, addresses, body, headers)
+        with limit:
+            answer = _post(client, url, addresses, body, headers, limit)
     except (ForbiddenDestination, httpx2.HTTPError) as error:
-        return Outcome(False, None, f"{type(error).__name__}: {error}")
+        late = f"no answer within {LONGEST_TRY:g} s: " if limit.exceeded else ""
+        return Outcome(False, None, f"{late}{type(error).__name__}: {error}")
     if answer.is_redirect:
         return Outcome(False, answer.status_code, "the answer is a redirect, which is not followed; give its target")
     if not answer.is_success:
@@ -120,23 +127,24 @@ def signature(secret: str, body: bytes) -> str:
 
 
 def _post(
-    client: httpx2.Client, url: httpx2.URL, addresses: list[str], body: bytes, headers: dict[str, str]
+    client: httpx2.Client, url: httpx2.URL, addresses: list[str], body: bytes, headers: dict[str, str], limit: TimeLimit
 ) -> httpx2.Response:
     """Connect to the addresses that were checked, in turn; the name goes into Host and into TLS's check of it."""
     headers = {**headers, "Host": url.netloc.decode("ascii")}
     for address in addresses[:-1]:
         try:
-            return _post_to(client, url, address, body, headers)
+            return _post_to(client, url, address, body, headers, limit)
         except httpx2.ConnectError:
             continue
-    return _post_to(client, url, addresses[-1], body, headers)
+    return _post_to(client, url, addresses[-1], body, headers, limit)
 
 
 def _post_to(
-    client: httpx2.Client, url: httpx2.URL, address: str, body: bytes, headers: dict[str, str]
+    client: httpx2.Client, url: httpx2.URL, address: str, body: bytes, headers: dict[str, str], limit: TimeLimit
 ) -> httpx2.Response:
     target = url.copy_with(host=address)
-    request = client.build_request("POST", target, content=body, headers=headers, extensions={"sni_hostname": url.host})
+    extensions = {"sni_hostname": url.host, "trace": limit.trace}
+    request = client.build_request("POST", target, content=body, headers=headers, extensions=extensions)
     answer = client.send(request, stream=True)
     answer.close()
     return answer
