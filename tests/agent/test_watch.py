@@ -492,6 +492,7 @@ def test_after_close_nothing_is_recorded_and_no_hook_is_left(kept):
         ("spectra", "often", 'spectra must be "auto", "off" or a whole number, got \'often\''),
         ("layers", "(", r"layers must be a valid regular expression, got '\('"),
         ("layers", 3, "layers must be a regular expression or a callable on names, got 3"),
+        ("batch_size", 0.5, "batch_size must be at least 1, .* got 0.5"),
         ("batch_size", 0, "batch_size must be at least 1, .* got 0"),
         ("batch_size", math.nan, "batch_size must be at least 1, .* got nan"),
         ("parts", 0, 'parts must be "auto" or at least 1, got 0'),
