@@ -69,7 +69,8 @@ def options(
         raise ValueError(f"stop_on must be None or one of {', '.join(SEVERITIES)}, got {stop_on!r}")
     if on_alert is not None and not callable(on_alert):
         raise TypeError(f"on_alert must be a function of one alert, got {on_alert!r}")
-    if not (batch_size is None or callable(batch_size)) and (not _is_real(batch_size) or not 1 <= batch_size < math.inf):
+    given = None if callable(batch_size) else batch_size
+    if given is not None and (not _is_real(given) or not 1 <= given < math.inf):
         raise ValueError(f"batch_size must be at least 1, or a callable on the model's inputs, got {batch_size!r}")
     if scaler is not None and not callable(getattr(scaler, "get_scale", None)):
         raise TypeError(f"scaler must have a method get_scale(), got {scaler!r}")

@@ -149,21 +149,24 @@ class Spectra:
             early = candidate.taken >= 0 and step - candidate.taken < SHORTEST_INTERVAL
             if early or not self._budget.pays(cost) or self._waits(candidate):
                 return []
+            self.too_large.pop(self._names[candidate.layer], None)
             self._next = (self._next + 1) % count
             return [candidate]
         return []
 
     def _charge(self, candidate: Candidate) -> float:
-        """Seconds that a spectrum is expected to take of the training's: beside it, of one of its threads."""
-        cost = candidate.expected * self._speed
-        return cost / self._threads if self._goes_beside(candidate) else cost
+        """Seconds that a spectrum is expected to take of the training's: beside it, what one of its threads loses."""
+        cost, beside = candidate.expected * self._speed, self._beside_for(candidate)
+        return cost if beside is None else cost * beside.lost / self._threads
 
-    def _goes_beside(self, candidate: Candidate) -> bool:
+    def _beside_for(self, candidate: Candidate) -> Beside | None:
+        """Who takes the singular values of a layer beside the training; None where they are taken at once."""
         dear = candidate.expected * self._speed > BESIDE_SECONDS
-        return self._beside is not None and dear and candidate.tensor.parameter.device.type == "cpu"
+        return self._beside if dear and candidate.tensor.parameter.device.type == "cpu" else None
 
     def _waits(self, candidate: Candidate) -> bool:
-        return self._beside is not None and self._beside.busy and self._goes_beside(candidate)
+        beside = self._beside_for(candidate)
+        return beside is not None and beside.busy
 
     def interval(self) -> int | None:
         """Steps between two spectra of a layer as they come at present; None before they have come twice."""
@@ -190,8 +193,8 @@ class Spectra:
         if matrix.device.type != "cpu":
             gram = gram_of(matrix)
             return PendingSpectrum(candidate, gram, time.perf_counter() - began, self._learn)
-        if self._beside is not None and self._goes_beside(candidate):
-            work = self._beside.give(matrix.clone(), candidate.method)
+        if (beside := self._beside_for(candidate)) is not None:
+            work = beside.give(matrix.clone(), candidate.method)
             return SpectrumBeside(candidate, work, self._charge(candidate), step, self._learn)
         values, method = measured(matrix, candidate.method)
         candidate.method = GRAM if resolved(values) else SVD

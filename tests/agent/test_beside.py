@@ -255,16 +255,18 @@ def planned(threads, beside, monkeypatch, share=0.01):
     return Spectra(take_inventory({"": model}, [], choice_of(None)), None, budget, beside), budget
 
 
-def test_a_dear_spectrum_is_charged_one_of_the_trainings_threads(beside, monkeypatch):
+@pytest.mark.parametrize(("system", "lost"), [("linux", 0.25), ("darwin", 1.0)])
+def test_a_dear_spectrum_is_charged_what_one_of_the_trainings_threads_loses(system, lost, beside, monkeypatch):
+    monkeypatch.setattr("gradspectra.beside.sys.platform", system)
     alone, budget = planned(4, None, monkeypatch)
     dear, cheap = (candidate.expected for candidate in alone.candidates)
     assert dear > BESIDE_SECONDS > cheap
     assert budget.lap_seconds == pytest.approx(dear + cheap)
     spectra, budget = planned(4, beside, monkeypatch)
-    assert budget.lap_seconds == pytest.approx(dear / 4 + cheap)
+    assert budget.lap_seconds == pytest.approx(dear * lost / 4 + cheap)
     spectra.candidates[0].tensor.parameter.grad = torch.randn(400, 500)
     taken = spectra.take(spectra.candidates[0], 1)
-    assert taken.charge == pytest.approx(dear / 4)
+    assert taken.charge == pytest.approx(dear * lost / 4)
     wait_for(taken.work)
     assert taken.record().rows == 400
     assert spectra.candidates[0].expected != dear, "what it took is learned"

@@ -149,6 +149,10 @@ def test_a_spectrum_longer_than_a_twentieth_of_a_step_is_skipped_and_said():
     spectra = planned(known_budget(1e-4))
     assert spectra.due(1) == []
     assert len(spectra.too_large) == 6
+    spectra._budget.step_seconds = spectra._budget.savings = 1.0
+    (taken,) = spectra.due(2)
+    assert len(spectra.too_large) == 5, "the steps are longer by now: one is taken after all"
+    assert taken.tensor.name not in spectra.too_large
     spectra = planned(known_budget(0.1))
     assert [c.tensor.name for c in spectra.due(1)] == ["embed.weight"]
     assert spectra.too_large == {}
