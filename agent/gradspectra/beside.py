@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 import weakref
-from contextlib import suppress
 from dataclasses import dataclass
 from queue import SimpleQueue
 
@@ -60,12 +59,9 @@ class Beside:
         self._process = os.getpid()
         self._closed = False
         self.working = threading.Lock()
-        _all.add(self)
-
-    @property
-    def lost(self) -> float:
+        self.lost = LOST if sys.platform == "linux" else LOST_ALIKE
         """Of each second that it takes of a processor, what one thread of the training is taken to lose."""
-        return LOST if sys.platform == "linux" else LOST_ALIKE
+        _all.add(self)
 
     @property
     def busy(self) -> bool:
@@ -96,10 +92,17 @@ class Beside:
         ready.wait(STARTS_WITHIN)
         torch.set_num_threads(threads)
 
+    def _give_way(self) -> None:
+        """Take the lowest priority, where a thread has one of its own: elsewhere its number may be a process."""
+        if sys.platform == "linux":
+            try:
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+            except OSError:
+                self.lost = LOST_ALIKE
+
     def _run(self, ready: threading.Event) -> None:
         torch.set_num_threads(1)
-        with suppress(OSError, AttributeError):  # of this thread alone on Linux; elsewhere there is no such call
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        self._give_way()
         ready.set()
         while (work := self._work.get()) is not None:
             with self.working, torch.no_grad():

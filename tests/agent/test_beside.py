@@ -91,6 +91,24 @@ def test_it_has_the_lowest_priority_and_the_others_keep_theirs(beside):
     (thread,) = [one for one in threading.enumerate() if one.name == "gradspectra-spectra"]
     assert os.getpriority(os.PRIO_PROCESS, thread.native_id) == NICE
     assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) < NICE
+    assert beside.lost < 1
+
+
+@pytest.mark.parametrize("refused", [True, False])
+def test_where_a_thread_has_no_priority_of_its_own_none_is_set_and_all_it_takes_is_charged(refused, monkeypatch):
+    asked = []
+
+    def setpriority(*wanted):
+        asked.append(wanted)
+        raise PermissionError
+
+    monkeypatch.setattr("gradspectra.beside.os.setpriority", setpriority)
+    if not refused:
+        monkeypatch.setattr("gradspectra.beside.sys.platform", "darwin")
+    beside = Beside(Guard())
+    wait_for(beside.give(torch.randn(8, 8), GRAM))
+    beside.close()
+    assert (len(asked), beside.lost) == (int(refused), 1.0)
 
 
 def test_one_matrix_at_a_time(beside, held):
@@ -256,8 +274,9 @@ def planned(threads, beside, monkeypatch, share=0.01):
 
 
 @pytest.mark.parametrize(("system", "lost"), [("linux", 0.25), ("darwin", 1.0)])
-def test_a_dear_spectrum_is_charged_what_one_of_the_trainings_threads_loses(system, lost, beside, monkeypatch):
+def test_a_dear_spectrum_is_charged_what_one_of_the_trainings_threads_loses(system, lost, monkeypatch):
     monkeypatch.setattr("gradspectra.beside.sys.platform", system)
+    beside = Beside(Guard())
     alone, budget = planned(4, None, monkeypatch)
     dear, cheap = (candidate.expected for candidate in alone.candidates)
     assert dear > BESIDE_SECONDS > cheap
@@ -270,6 +289,7 @@ def test_a_dear_spectrum_is_charged_what_one_of_the_trainings_threads_loses(syst
     wait_for(taken.work)
     assert taken.record().rows == 400
     assert spectra.candidates[0].expected != dear, "what it took is learned"
+    beside.close()
 
 
 def test_a_dear_spectrum_waits_for_the_thread_and_a_cheap_one_does_not(beside, held, monkeypatch):

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import shutil
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -222,3 +223,17 @@ def test_a_lost_redis_is_said_stored_through_and_caught_up(tmp_path, redis_url):
             time.sleep(0.01)
         caller.must_send(run["id"], batch(run["session"], 1, [1]))
         listener.heard(run=run["id"], step=1)
+
+
+def test_where_redis_is_away_all_that_it_tells_of_says_so(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with TestClient(
+        create_app(load_settings(data=tmp_path, redis_url=f"redis://127.0.0.1:{port}/0")),
+        base_url="http://127.0.0.1:7117",
+    ) as client:
+        answer = client.get(f"{API}/ready")
+    assert answer.status_code == 503
+    for part in ("workers", "beat"):
+        assert answer.json()[part]["status"] == "failed"
+        assert answer.json()[part]["detail"].startswith("Redis did not say: ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter
@@ -36,8 +37,8 @@ def ready(context: Shared) -> Response:
     """Whether the server can do its work now: database, dispatcher, and Redis, workers, beat where used; 503 if not."""
     parts = {"database": _database(context), "dispatcher": _dispatcher(context)}
     if context.workers is not None:
-        parts["workers"] = _workers(context.workers)
-        parts["beat"] = _beat(context.workers)
+        parts["workers"] = _by_redis(_workers, context.workers)
+        parts["beat"] = _by_redis(_beat, context.workers)
     fine = all(part["status"] == "ok" for part in parts.values())
     return answer({"status": "ok" if fine else "not ready", "version": __version__, **parts}, 200 if fine else 503)
 
@@ -58,10 +59,7 @@ def _dispatcher(context: Context) -> dict[str, Any]:
 
 
 def _workers(workers: LivingWorkers) -> dict[str, Any]:
-    try:
-        living = workers.count()
-    except RedisError as error:
-        return {"status": "failed", "detail": f"Redis did not say: {error}"}
+    living = workers.count()
     if not living:
         silent = f"no worker was heard for {SILENT_SECONDS:g} s; records are stored and derived once one is back"
         return {"status": "failed", "living": 0, "detail": silent}
@@ -69,14 +67,18 @@ def _workers(workers: LivingWorkers) -> dict[str, Any]:
 
 
 def _beat(workers: LivingWorkers) -> dict[str, Any]:
-    try:
-        sweeping = workers.sweeping()
-    except RedisError as error:
-        return {"status": "failed", "detail": f"Redis did not say: {error}"}
-    if not sweeping:
+    if not workers.sweeping():
         unswept = f"nothing was swept for {UNSWEPT_SECONDS} s: beat is away, or the workers do not keep up"
         return {"status": "failed", "detail": unswept}
     return {"status": "ok"}
+
+
+def _by_redis(check: Callable[[LivingWorkers], dict[str, Any]], workers: LivingWorkers) -> dict[str, Any]:
+    """What a check of the workers says, or that Redis did not say."""
+    try:
+        return check(workers)
+    except RedisError as error:
+        return {"status": "failed", "detail": f"Redis did not say: {error}"}
 
 
 @router.get("/metrics", response_class=PlainTextResponse, dependencies=[READ])
