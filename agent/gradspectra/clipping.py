@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from gradspectra_core.records import Float64
 from torch import Tensor
 from torch.nn.utils import clip_grad
 
@@ -77,15 +79,23 @@ class StepClips:
         factors = [_coefficient(total, clip.limit) for clip, total in zip(self.clips, totals, strict=True)]
         return min(factors, default=None)
 
-    def factor(self, parameter: int, totals: list[float], after: bool = False) -> float:
-        """What this parameter's gradient had been multiplied by when it was measured; after: at the step's end."""
-        late = after and parameter not in self.spoiled
-        seen = len(self.clips) if late else self.early.get(parameter, len(self.clips))
-        product = 1.0
-        for clip, total in zip(self.clips[:seen], totals[:seen], strict=True):
-            if parameter in clip.parameters:
-                product *= _coefficient(total, clip.limit)
-        return product
+    def factors(self, inventory: Inventory, totals: list[float], after: bool = False) -> Float64:
+        """What each layer's gradient had been multiplied by when it was measured, (L,); 1 where that is not known.
+
+        after: at the step's end, where the second tier and the spectra are taken; NaN where nothing is left of it.
+        """
+        factors = np.ones(len(inventory.table))
+        early = {one: seen for one, seen in self.early.items() if one in self.spoiled or not after}
+        for at, (clip, total) in enumerate(zip(self.clips, totals, strict=True)):
+            coefficient = _coefficient(total, clip.limit)
+            missed = {one for one, seen in early.items() if seen <= at}
+            if not missed and clip.parameters >= inventory.parameters:
+                factors *= coefficient
+                continue
+            for tensor in inventory.tensors:
+                if id(tensor.parameter) in clip.parameters and id(tensor.parameter) not in missed:
+                    factors[tensor.first : tensor.first + len(tensor.pieces)] *= coefficient
+        return factors if after else np.where(np.isnan(factors), 1.0, factors)
 
 
 def _coefficient(total: float, limit: float) -> float:

@@ -164,12 +164,13 @@ class ClosedStep:
         step.grams.clear()
         if step.measured or step.spectra or step.beside or step.unfinished:
             table = record.table = self._tier.inventory.table
-            after = self._factors(totals, after=True)
+            after = step.clips.factors(self._tier.inventory, totals, after=True)
             record.spectra = [unclipped(spectrum, after[spectrum.layer]) for spectrum in step.spectra]
             step.unfinished += [(own, table, after[own.candidate.layer]) for own in step.beside]
             record.spectra += self._finished(table)
             if step.measured:
-                self._put(record, self._rows(self._factors(totals), foreign), after, norm)
+                factors = step.clips.factors(self._tier.inventory, totals)
+                self._put(record, self._rows(factors, foreign), after, norm)
         return record
 
     def _finished(self, table: LayerTable) -> list[SpectrumRecord]:
@@ -236,20 +237,6 @@ class ClosedStep:
         if len(sizes) != len(weights) or not min(sizes) > 0:
             sizes = [(examples or 1.0) / ranks * weight for weight in weights]
         return _weight_sums(tuple(weights), tuple(sizes), ranks)
-
-    def _factors(self, totals: list[float], after: bool = False) -> Float64:
-        """What clipping had multiplied each layer's gradient by when it was measured, (L,); 1 where that is not known.
-
-        after: at the step's end, where the second tier and the spectra are taken; NaN where nothing is left of it.
-        """
-        factors = np.ones(len(self._tier.inventory.table))
-        if not totals:
-            return factors
-        for tensor in self._tier.inventory.tensors:
-            factor = self.step.clips.factor(id(tensor.parameter), totals, after)
-            if after or not math.isnan(factor):
-                factors[tensor.first : tensor.first + len(tensor.pieces)] = factor
-        return factors
 
     def _rows(self, factors: Float64, foreign: float | None) -> LayerRows:
         assert self._marks is not None
