@@ -12,7 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from gradspectra_store.channels import add_channel, delete_channel, list_channels
 from gradspectra_store.paging import PAGE, page
-from gradspectra_store.schema import alerts, channels, deliveries
+from gradspectra_store.schema import alerts, channels, deliveries, runs
 
 __all__ = [
     "add_channel",
@@ -27,6 +27,9 @@ __all__ = [
 
 TRIES = 6
 FIRST_WAIT = 10.0
+CHANNEL_REST = 30.0
+"""So long a channel is left alone after a failed try, but for the next try of that delivery."""
+
 CLAIM_SECONDS = 60.0
 """So long a delivery belongs to whoever took it; taken by a process that died, it is due again after."""
 _MAX_ERROR = 500
@@ -60,7 +63,7 @@ def due_deliveries(
     """Take deliveries that are due, for 60 s: to be sent after this transaction, then recorded.
 
     Each has id, key (the same for every try: receivers tell repetitions by it), severity, tries, alert (the object
-    served) and channel (id, kind, url, secret). without: channels whose deliveries are left.
+    served), run (id, project, name) and channel (id, kind, url, secret). without: channels whose deliveries are left.
     """
     due = deliveries.c.state == "due", deliveries.c.next_at <= now, deliveries.c.channel.not_in(without)
     query = sa.select(deliveries).where(*due).order_by(deliveries.c.next_at, deliveries.c.id).limit(limit)
@@ -70,13 +73,16 @@ def due_deliveries(
     return [_full(conn, row) for row in rows]
 
 
-def record_delivery(conn: sa.Connection, delivery: int, ok: bool, status: int | None, error: str, now: float) -> bool:
+def record_delivery(
+    conn: sa.Connection, delivery: int, ok: bool, status: int | None, error: str, now: float, wait: float = 0.0
+) -> bool:
     """Note how a try went; a failed one is due again after 10 s · 4^n, with jitter, and given up after six.
 
-    status: of the HTTP answer, None where there was none. Says whether it is given up now. A delivery that is gone is
-    no error, and one that is not due any more (sent by somebody else, or muted) stays as it is where a late try fails.
+    status: of the HTTP answer, None where there was none. wait: seconds that the receiver asked for. The channel's
+    other deliveries wait that long too, 30 s at least. Says whether it is given up now. A delivery that is gone is no
+    error, and one that is not due any more (sent by somebody else, or muted) stays as it is where a late try fails.
     """
-    query = sa.select(deliveries.c.tries, deliveries.c.state).where(deliveries.c.id == delivery).with_for_update()
+    query = sa.select(deliveries).where(deliveries.c.id == delivery).with_for_update()
     old = conn.execute(query).one_or_none()
     if old is None or (old.state != "due" and not ok):
         return False
@@ -87,8 +93,10 @@ def record_delivery(conn: sa.Connection, delivery: int, ok: bool, status: int | 
     elif tries >= TRIES:
         values["state"] = "failed"
     else:
-        values["next_at"] = now + FIRST_WAIT * 4**old.tries * random.uniform(1.0, 1.25)
+        values["next_at"] = now + max(FIRST_WAIT * 4**old.tries * random.uniform(1.0, 1.25), wait)
     conn.execute(sa.update(deliveries).where(deliveries.c.id == delivery).values(values))
+    if not ok:
+        _rest(conn, old.channel, delivery, now + max(CHANNEL_REST, wait))
     return not ok and tries >= TRIES
 
 
@@ -112,8 +120,16 @@ def undelivered(conn: sa.Connection) -> tuple[int, int]:
     return int(row.due), int(row.failed)
 
 
+def _rest(conn: sa.Connection, channel: str, tried: int, until: float) -> None:
+    """Let the deliveries of a channel wait, but for the one tried; a row that somebody else changes is passed over."""
+    due = deliveries.c.channel == channel, deliveries.c.state == "due", deliveries.c.next_at < until
+    query = sa.select(deliveries.c.id).where(*due, deliveries.c.id != tried).with_for_update(skip_locked=True)
+    conn.execute(sa.update(deliveries).where(deliveries.c.id.in_(query)).values(next_at=until))
+
+
 def _full(conn: sa.Connection, row: sa.Row[Any]) -> dict[str, Any]:
     alert = conn.execute(sa.select(alerts).where(alerts.c.id == row.alert)).one()
+    run = conn.execute(sa.select(runs.c.id, runs.c.project, runs.c.name).where(runs.c.id == alert.run)).one()
     channel = conn.execute(sa.select(channels).where(channels.c.id == row.channel)).one()
     return {
         "id": row.id,
@@ -121,5 +137,6 @@ def _full(conn: sa.Connection, row: sa.Row[Any]) -> dict[str, Any]:
         "severity": row.severity,
         "tries": row.tries,
         "alert": dict(alert._mapping) | {"muted": False},
+        "run": dict(run._mapping),
         "channel": {name: getattr(channel, name) for name in ("id", "kind", "url", "secret")},
     }

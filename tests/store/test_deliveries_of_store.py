@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from gradspectra_core.alerts import Finding
 from gradspectra_core.catalogue import RULES
 from gradspectra_store import Store
 from gradspectra_store.alerts import apply_findings, get_alert
 from gradspectra_store.deliveries import add_channel, due_deliveries, list_deliveries, record_delivery, undelivered
 from gradspectra_store.mutes import mute_rule
+from gradspectra_store.schema import deliveries
 from store.batches import started
 
 
@@ -77,6 +79,22 @@ def test_a_failed_delivery_waits_four_times_longer_each_time_and_ends_after_six(
     assert len(row["error"]) == 500
     for tried, wait in enumerate(waits[:5]):
         assert 10 * 4**tried <= wait <= 12.5 * 4**tried
+
+
+def test_after_a_failed_try_the_others_of_its_channel_wait_and_those_of_no_other(store: Store, alert: str) -> None:
+    with store.write() as conn:
+        failing = list_deliveries(conn)[0][0]["channel"]
+        add_channel(conn, url="https://b.example/x", now=2.0)
+        run = get_alert(conn, alert)["run"]
+        for step in (20, 30):
+            apply_findings(conn, run, 1, [(Finding("loss_spike", "open", "warning", step, step), 2000.0)], RULES)
+    (first, *_) = take(store, 3000.0)
+    with store.write() as conn:  # the others were given back
+        conn.execute(sa.update(deliveries).where(deliveries.c.id != first["id"]).values(next_at=0.0))
+    record(store, first["id"], False, 3001.0, status=500)
+    assert {due["channel"]["id"] == failing for due in take(store, 3009.0)} == {False}
+    assert [due["id"] == first["id"] for due in take(store, 3020.0)] == [True]
+    assert {due["channel"]["id"] == failing for due in take(store, 3031.0)} == {True}
 
 
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)  # SQLite has one writer at a time

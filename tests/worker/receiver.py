@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,13 +12,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class Receiver:
     """A real HTTP server that answers with the statuses it was given, then 204, and keeps what it got.
 
-    meanwhile: is called before each answer.
+    meanwhile: is called before each answer; asks: the seconds in Retry-After.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.answers: list[int] = []
         self.got: list[tuple[dict[str, str], bytes]] = []
         self.meanwhile: Callable[[], None] = lambda: None
+        self.asks: str | None = None
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -27,6 +29,8 @@ class Receiver:
                 receiver.meanwhile()
                 self.send_response(receiver.answers.pop(0) if receiver.answers else 204)
                 self.send_header("Location", "http://127.0.0.1:1/elsewhere")
+                if receiver.asks is not None:
+                    self.send_header("Retry-After", receiver.asks)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 
@@ -34,6 +38,8 @@ class Receiver:
                 pass
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        if tls is not None:
+            self.server.socket = tls.wrap_socket(self.server.socket, server_side=True)
         self.url = f"http://127.0.0.1:{self.server.server_port}/hook?a=b"
 
     @property
@@ -43,9 +49,9 @@ class Receiver:
 
 
 @contextmanager
-def receiving() -> Iterator[Receiver]:
-    """A receiver until the end of the block."""
-    receiver = Receiver()
+def receiving(tls: ssl.SSLContext | None = None) -> Iterator[Receiver]:
+    """A receiver until the end of the block; tls: what it speaks."""
+    receiver = Receiver(tls)
     thread = threading.Thread(target=receiver.server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:

@@ -4,10 +4,15 @@ import hashlib
 import hmac
 import json
 import logging
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -16,6 +21,7 @@ from gradspectra_core.catalogue import RULES
 from gradspectra_store.alerts import apply_findings
 from gradspectra_store.channels import add_channel
 from gradspectra_store.deliveries import due_deliveries, list_deliveries
+from gradspectra_store.runs import RunRequest, start_run
 from gradspectra_worker.deliver import deliver_due
 from gradspectra_worker.destinations import ForbiddenDestination, destination
 from worker.receiver import Receiver, receiving
@@ -68,7 +74,9 @@ def test_a_webhook_gets_the_alert_signed(store, receiver):
         12,
     )
     assert sent["delivery"] == headers["X-Gradspectra-Delivery"]
-    assert sent["text"].startswith("[warning] loss_spike in run ")
+    run = sent["alert"]["run"]
+    assert sent["run"] == {"id": run, "project": "p", "name": "n"}
+    assert sent["text"] == f"[warning] loss_spike in p/n ({run}): loss 9: 3 times its recent median"
     (entry,) = log(store)
     assert (entry["state"], entry["status"], entry["tries"], entry["sent_at"]) == ("sent", 204, 1, 100.0)
     assert deliver_due(store, clock=at(1e6), allow_hosts=["127.0.0.1"]) == 0
@@ -222,6 +230,11 @@ def test_the_connection_goes_to_the_address_that_was_checked_under_the_name(monk
         "http://10.0.0.1/",
         "http://192.168.1.1/",
         "http://[fe80::1]/",
+        "http://[fec0::1]/",
+        "http://[::127.0.0.1]/",
+        "http://[64:ff9b::7f00:1]/",
+        "http://[64:ff9b:1::7f00:1]/",
+        "http://[2002:7f00:1::]/",
         "http://224.0.0.1/",
         "http://example.org@127.0.0.1/",
         "file:///etc/passwd",
@@ -235,6 +248,12 @@ def test_the_connection_goes_to_the_address_that_was_checked_under_the_name(monk
 def test_a_destination_inside_or_unreadable_is_forbidden(url):
     with pytest.raises(ForbiddenDestination):
         destination(url)
+
+
+@pytest.mark.parametrize("address", ["93.184.216.34", "2606:2800:21f:cb07::1", "64:ff9b::5db8:d822"])
+def test_a_public_address_may_be_sent_to(address):
+    url = f"https://[{address}]/" if ":" in address else f"https://{address}/"
+    assert destination(url)[1] == [address]
 
 
 def test_one_private_address_among_public_ones_forbids_the_name(monkeypatch):
@@ -294,10 +313,10 @@ def test_a_channel_that_fails_holds_up_no_other(store, receiver):
         channel(store, receiver.url)
         for _ in range(3):
             alarm(store)
-        for call in (1, 2):
-            deliver_due(store, clock=at(float(call)), allow_hosts=["127.0.0.1"])
+        for now, tried in ((1.0, 1), (9.0, 1), (31.5, 2), (45.0, 2), (62.0, 3)):
+            deliver_due(store, clock=at(now), allow_hosts=["127.0.0.1"])
             assert len(receiver.got) == 3
-            assert sum(entry["tries"] for entry in log(store) if entry["channel"] == away) == call
+            assert sum(entry["tries"] for entry in log(store) if entry["channel"] == away) == tried
 
 
 def test_who_gives_up_says_so_in_the_log_and_nothing_that_is_logged_has_the_address(store, receiver, caplog):
@@ -312,3 +331,133 @@ def test_who_gives_up_says_so_in_the_log_and_nothing_that_is_logged_has_the_addr
     said = f"gave up delivering loss_spike of run {run} to channel {where}: answered 500"
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == [said]
     assert "a=b" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("asks", "least", "most"),
+    [("90", 90, 90), ("999999", 3600, 3600), (None, 10, 12.5), ("Sun, 22 Nov 2026 10:00:00 GMT", 10, 12.5)],
+)
+def test_a_receiver_that_asks_to_be_left_alone_is(store, receiver, asks, least, most):
+    channel(store, receiver.url)
+    alarm(store)
+    alarm(store)
+    receiver.answers, receiver.asks = [429], asks
+    assert deliver_due(store, clock=at(100.0), allow_hosts=["127.0.0.1"]) == 1
+    other, tried = log(store)
+    assert least <= tried["next_at"] - 100.0 <= most
+    assert other["next_at"] - 100.0 == max(least, 30.0)
+
+
+def test_the_text_is_one_line_that_calls_nobody_whatever_run_and_layer_are_called(store, receiver):
+    channel(store, receiver.url)
+    with store.write() as conn:
+        run = start_run(conn, RunRequest("a\nb", "gpt <!channel>")).run
+        message = "the gradient of @all\u202egpj is exactly zero"
+        finding = Finding("dead_layer", "open", "warning", 12, 12, value=0.0, message=message)
+        apply_findings(conn, run, 1, [(finding, 1.7e9)], RULES)
+    deliver_due(store, clock=at(0.0), allow_hosts=["127.0.0.1"])
+    sent = json.loads(receiver.got[0][1])
+    assert sent["text"] == (
+        f"[warning] dead_layer in a b/gpt ‹!channel› ({run}): the gradient of ＠all gpj is exactly zero"
+    )
+    assert (sent["run"]["name"], sent["alert"]["message"]) == ("gpt <!channel>", message)
+
+
+def test_of_an_alert_that_closed_before_it_was_delivered_the_text_says_so(store, receiver):
+    channel(store, receiver.url)
+    run = start(store).run
+    with store.write() as conn:
+        for change, step in (("open", 12), ("close", 20)):
+            finding = Finding("loss_spike", change, "warning", 12, step, message="loss 9")
+            apply_findings(conn, run, 1, [(finding, 1.7e9)], RULES)
+    deliver_due(store, clock=at(0.0), allow_hosts=["127.0.0.1"])
+    assert json.loads(receiver.got[0][1])["text"] == f"[warning, closed since] loss_spike in p/n ({run}): loss 9"
+
+
+@contextmanager
+def silent(port: int) -> Iterator[None]:
+    """127.0.0.2 answers no more connections at the port: its queue of them is full."""
+    with socket.socket() as listener, socket.socket() as first, socket.socket() as second:
+        listener.bind(("127.0.0.2", port))
+        listener.listen(0)
+        for one in (first, second):
+            one.setblocking(False)
+            one.connect_ex(("127.0.0.2", port))
+        yield
+
+
+def test_where_an_address_does_not_answer_the_next_one_is_tried(store, receiver, monkeypatch):
+    monkeypatch.setattr("gradspectra_worker.deliver.TIMEOUT", httpx2.Timeout(5.0, connect=0.3))
+    port = receiver.server.server_port
+    resolved(monkeypatch, "127.0.0.2", "127.0.0.1")
+    channel(store, f"http://hooks.test:{port}/")
+    alarm(store)
+    with silent(port):
+        deliver_due(store, clock=at(0.0), allow_hosts=["hooks.test"])
+    assert (log(store)[0]["state"], len(receiver.got)) == ("sent", 1)
+
+
+def test_addresses_that_do_not_answer_take_no_longer_than_a_try(store, receiver, monkeypatch):
+    monkeypatch.setattr("gradspectra_worker.deliver.TIMEOUT", httpx2.Timeout(5.0, connect=0.3))
+    monkeypatch.setattr("gradspectra_worker.deliver.LONGEST_TRY", 0.2)
+    port = receiver.server.server_port
+    resolved(monkeypatch, "127.0.0.2", "127.0.0.1")
+    channel(store, f"http://hooks.test:{port}/")
+    alarm(store)
+    with silent(port):
+        deliver_due(store, clock=at(0.0), allow_hosts=["hooks.test"])
+    (entry,) = log(store)
+    assert entry["error"].startswith("no answer within 0.2 s: ConnectTimeout")
+    assert receiver.got == []
+
+
+def resolved(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
+    """Names that end in .test have these addresses."""
+    known = socket.getaddrinfo
+
+    def resolve(host: str, port: int, *rest: int, **more: int) -> list:
+        if not host.endswith(".test"):
+            return known(host, port, *rest, **more)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in addresses]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """Key and certificate for the name hooks.test, in one file."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed (apt-get install openssl)")
+    file = tmp_path / "hooks.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-subj", "/CN=hooks.test", "-addext", "subjectAltName=DNS:hooks.test", "-days", "2"]
+    done = subprocess.run(
+        [*command, "-keyout", file, "-out", tmp_path / "own.pem"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    with file.open("a") as out:
+        out.write((tmp_path / "own.pem").read_text())
+    return file
+
+
+@pytest.mark.parametrize(
+    ("name", "trusted", "error"),
+    [
+        ("hooks.test", True, ""),
+        ("hooks.test", False, "certificate verify failed: self-signed certificate"),
+        ("other.test", True, "certificate verify failed: Hostname mismatch"),
+    ],
+)
+def test_the_certificate_must_be_trusted_and_of_the_name(store, monkeypatch, certificate, name, trusted, error):
+    resolved(monkeypatch, "127.0.0.1")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    with receiving(context) as receiver:
+        channel(store, f"https://{name}:{receiver.server.server_port}/")
+        alarm(store)
+        verify = ssl.create_default_context(cafile=certificate) if trusted else True
+        with httpx2.Client(verify=verify, trust_env=False) as client:
+            deliver_due(store, clock=at(0.0), client=client, allow_hosts=["hooks.test", "other.test"])
+    (entry,) = log(store)
+    assert (entry["state"], len(receiver.got)) == (("due", 0) if error else ("sent", 1))
+    assert error in entry["error"]

@@ -30,12 +30,20 @@ _log = logging.getLogger(__name__)
 logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs each URL, and who has a chat's URL may write there
 
 
+LONGEST_WAIT = 3600.0
+"""Seconds that a receiver may ask to be left alone for."""
+
+_CALLS = str.maketrans("<>@", "‹›＠")
+"""Chats take `<!channel>` and `@all` for a call to everyone, and who names a run or a layer could make one."""
+
+
 class Outcome(NamedTuple):
-    """How a try went. status: of the answer, None without one; error: empty where it went well."""
+    """How a try went. status: of the answer, None without one; error: empty where it went well; wait: seconds asked."""
 
     ok: bool
     status: int | None
     error: str
+    wait: float = 0.0
 
 
 def deliver_due(
@@ -51,7 +59,7 @@ def deliver_due(
 
     A delivery is taken for a minute in one transaction, sent outside of any, and its outcome recorded in another:
     killed between these it is sent again, so a receiver may see it twice, with the same X-Gradspectra-Delivery. A
-    channel that fails is left alone until the next call, so that the others do not wait for it again and again.
+    channel that fails is left alone for a while, so that the others do not wait for it again and again.
     """
     own = client
     tries, until = 0, clock() + MOST_SECONDS
@@ -79,7 +87,7 @@ def _try(
     """Send a delivery that was taken and record how that went; says whether it went well."""
     outcome = send(client, delivery, clock(), hosts)
     with store.write() as conn:
-        given_up = record_delivery(conn, delivery["id"], outcome.ok, outcome.status, outcome.error, clock())
+        given_up = record_delivery(conn, delivery["id"], *outcome[:3], clock(), outcome.wait)
     if given_up:
         alert, channel = delivery["alert"], delivery["channel"]["id"]
         _log.error(
@@ -110,20 +118,33 @@ def send(client: httpx2.Client, delivery: dict[str, Any], now: float, allow_host
     if answer.is_redirect:
         return Outcome(False, answer.status_code, "the answer is a redirect, which is not followed; give its target")
     if not answer.is_success:
-        return Outcome(False, answer.status_code, f"answered {answer.status_code}")
+        return Outcome(False, answer.status_code, f"answered {answer.status_code}", _asked_wait(answer))
     return Outcome(True, answer.status_code, "")
 
 
 def message(delivery: dict[str, Any], now: float) -> dict[str, Any]:
-    """Return the body of a delivery: {"type", "delivery", "sent_at", "text", "alert"}; `text` is one line for chats."""
-    alert = delivery["alert"]
-    text = f"[{delivery['severity']}] {alert['rule']} in run {alert['run']}: {alert['message']}"
-    return {"type": "alert", "delivery": delivery["key"], "sent_at": now, "text": text, "alert": alert}
+    """Return the body of a delivery: {"type", "delivery", "sent_at", "text", "run", "alert"}; `text` is for chats."""
+    alert, run = delivery["alert"], delivery["run"]
+    state = ", closed since" if alert["state"] == "closed" else ""
+    text = f"[{delivery['severity']}{state}] {alert['rule']} in {run['project']}/{run['name']} ({run['id']}): "
+    text = _one_line(text + alert["message"])
+    return {"type": "alert", "delivery": delivery["key"], "sent_at": now, "text": text, "run": run, "alert": alert}
 
 
 def signature(secret: str, body: bytes) -> str:
     """Return the signature of a body: `sha256=` and the hexadecimal HMAC-SHA256 keyed with the channel's secret."""
     return "sha256=" + hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
+
+
+def _one_line(text: str) -> str:
+    """Text of printable characters on one line, in which nothing calls anybody."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split()).translate(_CALLS)
+
+
+def _asked_wait(answer: httpx2.Response) -> float:
+    """Seconds for which the receiver asks to be left alone by Retry-After; a date in it is not read."""
+    asked = answer.headers.get("Retry-After", "")
+    return min(float(asked), LONGEST_WAIT) if asked.isascii() and asked.isdecimal() else 0.0
 
 
 def _post(
@@ -134,8 +155,9 @@ def _post(
     for address in addresses[:-1]:
         try:
             return _post_to(client, url, address, body, headers, limit)
-        except httpx2.ConnectError:
-            continue
+        except (httpx2.ConnectError, httpx2.ConnectTimeout):
+            if limit.exceeded:
+                raise
     return _post_to(client, url, addresses[-1], body, headers, limit)
 
 

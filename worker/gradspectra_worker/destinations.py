@@ -8,6 +8,12 @@ from collections.abc import Collection
 
 from httpx2 import URL, InvalidURL
 
+_UNICAST = ipaddress.ip_network("2000::/3")
+"""Where IPv6's public addresses lie."""
+
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+"""Addresses behind which a gateway connects to the IPv4 address in their last four bytes."""
+
 
 class ForbiddenDestination(Exception):
     """A URL that messages are not sent to; the text says why and what to do."""
@@ -47,6 +53,9 @@ def _resolve(host: str, port: int) -> list[str]:
 
 def _is_public(address: str) -> bool:
     ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is not None:
-        ip = ip.ipv4_mapped
+    if isinstance(ip, ipaddress.IPv6Address):
+        behind = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else ip.ipv4_mapped or ip.sixtofour
+        if behind is None and ip not in _UNICAST:
+            return False
+        ip = behind or ip
     return ip.is_global and not ip.is_multicast

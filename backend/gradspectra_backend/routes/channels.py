@@ -66,7 +66,7 @@ def send_test(context: Shared, channel: ChannelId) -> Response:
     if target is None:
         raise _unknown(channel)
     now = context.clock()
-    delivery = {"key": f"test-{channel}-{now:.0f}", "severity": "info", "channel": target, "alert": sample_alert(now)}
+    delivery = {"key": f"test-{channel}-{now:.0f}", "severity": "info", "channel": target, **sample(now)}
     with httpx2.Client(timeout=TIMEOUT, follow_redirects=False, trust_env=False) as client:
         outcome = send(client, delivery, now, context.settings.alert_allow_hosts)
     if not outcome.ok:
@@ -89,9 +89,9 @@ def log(
     return answer({"items": items, "next": following})
 
 
-def sample_alert(now: float) -> dict[str, Any]:
-    """An alert that never was, with all the fields of a real one."""
-    return {
+def sample(now: float) -> dict[str, Any]:
+    """An alert that never was, with all the fields of a real one, and its run."""
+    alert = {
         "id": "test",
         "run": "test",
         "attempt": 1,
@@ -113,6 +113,7 @@ def sample_alert(now: float) -> dict[str, Any]:
         "evidence": {},
         "muted": False,
     }
+    return {"alert": alert, "run": {"id": "test", "project": "test", "name": "test"}}
 
 
 def _unknown(channel: str) -> Problem:
