@@ -22,13 +22,14 @@ from gradspectra_worker.dispatch import InlineDispatcher
 from gradspectra_worker.heartbeat import LivingWorkers
 from gradspectra_worker.redis_urls import for_redis
 
-from gradspectra_backend import manual, openapi, pages, problems, store_problems
+from gradspectra_backend import door, manual, openapi, pages, problems, store_problems
 from gradspectra_backend.audience import Audience
 from gradspectra_backend.context import Context
 from gradspectra_backend.door import RequestBounds, SecurityHeaders, TrustedHosts
 from gradspectra_backend.live import Hub
 from gradspectra_backend.memory import give_back_freed
 from gradspectra_backend.meters import Meters
+from gradspectra_backend.methods import HeadAsGet
 from gradspectra_backend.news import AlertNews
 from gradspectra_backend.pump import Pump
 from gradspectra_backend.routes import API, OPERATION
@@ -53,6 +54,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         description=DESCRIPTION,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         lifespan=_lifespan,
         telemetry={"auto_configure": False},
     )
@@ -60,6 +62,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.hub = Hub()
     problems.install(app)
     store_problems.install(app)
+    door.install(app)
     for router in (*API, *OPERATION):
         app.include_router(router)
     manual.install(app)
@@ -68,6 +71,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.add_middleware(ShortWay)
     app.add_middleware(RequestBounds, max_body=settings.max_body)
     app.add_middleware(TrustedHosts, hosts=settings.hosts)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(SecurityHeaders)
     return app
 

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Scope
 
+from gradspectra_backend.methods import allowed
 from gradspectra_backend.plain_pages import problem_page, wants_page
 
 MEDIA_TYPE = "application/problem+json"
@@ -136,8 +137,14 @@ def from_http(error: HTTPException) -> Problem:
     return Problem(name, str(error.detail), headers=dict(error.headers or {}))
 
 
-def from_validation(error: RequestValidationError) -> Problem:
-    """The first thing wrong with a request, named by its field; the rest are listed in `errors`."""
+def from_validation(error: RequestValidationError, content_type: str = "") -> Problem:
+    """The first thing wrong with a request, named by its field; the rest are listed in `errors`.
+
+    content_type: that of the request, which is what is wrong where the framework left the body unread for it.
+    """
+    if isinstance(error.body, bytes):
+        said = f"Content-Type must be application/json, got {content_type[:80]!r}"
+        return Problem("unsupported-media-type", said, field="Content-Type")
     entries = [{"field": _field_of(entry["loc"]), "detail": str(entry["msg"])} for entry in error.errors()]
     if any(entry["type"] == "json_invalid" for entry in error.errors()):
         return Problem("malformed-body", f"the body is not JSON: {entries[0]['detail']}")
@@ -153,8 +160,15 @@ def _field_of(place: tuple[Any, ...]) -> str:
     return name if len(name) <= LONGEST_FIELD else name[:LONGEST_FIELD] + "…"
 
 
+def _nothing_at(path: str) -> Problem:
+    """The problem of an address that there is not; none is led to another, where a body could be lost on the way."""
+    bare = path.rstrip("/")
+    remedy = f"Addresses here have no slash at their end: try {bare[:200]}." if bare and bare != path else None
+    return Problem("not-found", f"there is nothing at {path[:200]}", remedy=remedy)
+
+
 def install(app: FastAPI) -> None:
-    """Make `app` answer every error with a problem document."""
+    """Make `app` answer errors with problem documents; those that nobody foresaw are door.py's."""
 
     async def on_problem(request: Request, error: Exception) -> Response:
         assert isinstance(error, Problem)
@@ -163,17 +177,16 @@ def install(app: FastAPI) -> None:
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         if error.status_code == 404:  # no route has the path, or no file
-            return Problem("not-found", f"there is nothing at {request.url.path[:200]}").answer(request.scope)
-        return from_http(error).answer(request.scope)
+            return _nothing_at(request.url.path).answer(request.scope)
+        problem = from_http(error)
+        if error.status_code == 405:
+            problem.headers["Allow"] = allowed(request) or problem.headers["Allow"]
+        return problem.answer(request.scope)
 
     async def on_validation(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return from_validation(error).answer(request.scope)
-
-    async def on_bug(request: Request, error: Exception) -> Response:
-        return Problem("internal", f"{type(error).__name__} while answering").answer(request.scope)
+        return from_validation(error, request.headers.get("content-type", "")).answer(request.scope)
 
     app.add_exception_handler(Problem, on_problem)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(RequestValidationError, on_validation)
-    app.add_exception_handler(Exception, on_bug)
