@@ -40,17 +40,23 @@ class Need:
 
     async def __call__(self, request: Request) -> Caller:
         """Find out who calls and whether they may."""
-        context = context_of(request)
-        if not context.settings.tokens_required:
-            caller = _local(request)
-        elif (header := request.headers.get("authorization")) is not None:
-            caller = await run_in_threadpool(_by_token, context, header)
-        else:
-            caller = await run_in_threadpool(_by_cookie, context, request.cookies.get(COOKIE))
-        refuse_foreign_pages(request, caller.how)
+        caller = await caller_of(request)
         if not caller.may(self.scope):
             raise Problem("forbidden", f"this needs a token with the scope {self.scope!r}", extra={"scope": self.scope})
         return caller
+
+
+async def caller_of(request: Request) -> Caller:
+    """Who calls, whatever they may; raises Problem 401, and 403 for what another site's page makes a browser send."""
+    context = context_of(request)
+    if not context.settings.tokens_required:
+        caller = _local(request)
+    elif (header := request.headers.get("authorization")) is not None:
+        caller = await run_in_threadpool(_by_token, context, header)
+    else:
+        caller = await run_in_threadpool(_by_cookie, context, request.cookies.get(COOKIE))
+    refuse_foreign_pages(request, caller.how)
+    return caller
 
 
 def _local(request: Request) -> Caller:
@@ -119,6 +125,8 @@ def _is_own(origin: str, host: str | None) -> bool:
     return named != "" and named == host
 
 
+ANYONE = Depends(caller_of)
+"""Whoever has a token, or needs none."""
 READ = Depends(Need("read"))
 INGEST = Depends(Need("ingest"))
 ADMIN = Depends(Need("admin"))

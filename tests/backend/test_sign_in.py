@@ -76,6 +76,18 @@ def test_each_scope_may_do_its_own_and_admin_everything(guarded):
     assert client.delete(path, headers=bearer(guarded.admin)).status_code == 204
 
 
+@pytest.mark.parametrize("scope", ["ingest", "read", "admin"])
+def test_whoever_has_a_token_may_ask_what_it_is_and_sign_out(guarded, scope):
+    token = getattr(guarded, scope)
+    told = guarded.client.get(f"{API}/me", headers=bearer(token))
+    assert told.json() == {"scopes": [scope], "how": "token", "tokens_required": True}
+    assert guarded.client.post("/login", json={"token": token}, headers=SAME).status_code == 200
+    assert guarded.client.get(f"{API}/me").json()["how"] == "cookie"
+    assert guarded.client.post("/logout", headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
+    assert guarded.client.post("/logout", headers=SAME).status_code == 204
+    assert guarded.client.get(f"{API}/me").status_code == 401
+
+
 def test_a_misspelt_scope_makes_no_token(guarded):
     wanted = {"name": "reader", "scope": ["read"]}
     refused = guarded.client.post(f"{API}/tokens", json=wanted, headers=bearer(guarded.admin))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from fastapi import APIRouter, Request
 from gradspectra_store import tokens
 from pydantic import BaseModel, Field
@@ -9,7 +11,7 @@ from starlette.responses import Response
 
 from gradspectra_backend import schemas
 from gradspectra_backend.answers import answer
-from gradspectra_backend.auth import COOKIE, READ, Caller, Need, refuse_foreign_pages
+from gradspectra_backend.auth import ANYONE, COOKIE, Caller, refuse_foreign_pages
 from gradspectra_backend.context import Shared
 from gradspectra_backend.problems import Problem
 
@@ -44,7 +46,7 @@ def login(context: Shared, request: Request, credentials: Login) -> Response:
     return response
 
 
-@router.post("/logout", status_code=204, dependencies=[READ])
+@router.post("/logout", status_code=204, dependencies=[ANYONE])
 def logout(context: Shared, request: Request) -> Response:
     """End the browser's session."""
     cookie = request.cookies.get(COOKIE)
@@ -57,9 +59,8 @@ def logout(context: Shared, request: Request) -> Response:
 
 
 @router.get("/api/v1/me", response_model=schemas.Caller)
-async def me(context: Shared, request: Request) -> Response:
-    """Who the caller is to the server: scopes, and whether it asks for tokens at all."""
-    caller: Caller = await Need("read")(request)
+async def me(context: Shared, caller: Annotated[Caller, ANYONE]) -> Response:
+    """Who the caller is to the server, whatever its scopes: these, and whether it asks for tokens at all."""
     return answer(
         {"scopes": sorted(caller.scopes), "how": caller.how, "tokens_required": context.settings.tokens_required}
     )
