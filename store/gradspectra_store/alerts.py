@@ -112,6 +112,23 @@ def get_alert(conn: sa.Connection, alert: str) -> dict[str, Any]:
     if row is None:
         raise UnknownAlert(alert)
     return shown(row)
+def list_incidents(
+    conn: sa.Connection, run: str, limit: int = 100, cursor: str | None = None
+) -> tuple[list[dict[str, Any]], str | None]:
+    """Return the alerts of a page of a run's incidents, and the cursor of the next page.
+
+    The newest incidents come first, by the alert that opened each, whose id it bears; all its alerts are there, in
+    order of steps. Raises BadRequest.
+    """
+    first = _all.where(alerts.c.run == run, alerts.c.id == alerts.c.incident)
+    keys = (alerts.c.opened_at, alerts.c.id)
+    rows, following = page(conn, first, keys, descending=True, cursor=cursor, limit=limit)
+    order = {row.id: place for place, row in enumerate(rows)}
+    own = _all.where(alerts.c.run == run, alerts.c.incident.in_(order))
+    members = conn.execute(own.order_by(alerts.c.opened_step, alerts.c.opened_at, alerts.c.id)).all()
+    return [shown(row) for row in sorted(members, key=lambda row: order[row.incident])], following
+
+
 
 
 def patch_alert(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,26 +28,30 @@ def page(
 ) -> tuple[Sequence[sa.Row[Any]], str | None]:
     """Run a query for one page of it: the rows, and the cursor of the next page (None at the end).
 
-    keys: columns of the query to sort by, unique together. Raises BadRequest for a cursor that is none of such a
-    list, and for a limit out of 1 to MAX_PAGE.
+    keys: columns of the query to sort by, unique together. Raises BadRequest for a cursor that is none of a list in
+    this order, and for a limit out of 1 to MAX_PAGE.
     """
     clean_count("limit", limit, least=1, most=MAX_PAGE)
+    order = f"{keys[0]} {'desc' if descending else 'asc'}"
     if cursor is not None:
-        after = sa.tuple_(*(sa.literal(value, key.type) for value, key in zip(_read(cursor, keys), keys, strict=True)))
+        found = zip(_read(cursor, order, keys), keys, strict=True)
+        after = sa.tuple_(*(sa.literal(value, key.type) for value, key in found))
         query = query.where(sa.tuple_(*keys) < after if descending else sa.tuple_(*keys) > after)
     query = query.order_by(*(key.desc() if descending else key.asc() for key in keys))
     rows = conn.execute(query.limit(limit + 1)).all()
     if len(rows) <= limit:
         return rows, None
-    values = [rows[limit - 1]._mapping[key] for key in keys]
+    values = [order, *(rows[limit - 1]._mapping[key] for key in keys)]
     return rows[:limit], base64.urlsafe_b64encode(json.dumps(values).encode()).decode().rstrip("=")
 
 
-def _read(cursor: str, keys: Sequence[sa.Column[Any]]) -> list[Any]:
+def _read(cursor: str, order: str, keys: Sequence[sa.Column[Any]]) -> list[Any]:
+    """The sort key that a cursor of a list in this order holds."""
     try:
-        values = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        if not isinstance(values, list) or len(values) != len(keys):
-            raise ValueError("not a list of as many values")
+        given = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        if not isinstance(given, list) or len(given) != len(keys) + 1 or given[0] != order:
+            raise ValueError("not of a list in this order")
+        values = given[1:]
         if not all(map(_fits, values, keys)):
             raise ValueError("values of other types")
     except (ValueError, RecursionError) as error:
@@ -60,5 +65,5 @@ def _fits(value: object, key: sa.Column[Any]) -> bool:
     if isinstance(value, bool):
         return False
     if isinstance(key.type, sa.Double):
-        return isinstance(value, int | float) and abs(value) < 1e300
+        return isinstance(value, float) and math.isfinite(value)
     return isinstance(value, int) and abs(value) < 2**63

@@ -16,6 +16,9 @@ from backend.callers import API, Caller, batch
 from fastapi.testclient import TestClient
 from gradspectra_backend.app import create_app
 from gradspectra_backend.routes.alerts import incidents_of
+from gradspectra_core.alerts import Finding
+from gradspectra_core.catalogue import RULES
+from gradspectra_store.alerts import apply_findings
 
 NAN = float("nan")
 
@@ -115,7 +118,7 @@ def test_incidents_group_what_opened_together():
             "severity": severity,
         }
 
-    items = [alert("c", "c", 90), alert("b", "a", 12, "open", "critical"), alert("a", "a", 10)]
+    items = [alert("c", "c", 90), alert("a", "a", 10), alert("b", "a", 12, "open", "critical")]
     last, first = incidents_of(items)
     assert (last["id"], last["state"], last["closed_step"]) == ("c", "closed", 95)
     assert (first["id"], first["alerts"], first["rules"]) == ("a", ["a", "b"], ["rule-a", "rule-b"])
@@ -125,6 +128,29 @@ def test_incidents_group_what_opened_together():
         10,
         None,
     )
+
+
+def test_incidents_come_in_pages_however_many_there_are(caller: Caller):
+    run = caller.start()
+    store = caller.client.app.state.context.store
+    rules = ("loss_spike", "gradient_spike")
+    findings = [
+        (Finding(rule, change, "warning", opened, step), float(step))
+        for first in range(10, 6010, 10)
+        for rule, change, opened, step in (
+            *((rule, "open", first + at, first + at) for at, rule in enumerate(rules)),
+            *((rule, "close", first + at, first + 5) for at, rule in enumerate(rules)),
+        )
+    ]
+    with store.write() as conn:
+        apply_findings(conn, run["id"], 1, findings, RULES)
+    found, cursor = [], None
+    while cursor is not None or not found:
+        page = caller.get(f"/runs/{run['id']}/incidents", limit=500, **({"cursor": cursor} if cursor else {}))
+        found, cursor = found + page["items"], page["next"]
+    assert [incident["opened_step"] for incident in found] == list(range(6000, 0, -10))
+    assert all(incident["rules"] == list(rules) and incident["state"] == "closed" for incident in found)
+    assert len(caller.get(f"/runs/{run['id']}/incidents")["items"]) == 100
 
 
 def test_an_alert_arrives_at_the_webhook_signed_and_is_logged(delivering: Caller, receiver: Receiver):

@@ -9,7 +9,14 @@ import pytest
 from gradspectra_core.alerts import Finding, Suggestion, alert_id
 from gradspectra_core.catalogue import RULES
 from gradspectra_store import Store
-from gradspectra_store.alerts import apply_findings, get_alert, list_alerts, patch_alert, supersede_alerts
+from gradspectra_store.alerts import (
+    apply_findings,
+    get_alert,
+    list_alerts,
+    list_incidents,
+    patch_alert,
+    supersede_alerts,
+)
 from gradspectra_store.deliveries import add_channel, delete_channel, list_channels, list_deliveries
 from gradspectra_store.errors import BadRequest, UnknownAlert
 from gradspectra_store.run_views import get_run
@@ -203,6 +210,23 @@ def test_an_alert_is_put_up_for_delivery_once_per_severity_where_it_is_wanted(st
     ("wrong", "field"),
     [
         ({"url": "file:///etc/passwd"}, "url"),
+def test_incidents_are_whole_on_whichever_page_they_come(store: Store) -> None:
+    run, other = started(store).run, started(store).run
+    apply(store, other, found("open", 15))
+    rules = ("loss_spike", "gradient_spike", "divergence")
+    for step in (10, 20, 30):
+        opened = [found("open", step + at, rule=rule, opened=step + at) for at, rule in enumerate(rules)]
+        apply(store, run, *opened, *(found("close", step + 5, rule=one.rule, opened=one.step) for one in opened))
+    pages, cursor = [], None
+    for _ in range(3):
+        with store.read() as conn:
+            items, cursor = list_incidents(conn, run, 1, cursor)
+        pages.append(items)
+    assert cursor is None
+    assert [[alert["opened_step"] for alert in page] for page in pages] == [[30, 31, 32], [20, 21, 22], [10, 11, 12]]
+    assert [{alert["incident"] for alert in page} for page in pages] == [{page[0]["id"]} for page in pages]
+
+
         ({"url": "http://"}, "url"),
         ({"url": "http://h:99999/"}, "url"),
         ({"url": "x" * 2001}, "url"),

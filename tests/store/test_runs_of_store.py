@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import math
+import random
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 from gradspectra_store import Store
+from gradspectra_store.alerts import list_alerts
 from gradspectra_store.errors import BadRequest, UnknownRun, UnknownSession
 from gradspectra_store.run_views import get_run, list_attempts, list_projects, list_runs
 from gradspectra_store.runs import delete_run, finish_run, heartbeat, mark_lost, update_run
@@ -254,7 +257,9 @@ def test_pages_give_every_run_once_also_while_new_ones_come(store: Store, order:
 
 
 @pytest.mark.parametrize(
-    "cursor", ["", "x", "bnVsbA", "W10", "WzEsMl0", "WyJhIiwgImIiXQ", "W3RydWUsImEiXQ", "é", "A" * 5000]
+    "cursor",
+    ["", "x", "é", "A" * 5000, "null", "[]", "[1,2]", '["a","b"]', '["runs.created_at desc",true,"a"]']
+    + [f'["runs.created_at desc",{number},"a"]' for number in ("NaN", "1e400", "1" + "0" * 200, "2", '"2"')],
 )
 def test_a_cursor_that_no_list_gave_is_refused(store: Store, cursor: str) -> None:
     with store.read() as conn, pytest.raises(BadRequest, match="cursor: is not one that this list gave"):
@@ -273,6 +278,42 @@ def test_a_bad_question_for_runs_is_refused(store: Store, wrong: dict[str, Any],
 
 def test_projects_are_counted(store: Store) -> None:
     started(store, now=5.0)
+def test_a_cursor_goes_on_in_the_order_it_was_given_in_and_no_other(store: Store) -> None:
+    for at in range(3):
+        started(store, name=f"n{at}", now=float(at))
+    with store.read() as conn:
+        _, cursor = list_runs(conn, order="-created_at", limit=1)
+        assert [run["name"] for run in list_runs(conn, order="-created_at", cursor=cursor)[0]] == ["n1", "n0"]
+        for order in ("created_at", "-updated_at", "name"):
+            with pytest.raises(BadRequest, match="cursor: is not one that this list gave"):
+                list_runs(conn, order=order, cursor=cursor)
+        with pytest.raises(BadRequest, match="cursor: is not one that this list gave"):
+            list_alerts(conn, cursor=cursor)
+
+
+@pytest.mark.parametrize("order", ["created_at", "-created_at", "name", "-name"])
+def test_runs_that_come_and_go_between_pages_shift_none_of_the_others(store: Store, order: str) -> None:
+    rng = random.Random(order)
+    staying = {started(store, name=f"n{rng.randrange(5)}", now=float(rng.randrange(20))).run for _ in range(15)}
+    going = [started(store, name=f"n{rng.randrange(5)}", now=float(rng.randrange(20))).run for _ in range(15)]
+    seen: list[str] = []
+    cursor: str | None = None
+    while len(seen) < 100:
+        with store.read() as conn:
+            items, cursor = list_runs(conn, order=order, limit=3, cursor=cursor)
+        seen += [item["id"] for item in items]
+        if cursor is None:
+            break
+        gone = items[-1]["id"] if items[-1]["id"] in going else going[-1]  # the one that the cursor names, where it may
+        with store.write() as conn:
+            delete_run(conn, gone)
+        going.remove(gone)
+        going.append(started(store, name=f"n{rng.randrange(5)}", now=float(rng.randrange(20))).run)
+    assert cursor is None
+    assert len(set(seen)) == len(seen)
+    assert staying <= set(seen)
+
+
     ended = started(store, now=6.0)
     started(store, project="a")
     with store.write() as conn:

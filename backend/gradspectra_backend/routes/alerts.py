@@ -46,12 +46,12 @@ def list_run_alerts(
 
 
 @router.get("/runs/{run}/incidents", response_model=schemas.Page[schemas.Incident], dependencies=[READ])
-def list_incidents(context: Shared, run: RunId) -> Response:
-    """Alerts of one run that belong together: those that opened while the first one of them was open."""
+def list_incidents(context: Shared, run: RunId, cursor: Cursor = None, limit: Limit = 100) -> Response:
+    """Alerts of one run that belong together: those that opened while the first one of them was open; newest first."""
     with context.store.read() as conn:
         run_object(conn, run)
-        items, _ = stored.list_alerts(conn, run=run, limit=1000)
-    return answer({"items": plain(incidents_of(items)), "next": None})
+        items, following = stored.list_incidents(conn, run, limit, cursor)
+    return answer({"items": plain(incidents_of(items)), "next": following})
 
 
 @router.get("/alerts", response_model=schemas.Page[schemas.Alert], dependencies=[READ])
@@ -81,16 +81,15 @@ def change_alert(context: Shared, alert: Annotated[str, Path(max_length=64)], ch
 
 
 def incidents_of(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Group alerts by incident, newest incident first. items: alerts, any order.
+    """Group alerts by incident. items: alerts, those of one incident in order of opening; so are the incidents.
 
     Each incident: id, run, attempt, severity (the worst), state, opened_step, closed_step (None while any is open),
     rules and alerts (ids), in order of opening.
     """
     groups: dict[str, list[dict[str, Any]]] = {}
-    for item in sorted(items, key=lambda item: (item["opened_step"], item["opened_at"])):
+    for item in items:
         groups.setdefault(item["incident"], []).append(item)
-    incidents = [_incident(identity, members) for identity, members in groups.items()]
-    return sorted(incidents, key=lambda incident: incident["opened_step"], reverse=True)
+    return [_incident(identity, members) for identity, members in groups.items()]
 
 
 def _incident(identity: str, members: list[dict[str, Any]]) -> dict[str, Any]:
