@@ -262,22 +262,12 @@ def test_pages_give_every_run_once_also_while_new_ones_come(store: Store, order:
     + [f'["runs.created_at desc",{number},"a"]' for number in ("NaN", "1e400", "1" + "0" * 200, "2", '"2"')],
 )
 def test_a_cursor_that_no_list_gave_is_refused(store: Store, cursor: str) -> None:
+    if cursor.startswith(("[", "n")):
+        cursor = base64.urlsafe_b64encode(cursor.encode()).decode().rstrip("=")
     with store.read() as conn, pytest.raises(BadRequest, match="cursor: is not one that this list gave"):
         list_runs(conn, cursor=cursor)
 
 
-@pytest.mark.parametrize(
-    ("wrong", "field"),
-    [({"order": "notes"}, "order"), ({"limit": 0}, "limit"), ({"limit": 10**9}, "limit"), ({"tag": "\x00"}, "tag")],
-)
-def test_a_bad_question_for_runs_is_refused(store: Store, wrong: dict[str, Any], field: str) -> None:
-    with store.read() as conn, pytest.raises(BadRequest) as caught:
-        list_runs(conn, **wrong)
-    assert caught.value.field == field
-
-
-def test_projects_are_counted(store: Store) -> None:
-    started(store, now=5.0)
 def test_a_cursor_goes_on_in_the_order_it_was_given_in_and_no_other(store: Store) -> None:
     for at in range(3):
         started(store, name=f"n{at}", now=float(at))
@@ -314,6 +304,18 @@ def test_runs_that_come_and_go_between_pages_shift_none_of_the_others(store: Sto
     assert staying <= set(seen)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "field"),
+    [({"order": "notes"}, "order"), ({"limit": 0}, "limit"), ({"limit": 10**9}, "limit"), ({"tag": "\x00"}, "tag")],
+)
+def test_a_bad_question_for_runs_is_refused(store: Store, wrong: dict[str, Any], field: str) -> None:
+    with store.read() as conn, pytest.raises(BadRequest) as caught:
+        list_runs(conn, **wrong)
+    assert caught.value.field == field
+
+
+def test_projects_are_counted(store: Store) -> None:
+    started(store, now=5.0)
     ended = started(store, now=6.0)
     started(store, project="a")
     with store.write() as conn:
