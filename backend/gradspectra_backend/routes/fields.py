@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from fastapi import Path, Query
@@ -21,9 +22,17 @@ Limit = Annotated[int, Query(ge=1, le=500, description="Entries per page.")]
 Cursor = Annotated[str | None, Query(max_length=500, description="`next` of the page before.")]
 
 
+_ESCAPED = re.compile(r"\\([,\\ ])")
+_HELD = {",": "\x00", "\\": "\x01", " ": "\x02"}
+"""What stands for a character that was escaped: names hold none of these."""
+_GIVEN = {ord(held): given for given, held in _HELD.items()}
+
+
 def names_of(text: str | None) -> list[str]:
-    """Split a list of names separated by commas; a comma inside a name is written `\\,`."""
-    if not text:
-        return []
-    parts = text.replace("\\,", "\x00").split(",")
-    return [part.replace("\x00", ",").strip() for part in parts if part.strip()]
+    """Split a list of names separated by commas, with spaces around them or not.
+
+    A comma inside a name is written `\\,`, a space at its beginning or end `\\ `, and a backslash before one of
+    these, before another backslash or at the end `\\\\`.
+    """
+    held = _ESCAPED.sub(lambda found: _HELD[found[1]], text or "")
+    return [part.strip().translate(_GIVEN) for part in held.split(",") if part.strip()]
