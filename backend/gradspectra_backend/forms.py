@@ -78,8 +78,8 @@ def answer_layers(request: Request, values: LayerSeries, steps: NDArray[Any]) ->
 
 def form_of(request: Request) -> str:
     """The form that the Accept header prefers, JSON where it does not care; raises Problem 406 for others."""
-    accept = request.headers.get("accept", "*/*")
-    for wanted in _by_preference(accept):
+    accept = ", ".join(request.headers.getlist("accept")) or "*/*"
+    for wanted in by_preference(accept):
         if wanted in ("*/*", "application/*"):
             return JSON
         if wanted in FORMS:
@@ -106,10 +106,15 @@ def unchanged_or(request: Request, body: Body, media_type: str) -> Response:
 
 def _answered(request: Request, tag: str, body: Callable[[], Body], media_type: str) -> Response:
     headers = {"ETag": tag, "Cache-Control": "private, no-cache", "Vary": "Accept, Authorization, Cookie"}
-    known = [entry.strip().removeprefix("W/") for entry in request.headers.get("if-none-match", "").split(",")]
-    if tag in known or "*" in known:
+    if has_already(request, tag):
         return Response(status_code=304, headers=headers)
     return Response(body(), media_type=media_type, headers=headers)
+
+
+def has_already(request: Request, tag: str) -> bool:
+    """Whether If-None-Match names what has this ETag, strong or weak, or whatever there is."""
+    known = ",".join(request.headers.getlist("if-none-match")).split(",")
+    return bool({tag, f"W/{tag}", "*"} & {entry.strip() for entry in known})
 
 
 def _tag_of_layers(form: str, meta: dict[str, Any], place: Mapping[str, NDArray[Any]], values: LayerSeries) -> str:
@@ -129,7 +134,8 @@ def _tag_of_layers(form: str, meta: dict[str, Any], place: Mapping[str, NDArray[
     return f'"{digest.hexdigest()[:32]}"'
 
 
-def _by_preference(accept: str) -> list[str]:
+def by_preference(accept: str) -> list[str]:
+    """What a header such as Accept names, in lower case, the best first; what it weighs with 0 is left out."""
     ranges = []
     for part in accept.split(","):
         name, *parameters = (piece.strip().lower() for piece in part.split(";"))

@@ -14,6 +14,8 @@ from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
+from gradspectra_backend.forms import by_preference, has_already
+
 PAGES = ("/", "/runs", "/runs/{path:path}", "/alerts", "/settings", "/login")
 FOREVER = "public, max-age=31536000, immutable"
 ASK_AGAIN = "no-cache"
@@ -57,7 +59,7 @@ def prepare() -> None:
 
 def _cached(request: Request, body: bytes, etag: str, media_type: str, cache_control: str) -> Response:
     headers = {"ETag": etag, "Cache-Control": cache_control}
-    if etag in [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]:
+    if has_already(request, etag):
         return Response(status_code=304, headers=headers)
     return Response(body, media_type=media_type, headers=headers)
 
@@ -70,8 +72,7 @@ def _page(request: Request) -> Response:
 
 def _script(request: Request) -> Response:
     packed, etag = _plotly()
-    accepted = request.headers.get("accept-encoding", "").lower()
-    if "gzip" not in accepted:
+    if "gzip" not in by_preference(", ".join(request.headers.getlist("accept-encoding"))):
         response = _cached(request, gzip.decompress(packed), etag[:-1] + '-plain"', "text/javascript", FOREVER)
     else:
         response = _cached(request, packed, etag, "text/javascript", FOREVER)

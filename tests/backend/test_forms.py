@@ -103,6 +103,10 @@ def test_the_preferred_form_is_answered_and_an_unknown_one_refused(caller: Calle
     assert form("text/html,*/*;q=0.8") == "application/json"
     assert form(f"application/json;q=0.5, {ARRAYS}") == ARRAYS
     assert form(f"{ARRAYS};q=0, application/json;q=nonsense, application/*;q=0.1") == "application/json"
+    assert form("") == "application/json"
+    assert form(f"text/csv;q=0.9, {ARRAYS};q=0.1") == ARRAYS
+    lines = [("Accept", "text/csv"), ("Accept", ARRAYS)]
+    assert caller.client.get(address, headers=lines).headers["content-type"] == ARRAYS
     refused = caller.client.get(address, headers={"Accept": "text/csv"}).json()
     assert (refused["status"], refused["type"]) == (406, "/problems/not-acceptable")
     assert ARROW in refused["detail"]
@@ -121,6 +125,17 @@ def test_what_the_caller_has_is_not_sent_again_until_it_changes(caller: Caller, 
     assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
     assert again.headers["cache-control"] == "private, no-cache"
     assert "Accept" in again.headers["vary"]
+    for known, status in (
+        ("*", 304),
+        (f" {tag} ", 304),
+        (f'"a,b",{tag}', 304),
+        ('"other"', 200),
+        (tag[1:-1], 200),
+        ("", 200),
+    ):
+        assert caller.client.get(address, headers={"If-None-Match": known}).status_code == status, known
+    lines = [("If-None-Match", '"other"'), ("If-None-Match", tag)]
+    assert caller.client.get(address, headers=lines).status_code == 304
     assert caller.client.get(address, headers={"If-None-Match": '"other"'}).content == first.content
     if not path.startswith("spectra"):
         binary = caller.client.get(address, headers={"If-None-Match": tag, "Accept": ARRAYS})
