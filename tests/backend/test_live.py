@@ -184,13 +184,17 @@ def test_a_reconnected_stream_is_told_where_its_run_stands(anywhere: Caller):
     anywhere.derived(run["id"], 2)
     context = anywhere.client.app.state.context
     fresh = missed(context, [run["id"], "gone"], None)
-    assert [(event["type"], event["run"], event["batch"], event["step"]) for event in fresh] == [
-        ("run", run["id"], 2, 2)
+    assert [(event["type"], event["run"], event.get("batch"), event.get("step")) for event in fresh] == [
+        ("run", run["id"], 2, 2),
+        ("run", "gone", None, None),
     ]
+    assert fresh[1]["state"] == "deleted"
     assert [event["type"] for event in missed(context, [run["id"]], f"{run['id']}.1")] == ["resync", "run"]
     assert [event["type"] for event in missed(context, [run["id"]], f"{run['id']}.2")] == ["run"]
     assert [event["type"] for event in missed(context, None, "other.7")] == ["resync"]
     assert missed(context, None, None) == []
+    anywhere.client.delete(f"{API}/runs/{run['id']}")
+    assert missed(context, [run["id"]], f"{run['id']}.2") == [{"type": "run", "run": run["id"], "state": "deleted"}]
 
 
 class Listening(threading.Thread):

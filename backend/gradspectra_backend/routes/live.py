@@ -51,8 +51,9 @@ async def live(context: Shared, watched: Annotated[Watched, Depends()]) -> Async
 
     The first one is `opened`: {"seconds", "runs"}, by run how many seconds ago it was last announced, as far back as
     `seconds`. Whoever read a run before it opened the stream sees whether it has changed since.
-    Events carry no data but where a run stands. A stream says early where the runs it names stand now; after a
-    reconnection with Last-Event-ID that is all that was missed, alerts by a `resync`.
+    Events carry no data but where a run stands; the state of one that is not there any more is `deleted`. A stream
+    says early where the runs it names stand now; after a reconnection with Last-Event-ID that is all that was missed,
+    alerts by a `resync`.
     """
 
     async def backlog() -> list[dict[str, Any]]:
@@ -71,6 +72,7 @@ def missed(context: Context, runs: list[str] | None, last: str | None) -> list[d
         for run in runs or ():
             found = run_views.get_run(conn, run)
             if found is None:
+                events.append({"type": "run", "run": run, "state": "deleted"})
                 continue
             behind = behind or (last is not None and (run != known or str(found["last_batch"]) != batch))
             events.append(
