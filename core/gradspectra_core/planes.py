@@ -118,6 +118,8 @@ def _read_plane(payload: memoryview, at: int, into: Numbers, shift: int) -> int:
     content = payload[at : at + size]
     if len(content) < size or kind not in (_SAME, _PLAIN, _DEFLATED, _SPARSE) or (kind == _SAME and size != 1):
         raise CodingError("a plane is cut off")
+    if kind == _SAME and not content[0]:
+        return int(at + size)
     if kind in (_SAME, _SPARSE):
         _put_sparse(content, into, shift)
         return int(at + size)

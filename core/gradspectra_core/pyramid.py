@@ -12,15 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gradspectra_core.records import Bool, Int64
+from gradspectra_core.slots import Numbers, Slots, constant
 from gradspectra_core.widths import FACTOR as FACTOR
 
-Numbers = NDArray[Any]
 _LARGEST = float(np.finfo(np.float32).max)
-_SMALL = 1 << 13
-"""Fewer values are added up all slots at once, more a slot at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +56,9 @@ class Level:
     def cut(self, keep: slice | Bool | Int64) -> Level:
         """Return the buckets at `keep` alone; what is lost is kept whole."""
         arrays: dict[str, Any] = {
-            name: None if array is None else array[..., keep] for name, array in self._arrays().items()
+            name: None if array is None else array[:, keep] for name, array in self._arrays().items()
         }
-        return replace(self, numbers=self.numbers[keep], first=self.first[keep], **arrays)
+        return Level(self.numbers[keep], self.first[keep], lost=self.lost, **arrays)
 
     def select(self, rows: Int64) -> Level:
         """Return rows by their place; -1, or one beyond those there are, gives a row without values."""
@@ -119,32 +116,32 @@ def coarser(level: Level, factor: int = FACTOR, dtype: np.dtype[Any] | None = No
     dtype: of mean, low, high and last above; None leaves float64. What float32 cannot hold becomes its largest. What is
     lost is for the caller to carry over.
     """
-    numbers = level.numbers // factor
-    if not len(numbers):
+    if not len(level.numbers):
         return nothing(level.rows, np.dtype(np.float64) if dtype is None else dtype, last=level.last is not None)
     parts = _aligned(level, factor)
     if len(parts) > 1:
         return joined([coarser(part, factor, dtype) for part in parts])
-    starts = np.flatnonzero(np.concatenate(([True], numbers[1:] != numbers[:-1])))
-    dense = _Slots.of(level, numbers, starts, factor)
+    dense = Slots.of(level.numbers, factor)
     held = same_in_all(level.finite)
+    whole = bool(held.all())
     finite = dense.total(held)
     counts = [None if array is None else dense.total(array) for array in (level.nan, level.up, level.down)]
     low, high = level.low, level.high
-    if not (held > 0).all():
+    if not whole:
         low, high = np.where(held > 0, low, np.inf), np.where(held > 0, high, -np.inf)
     low, high = dense.extreme(np.minimum, low, np.inf), dense.extreme(np.maximum, high, -np.inf)
-    bare = finite == 0
-    if bare.any():
+    if not whole and (bare := finite == 0).any():
         low, high = np.where(bare, 0.0, low), np.where(bare, 0.0, high)
     low, high = low + 0.0, high + 0.0  # one zero: which sign a minimum of both has depends on the processor
-    mean = np.clip(dense.mean(level.mean, held, finite), low, high)
-    last = None if level.last is None else dense.latest(level.last, held)
+    mean = dense.mean(level.mean, held, finite)
+    np.minimum(np.maximum(mean, low, out=mean), high, out=mean)
+    mean = mean if dtype is None else mean.astype(dtype) if low.dtype == dtype else _cast(mean, dtype)
+    last = None if level.last is None else _cast(dense.latest(level.last, held, whole), dtype)
+    low, high = _cast(low, dtype), _cast(high, dtype)
     finite = np.broadcast_to(finite, mean.shape)
-    kept = None if last is None else _cast(last, dtype)
-    mean, low, high = (_cast(array, dtype) for array in (mean, low, high))
-    nan, up, down = counts
-    return Level(numbers[starts], level.first[starts], mean, low, high, kept, finite, nan, up, down)
+    return Level(
+        level.numbers[dense.starts] // factor, level.first[dense.starts], mean, low, high, last, finite, *counts
+    )
 
 
 def _aligned(level: Level, factor: int) -> list[Level]:
@@ -205,79 +202,6 @@ def stacked(levels: Sequence[Level]) -> Level:
     return Level(numbers, first, **arrays)  # type: ignore[arg-type]
 
 
-@dataclass(frozen=True, slots=True)
-class _Slots:
-    """Where the buckets of a level lie in B wider ones of `factor` slots each. place: None where all are there.
-
-    Counts may come as one row, (1, N), where all rows have the same.
-    """
-
-    groups: int
-    factor: int
-    place: Int64 | slice | None
-
-    @classmethod
-    def of(cls, level: Level, wider: Int64, starts: Int64, factor: int) -> _Slots:
-        groups = len(starts)
-        if len(wider) == groups * factor and level.numbers[0] % factor == 0:
-            return cls(groups, factor, None)
-        first, last = int(level.numbers[0]), int(level.numbers[-1])
-        if last - first + 1 == len(wider):
-            return cls(groups, factor, slice(first % factor, first % factor + len(wider)))
-        group = np.repeat(np.arange(groups), np.diff(starts, append=len(wider)))
-        return cls(groups, factor, group * factor + level.numbers % factor)
-
-    def grouped(self, array: Numbers, missing: float) -> Numbers:
-        """The array as (R, B, factor)."""
-        if self.place is not None:
-            dense = np.full((array.shape[0], self.groups * self.factor), missing, array.dtype)
-            dense[:, self.place] = array
-            array = dense
-        return array.reshape(array.shape[0], self.groups, self.factor)
-
-    def spread(self, array: Numbers, missing: float) -> list[Numbers]:
-        """The array as `factor` arrays (R, B): the first slot of every wider bucket, the second, and so on."""
-        return list(np.moveaxis(self.grouped(array, missing), 2, 0))
-
-    def total(self, counts: Int64) -> Int64:
-        one = _constant(counts)
-        if one is not None and self.place is None:
-            return np.broadcast_to(np.int64(one * self.factor), (counts.shape[0], self.groups))
-        return np.add.reduce(self.spread(counts, 0))  # type: ignore[no-any-return]
-
-    def extreme(self, choose: np.ufunc, array: Numbers, missing: float) -> Numbers:
-        if array.size <= _SMALL:
-            return choose.reduce(self.grouped(array, missing), axis=2)  # type: ignore[no-any-return]
-        slots = self.spread(array, missing)
-        found = slots[0].copy()
-        for slot in slots[1:]:
-            choose(found, slot, out=found)
-        return found
-
-    def mean(self, means: Numbers, finite: Int64, total: Int64) -> Numbers:
-        """Weighted mean in float64, added up from the first slot to the last; 0 without a value."""
-        if means.size <= _SMALL:
-            weights = self.grouped(finite, 0) / np.maximum(total, 1)[..., None]
-            parts = np.multiply(self.grouped(means, 0.0), weights, dtype=np.float64)
-            return np.add.accumulate(parts, axis=2)[..., -1] + 0.0
-        found: Numbers = np.zeros((means.shape[0], self.groups))
-        share = np.empty_like(found)
-        for slot, counts in zip(self.spread(means, 0.0), self.spread(finite, 0), strict=True):
-            found += np.multiply(slot, counts / np.maximum(total, 1), out=share, dtype=np.float64)
-        return found
-
-    def latest(self, array: Numbers, finite: Int64) -> Numbers:
-        found = np.zeros((array.shape[0], self.groups), array.dtype)
-        for slot, counts in zip(self.spread(array, 0.0), self.spread(finite, 0), strict=True):
-            found = np.where(counts > 0, slot, found)
-        return found
-
-
-def _constant(counts: Numbers) -> Any:
-    """The value that all entries are known to have, None where they are kept one by one."""
-    return counts.flat[0] if counts.size and counts.strides == (0, 0) else None
-
-
 def same_in_all(counts: Int64) -> Int64:
     """Return counts (R, N) as one row, (1, N), where all rows are known to have the same, else as they are."""
     return counts[:1] if counts.strides[0] == 0 else counts
@@ -298,8 +222,8 @@ def _beside(arrays: list[Numbers | None], levels: Sequence[Level]) -> Numbers | 
         np.zeros(level.mean.shape, np.int64) if array is None else array
         for array, level in zip(arrays, levels, strict=True)
     ]
-    one = _constant(there[0])
-    if one is not None and all(_constant(array) == one for array in there):
+    one = constant(there[0])
+    if one is not None and all(constant(array) == one for array in there):
         return np.broadcast_to(there[0][0, 0], (there[0].shape[0], sum(array.shape[1] for array in there)))
     if all(array.strides[0] == 0 for array in there):
         row = np.concatenate([array[:1] for array in there], axis=1)

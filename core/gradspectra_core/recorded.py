@@ -30,6 +30,8 @@ def overlaid(parts: Sequence[Recorded], rows: int) -> Recorded:
     parts = [part for part in parts if len(part.steps)]
     if not parts:
         return Recorded(np.empty(0, np.int64), np.empty((rows, 0), np.float32), None)
+    if len(parts) == 1 and parts[0].present is None and parts[0].values.shape[0] == rows:
+        return parts[0]
     steps = np.concatenate([part.steps for part in parts])
     if (steps[1:] > steps[:-1]).all():
         if all(part.present is None and part.values.shape[0] == rows for part in parts):

@@ -6,7 +6,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import reference
-from gradspectra_core import pyramid
+from gradspectra_core import slots
 from gradspectra_core.buckets import bucket, level_of, shown
 from gradspectra_core.pyramid import Level, coarser, joined, leaves, stacked
 from hypothesis import given
@@ -37,6 +37,11 @@ def assert_same(one: Level, other: Level) -> None:
     np.testing.assert_array_equal(one.first, other.first)
     for got, expected in zip(shown(one), shown(other), strict=True):
         np.testing.assert_array_equal(got, expected)
+
+
+def assert_same_bits(one: Level, other: Level) -> None:
+    assert_same(one, other)
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(shown(one), shown(other), strict=True))
 
 
 @given(recorded(), st.integers(1, 4), st.integers(0, 700), st.booleans())
@@ -103,12 +108,20 @@ def test_levels_in_pieces_are_shown_as_they_are_in_one(numbers, top: int, factor
 def test_few_buckets_are_added_up_to_the_bits_that_many_are(numbers, factor: int, last: bool):
     steps, values, present = numbers
     found = []
-    for most in (pyramid._SMALL, -1):
-        with mock.patch.object(pyramid, "_SMALL", most):
+    for most in (slots._SMALL, -1):
+        with mock.patch.object(slots, "_SMALL", most):
             level = coarser(leaves(steps, values, present, last=last), factor, values.dtype)
             found.append(coarser(level, factor, values.dtype))
-    assert_same(*found)
-    assert all(a.tobytes() == b.tobytes() for a, b in zip(*map(shown, found), strict=True))
+    assert_same_bits(*found)
+
+
+@given(recorded(), st.sampled_from([2, 4, 8]), st.booleans(), st.sampled_from([None, np.dtype(np.float32)]))
+def test_buckets_alone_in_wider_ones_are_what_adding_up_makes_of_them(numbers, factor: int, last: bool, dtype):
+    steps, values, present = numbers
+    level = leaves(steps * factor, values, present, last=last)
+    found = coarser(level, factor, dtype)
+    with mock.patch.object(slots.Slots, "alone", False):
+        assert_same_bits(found, coarser(level, factor, dtype))
 
 
 def test_pieces_that_lie_between_each_other_are_put_in_order():
