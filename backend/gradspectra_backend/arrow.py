@@ -45,11 +45,16 @@ def layers_table(values: LayerSeries, place: Mapping[str, NDArray[Any]]) -> Any:
 
     The schema's metadata has `statistic`, and `damaged` and `retired` as JSON.
     """
-    layer, at = np.nonzero(values.present)
-    columns = {name: numbers(entries[at]) for name, entries in place.items()}
-    names = text(values.layers)
-    columns["layer"] = pa.DictionaryArray.from_arrays(numbers(layer.astype(np.int32)), names)
+    whole = values.present.all()
+
+    def column(cells: NDArray[Any]) -> Any:
+        spread = np.broadcast_to(cells, values.present.shape)
+        return numbers(spread.reshape(-1) if whole else spread[values.present])
+
+    columns = {name: column(entries) for name, entries in place.items()}
+    layer = column(np.arange(len(values.layers), dtype=np.int32)[:, None])
+    columns["layer"] = pa.DictionaryArray.from_arrays(layer, text(values.layers))
     for part in ("mean", "min", "max", "nonfinite"):
-        columns[part] = numbers(getattr(values, part)[layer, at])
+        columns[part] = column(getattr(values, part))
     said = {"statistic": values.statistic, "damaged": json.dumps(values.damaged), "retired": json.dumps(values.retired)}
     return pa.Table.from_arrays(list(columns.values()), names=list(columns), metadata=said)
