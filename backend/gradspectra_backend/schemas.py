@@ -44,6 +44,8 @@ class Run(Open):
     state: Literal["running", "finished", "failed", "lost"]
     health: Literal["ok", "warning", "critical"]
     attempt: int
+    attempt_first_step: int
+    attempt_created_at: float
     last_step: int
     total_steps: int | None
     stop_at_step: int | None

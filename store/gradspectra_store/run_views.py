@@ -20,7 +20,8 @@ _run_rows = sa.select(
     cursors.c.derived_step,
     cursors.c.suggestions_step,
     cursors.c.attempt.label("derived_attempt"),
-    attempts.c.first_step,
+    attempts.c.first_step.label("attempt_first_step"),
+    attempts.c.created_at.label("attempt_created_at"),
     *RETIRED,
     *IN_FORCE,
 ).select_from(
@@ -119,7 +120,7 @@ _GAP_FIELDS = ("attempt", "session", "first", "last", "what", "reason")
 _RUN_FIELDS = (
     *("id", "project", "name", "state", "health", "attempt", "last_step", "total_steps", "created_at", "updated_at"),
     *("config", "notes", "overhead", "open_alerts", "environment", "suggestions_step", "last_batch", "stop_at_step"),
-    *("pinned", "retired_at"),
+    *("pinned", "retired_at", "attempt_first_step", "attempt_created_at"),
 )
 
 
@@ -127,7 +128,7 @@ def _shown(row: sa.Row[Any], tags: list[str]) -> dict[str, Any]:
     shown = {name: getattr(row, name) for name in _RUN_FIELDS}
     derived = row.derived_step
     if row.derived_attempt != row.attempt:  # nothing of the present attempt is derived yet
-        derived = min(derived, row.first_step - 1)
+        derived = min(derived, row.attempt_first_step - 1)
     shown["retires_at"] = retires_at(row, retention_of(row))
     losses = row.sparkline["losses"]
     shown.update(derived_step=derived, tags=tags, sparkline=losses, last_loss=losses[-1] if losses else None)

@@ -40,6 +40,8 @@ def test_a_new_run_shows_what_was_said_of_it(store: Store) -> None:
         "state": "running",
         "health": "ok",
         "attempt": 1,
+        "attempt_first_step": 1,
+        "attempt_created_at": 1000.0,
         "last_step": 0,
         "total_steps": 20,
         "derived_step": 0,
@@ -100,6 +102,7 @@ def test_a_resumed_run_is_a_new_attempt_from_the_step_after(store: Store) -> Non
     stored(store, first.run, a_batch(first.session, 1, range(1, 11)))
     second = started(store, resume=first.run, start_step=6, now=2000.0)
     run = shown(store, first.run)
+    assert (run["attempt_first_step"], run["attempt_created_at"], run["created_at"]) == (7, 2000.0, 1000.0)
     assert (second.run, second.attempt, second.next_sequence) == (first.run, 2, 1)
     assert [run[name] for name in ("attempt", "last_step", "derived_step", "config", "notes", "tags")] == [
         *(2, 6, 0, {"lr": 1}, "first", ["t"])

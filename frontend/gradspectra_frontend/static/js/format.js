@@ -109,13 +109,14 @@ export function words(name) {
   return String(name ?? "").replaceAll("_", " ");
 }
 
-/** Seconds a run still needs, from its mean speed so far; null where unknown.
- * @param {{last_step: number | null, total_steps: number | null, created_at: unknown, updated_at: unknown}} run */
+/** Seconds a run still needs, from the mean speed of its present attempt; null where unknown.
+ * @param {{last_step: number | null, total_steps: number | null, attempt_first_step: number, attempt_created_at: unknown, updated_at: unknown}} run */
 export function timeLeft(run) {
-  const begun = instant(run.created_at);
+  const begun = instant(run.attempt_created_at);
   const seen = instant(run.updated_at);
-  if (!run.total_steps || !run.last_step || begun === null || seen === null || seen <= begun) return null;
-  return Math.max(0, ((run.total_steps - run.last_step) * (seen - begun)) / run.last_step);
+  const done = (run.last_step ?? 0) - run.attempt_first_step + 1;
+  if (!run.total_steps || !(done > 0) || begun === null || seen === null || seen <= begun) return null;
+  return Math.max(0, ((run.total_steps - Number(run.last_step)) * (seen - begun)) / done);
 }
 
 /** Nested settings as rows ["optimizer.lr", "0.003"]. @param {unknown} value @param {string} [prefix] @returns {[string, string][]} */
