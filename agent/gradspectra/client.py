@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from importlib import import_module
@@ -266,10 +267,14 @@ class Run:
         return self._client.get(self._path + path, **query)
 
 
+_ESCAPED = re.compile(r"\\(?=[\\, ]|$)|,|^ | $")
+"""What in a name has a backslash before it where names are separated by commas."""
+
+
 def _joined(names: Sequence[str]) -> str:
     if isinstance(names, str):
         raise TypeError(f"names must be a list of names, got the string {names!r}")
-    return ",".join(name.replace(",", "\\,") for name in names)
+    return ",".join(_ESCAPED.sub(r"\\\g<0>", name) for name in names)
 
 
 def _with_query(path: str, query: Json) -> str:

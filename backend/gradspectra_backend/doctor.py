@@ -18,6 +18,7 @@ from gradspectra_store.checking import check_blocks
 from gradspectra_store.migrating import schema_versions
 from gradspectra_store.retention import retention_in_force
 from gradspectra_worker.heartbeat import LivingWorkers
+from gradspectra_worker.redis_urls import for_redis
 from redis.exceptions import RedisError
 
 from gradspectra_backend.retention_command import sentence
@@ -156,7 +157,7 @@ def _redis(settings: Settings) -> Finding:
     if settings.redis_url is None:
         return {"name": "redis", "status": "ok", "detail": "not used: the server derives by itself"}
     try:
-        with redis.Redis.from_url(settings.redis_url, socket_timeout=3, socket_connect_timeout=3) as client:
+        with redis.Redis.from_url(for_redis(settings.redis_url), socket_timeout=3, socket_connect_timeout=3) as client:
             client.ping()
         with closing(LivingWorkers(settings.redis_url)) as workers:
             living, sweeping = workers.count(), workers.sweeping()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from gradspectra_store.retention import Retention
+from gradspectra_worker.redis_urls import checked
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -114,11 +115,7 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _redis(cls, value: str | None) -> str | None:
-        if not value:
-            return None
-        if value.startswith(("redis://", "rediss://", "unix://", "redis+socket://")):
-            return value
-        raise ValueError("must start with redis://, rediss:// or unix://")
+        return checked(value) if value else None
 
     @model_validator(mode="after")
     def _together(self) -> Settings:

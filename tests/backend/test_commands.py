@@ -179,7 +179,7 @@ def test_the_doctor_finds_what_is_wrong_and_what_is_well(tmp_path):
         "doctor",
         "--json",
         data="/dev/null/x",
-        redis_url="redis://127.0.0.1:1",
+        redis_url="redis+socket:///nowhere/redis.sock",
         databse_url="x",
     )
     assert ill.returncode == 1

@@ -8,6 +8,7 @@ import io
 import pytest
 from backend.callers import API, Caller, batch, layer_block, spectrum_block, table
 from backend.test_export import FORMS, exported, rows_of
+from gradspectra import client
 from gradspectra_backend.routes.fields import names_of
 
 NAMES = (
@@ -54,6 +55,7 @@ def run(caller: Caller) -> str:
 def test_a_list_of_names_gives_each_as_it_is():
     assert names_of(",".join(map(escaped, NAMES))) == list(NAMES)
     assert names_of(" , ".join(map(escaped, NAMES))) == list(NAMES)
+    assert names_of(client._joined(NAMES)) == list(NAMES)
     assert names_of("loss, lr ,train/x\\y, ,") == ["loss", "lr", "train/x\\y"]
 
 

@@ -30,6 +30,12 @@ def test_an_argument_goes_before_the_environment(monkeypatch):
         ("PORT", "http", "GRADSPECTRA_PORT='http'"),
         ("DATABASE_URL", "mysql://x/y", "must start with sqlite:/// or postgresql://"),
         ("REDIS_URL", "http://x", "must start with redis://"),
+        (
+            "REDIS_URL",
+            "amqp://me:s3cret@mq//",
+            "no other broker, such as RabbitMQ (amqp://)",
+        ),
+        ("REDIS_URL", "redis://:s3/cret@redis/0", "GRADSPECTRA_REDIS_URL='redis://:***@redis/0': its port must be"),
         ("DATABASE_URL", "mysql://me:s3:cr@t/k@db/x", "GRADSPECTRA_DATABASE_URL='mysql://me:***@db/x'"),
         ("REDIS_URL", "http://:s3cret@redis/0", "GRADSPECTRA_REDIS_URL='http://:***@redis/0'"),
         ("SQLITE_SYNCHRONOUS", "OFF", "'NORMAL' or 'FULL'"),

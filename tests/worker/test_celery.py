@@ -31,7 +31,7 @@ from gradspectra_store.runs import delete_run
 from gradspectra_store.schema import segments
 from gradspectra_worker import tasks
 from gradspectra_worker.announce import LIVE_CHANNEL, RedisAnnouncer
-from gradspectra_worker.app import DERIVE, HEARD_SECONDS, RETAIN_DUE, SWEEP, make_app
+from gradspectra_worker.app import DELIVER, DERIVE, HEARD_SECONDS, RETAIN_DUE, SWEEP, make_app
 from gradspectra_worker.celery_dispatch import CeleryDispatcher, DirectDispatcher
 from gradspectra_worker.derive import derive
 from gradspectra_worker.redis_urls import for_celery, for_redis
@@ -303,11 +303,19 @@ def test_a_process_of_a_worker_that_no_longer_listens_waits_two_seconds_for_it(m
     assert sum(naps) == pytest.approx(HEARD_SECONDS)
 
 
-def test_without_a_redis_the_worker_says_which_setting_is_missing():
-    environment = {name: value for name, value in os.environ.items() if name != "GRADSPECTRA_REDIS_URL"}
-    done = subprocess.run(COMMAND, env=environment, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode != 0
-    assert "GRADSPECTRA_REDIS_URL is not set" in done.stderr
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("", "GRADSPECTRA_REDIS_URL is not set"),
+        ("amqp://guest:s3cret@mq//", "GRADSPECTRA_REDIS_URL='mq//': must start with redis://, rediss:// or unix://"),
+    ],
+)
+def test_without_a_redis_worker_and_beat_say_what_is_wrong(url, said):
+    environment = os.environ | {"GRADSPECTRA_REDIS_URL": url}
+    for command in (COMMAND, (*COMMAND[:5], "beat")):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode != 0
+        assert said in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -402,6 +410,23 @@ def test_beat_says_in_one_line_that_redis_is_away(redis_server, caplog):
     (record,) = (record for record in caplog.records if record.levelno >= logging.WARNING)
     assert record.getMessage().startswith("Couldn't apply scheduled task sweep: ")
     assert record.exc_info is None
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_what_a_sweep_asks_for_does_not_pile_up_while_workers_are_busy(url, redis_server, monkeypatch):
+    monkeypatch.setenv("GRADSPECTRA_DATABASE_URL", url)
+    monkeypatch.setenv("GRADSPECTRA_REDIS_URL", redis_server.url)
+    make_app(redis_server.url).set_current()
+    opened = tasks._store, tasks._announcer, tasks._living
+    for one in opened:
+        one.cache_clear()
+    with redis.Redis.from_url(redis_server.url) as client:
+        tasks.sweep_runs()
+        (asked,) = (json.loads(message)["headers"] for message in client.lrange("celery", 0, -1))
+    for one in opened:
+        one(os.getpid()).close()
+        one.cache_clear()
+    assert (asked["task"], asked["expires"] is None) == (DELIVER, False)
 
 
 def test_a_task_says_in_one_line_that_the_database_is_away(monkeypatch, caplog):

@@ -10,7 +10,7 @@ from celery import Celery, bootsteps
 from kombu.transport import redis as redis_transport
 
 from gradspectra_worker.heartbeat import BEAT_SECONDS, Heartbeat
-from gradspectra_worker.redis_urls import for_celery
+from gradspectra_worker.redis_urls import checked, for_celery
 from gradspectra_worker.retain import RETAIN_SECONDS
 
 DERIVE = "gradspectra.derive"
@@ -113,6 +113,11 @@ def _from_environment() -> Celery:
         raise SystemExit(
             "GRADSPECTRA_REDIS_URL is not set: the worker takes its jobs from Redis, e.g. redis://127.0.0.1"
         )
+    try:
+        checked(url)
+    except ValueError as error:
+        shown = url.rpartition("@")[2]  # without the password
+        raise SystemExit(f"GRADSPECTRA_REDIS_URL={shown!r}: {error}") from None
     return make_app(url)
 
 

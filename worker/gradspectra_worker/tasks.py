@@ -82,7 +82,7 @@ def sweep_runs() -> None:
     """Find what lost messages left undone, and have the runs compacted that were derived further."""
     store = _store(os.getpid())
     sweep(store, DirectDispatcher(current_app), time.time(), _announcer(os.getpid()))
-    send_or_leave(current_app, DELIVER)
+    send_or_leave(current_app, DELIVER, expires=SWEEP_SECONDS)
     with store.read() as conn:
         due = compactable_runs(conn)
     for run in due:
