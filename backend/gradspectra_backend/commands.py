@@ -31,6 +31,7 @@ def register(subparsers: Parsers) -> None:
     _token(subparsers)
     _retention(subparsers)
     doctor = _add(subparsers, "doctor", "check settings, database, Redis, free space and versions", _run_doctor)
+    doctor.add_argument("--repair", action="store_true", help="mend in the database what needs no guessing")
     _data_option(doctor)
     _json_option(doctor)
 
@@ -225,6 +226,6 @@ def _run_retention(options: argparse.Namespace) -> int:
 def _run_doctor(options: argparse.Namespace) -> int:
     from gradspectra_backend.doctor import examine, report
 
-    findings = examine(lambda: _settings(options))
+    findings = examine(lambda: _settings(options), repair=options.repair)
     print(json.dumps({"findings": findings}) if options.json else report(findings))
     return 1 if any(finding["status"] == "failed" for finding in findings) else 0

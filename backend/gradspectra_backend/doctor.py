@@ -14,8 +14,10 @@ from pathlib import Path
 import redis
 from gradspectra_core import __version__
 from gradspectra_store import Store, StoreError
-from gradspectra_store.checking import check_blocks
+from gradspectra_store.agreeing import disagreements, make_agree
+from gradspectra_store.checking import Checked, DamagedPlace, check_blocks, check_segments
 from gradspectra_store.migrating import schema_versions
+from gradspectra_store.repairing import make_again, take_back_notes
 from gradspectra_store.retention import retention_in_force
 from gradspectra_worker.heartbeat import LivingWorkers
 from gradspectra_worker.redis_urls import for_redis
@@ -27,15 +29,20 @@ from gradspectra_backend.start import CannotStart, check_data_folder, database_f
 
 PACKAGES = ("numpy", "torch", "fastapi", "uvicorn", "sqlalchemy", "celery", "redis", "psycopg")
 LITTLE_SPACE = 2**30
-CHECK_SECONDS = 20.0
+CHECK_SECONDS = 10.0
+"""For so long segments are read, and for as long blocks."""
+
 MOST_NAMED = 10
 
 Finding = dict[str, str]
 """name, status (ok, warning or failed), detail, and remedy where there is something to do."""
 
 
-def examine(read_settings: Callable[[], Settings]) -> list[Finding]:
-    """Check settings, data folder, database, Redis, free space and versions; never raises for what it finds."""
+def examine(read_settings: Callable[[], Settings], *, repair: bool = False) -> list[Finding]:
+    """Check settings, data folder, database, Redis, free space and versions; never raises for what it finds.
+
+    repair: mend in the database what needs no guessing.
+    """
     findings = [_versions()]
     misspelt = unknown_variables(dict(os.environ))
     if misspelt:
@@ -48,7 +55,8 @@ def examine(read_settings: Callable[[], Settings]) -> list[Finding]:
         return [*findings, _bad("settings", "failed", str(error), "set it as docs/settings.md says")]
     if not misspelt:
         findings.append({"name": "settings", "status": "ok", "detail": f"listens on {settings.host}:{settings.port}"})
-    findings += [_folder(settings), _database(settings), _blocks(settings), _retention(settings)]
+    findings += [_folder(settings), _database(settings), _runs(settings, repair)]
+    findings += [_segments(settings, repair), _blocks(settings, repair), _retention(settings)]
     findings += [_redis(settings), _space(settings)]
     return findings
 
@@ -116,24 +124,72 @@ def _database(settings: Settings) -> Finding:
     return {"name": "database", "status": "ok", "detail": f"{store.dialect} answers"}
 
 
-def _blocks(settings: Settings) -> Finding:
-    """Read the blocks, the newest first and for a while: a checksum tells of what the disk has lost."""
+def _runs(settings: Settings, repair: bool) -> Finding:
+    """See that watermarks, attempts and rows are those of the runs there are."""
     try:
         with _store_of(settings) as store:
             if store is None:
-                return {"name": "blocks", "status": "ok", "detail": "nothing to look at yet"}
-            checked = check_blocks(store, CHECK_SECONDS)
+                return {"name": "runs", "status": "ok", "detail": "nothing to look at yet"}
+            made = 0
+            if repair:
+                with store.write() as conn:
+                    made = make_agree(conn)
+            with store.read() as conn:
+                found = disagreements(conn)
     except StoreError:
-        return _bad("blocks", "warning", "not checked, the database does not answer", "see what is said of it")
-    read = f"{'all' if checked.all else 'the newest'} {checked.blocks} read"
+        return _bad("runs", "warning", "not checked, the database does not answer", "see what is said of it")
+    mended = f"; {made} rows mended" if made else ""
+    if not found:
+        return {"name": "runs", "status": "ok", "detail": f"watermarks and rows agree{mended}"}
+    more = f"; and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+    remedy = "`gradspectra doctor --repair` mends watermarks that are missing and rows of no run; a backup has the rest"
+    return _bad("runs", "failed", "; ".join(found[:MOST_NAMED]) + more + mended, remedy)
+
+
+def _segments(settings: Settings, repair: bool) -> Finding:
+    """Read the segments, the newest first and for a while: a checksum tells of what the disk has lost."""
+
+    def look(store: Store) -> tuple[Checked, str]:
+        again = take_back_notes(store) if repair else 0
+        return check_segments(store, CHECK_SECONDS), f"; {again} can be read again" if again else ""
+
+    return _looked_at(settings, "segments", look, "check the disk; they are kept as they are, only a backup has them")
+
+
+def _blocks(settings: Settings, repair: bool) -> Finding:
+    """Read the blocks, as the segments are."""
+
+    def look(store: Store) -> tuple[Checked, str]:
+        checked = check_blocks(store, CHECK_SECONDS)
+        made = make_again(store, checked.damaged) if repair else set()
+        left = tuple(one for one in checked.damaged if one.id not in made)
+        return replace(checked, damaged=left), f"; {len(made)} made again" if made else ""
+
+    remedy = (
+        "check the disk; `gradspectra doctor --repair` makes levels above 0 again, of level 0 only a backup has them"
+    )
+    return _looked_at(settings, "blocks", look, remedy)
+
+
+def _looked_at(settings: Settings, name: str, look: Callable[[Store], tuple[Checked, str]], remedy: str) -> Finding:
+    """What was found damaged; `look` says too what was mended."""
+    try:
+        with _store_of(settings) as store:
+            if store is None:
+                return {"name": name, "status": "ok", "detail": "nothing to look at yet"}
+            checked, mended = look(store)
+    except StoreError:
+        return _bad(name, "warning", "not checked, the database does not answer", "see what is said of it")
+    read = f"{'all' if checked.all else 'the newest'} {checked.count} read"
     if not checked.damaged:
-        return {"name": "blocks", "status": "ok", "detail": f"{read}, none is damaged"}
-    places = [
-        f"run {one.run} attempt {one.attempt} {one.name} level {one.level} steps {one.first_step} to {one.last_step}"
-        for one in checked.damaged[:MOST_NAMED]
-    ]
-    detail = f"{read}, {len(checked.damaged)} damaged: {'; '.join(places)}"
-    return _bad("blocks", "failed", detail, "check the disk; of the finest level only a backup has them")
+        return {"name": name, "status": "ok", "detail": f"{read}, none is damaged{mended}"}
+    places = "; ".join(map(_place, checked.damaged[:MOST_NAMED]))
+    return _bad(name, "failed", f"{read}, {len(checked.damaged)} damaged: {places}{mended}", remedy)
+
+
+def _place(one: DamagedPlace) -> str:
+    level = "" if one.level is None else f" level {one.level}"
+    return f"run {one.run} attempt {one.attempt} {one.name}{level} steps {one.first_step} to {one.last_step}"
 
 
 def _retention(settings: Settings) -> Finding:

@@ -136,7 +136,9 @@ def series_table(
     return Table(beside(SERIES, kinds), pieces(store, spans, rows, len(chosen) + 1))
 
 
-def spectra_table(store: Store, run: str, spans: Sequence[Span], layers: Sequence[str], of: str | None) -> Table:
+def spectra_table(
+    store: Store, run: str, spans: Sequence[Span], layers: Sequence[str], of: str | None, skip_damaged: bool = False
+) -> Table:
     """One row per spectrum, by layer and then by step, with its singular values and their indices as lists.
 
     layers: those asked for, known ones. of: what was decomposed, None for all.
@@ -145,15 +147,17 @@ def spectra_table(store: Store, run: str, spans: Sequence[Span], layers: Sequenc
     def every() -> Iterator[Piece]:
         for layer in layers:
             for one in SPECTRUM_OF if of is None else (of,):
-                yield from pieces(store, spans, _spectra_reader(run, layer, one), SPECTRUM_VALUES)
+                yield from pieces(store, spans, _spectra_reader(run, layer, one, skip_damaged), SPECTRUM_VALUES)
 
     return Table(SPECTRUM, every())
 
 
-def _spectra_reader(run: str, layer: str, of: str) -> Read:
+def _spectra_reader(run: str, layer: str, of: str, skip_damaged: bool) -> Read:
     def rows(conn: Connection, span: Span) -> tuple[Piece, int]:
-        found = read.read_spectra(conn, run, layer, span.first, span.stop, MOST_STEPS, of, span.attempt)
-        return [_spectrum_cells(found, name, kind) for name, kind in SPECTRUM.items()], len(found) * SPECTRUM_VALUES
+        found = read.find_spectra(conn, run, layer, span.first, span.stop, MOST_STEPS, of, span.attempt)
+        see_to(found.damaged, skip_damaged)
+        spectra = found.spectra
+        return [_spectrum_cells(spectra, name, kind) for name, kind in SPECTRUM.items()], len(spectra) * SPECTRUM_VALUES
 
     return rows
 

@@ -7,12 +7,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from gradspectra_backend.schemas import Open, Page, Retired, Spectrum
+from gradspectra_backend.schemas import Damaged, Open, Page, Retired, Spectrum
 
 
 class SpectraPage(Page[Spectrum]):
     """Spectra of one layer; of the ranges in `retired` one is left in so many steps."""
 
+    damaged: Damaged
     retired: Retired
 
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from gradspectra_store.block_rows import Source
 from gradspectra_store.block_schema import blocks, compactions, extents
+from gradspectra_store.damaged import DamagedSegment, note_damaged, noted_segments
+from gradspectra_store.engines import insert_into
 from gradspectra_store.schema import cursors, derived_segments, runs, segments
 
 UNIT = 64
@@ -60,14 +61,19 @@ class Extent:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One transaction of compaction: these segments and blocks go, these blocks come. rounds: how many were before."""
+    """One transaction of compaction: these segments and blocks go, these blocks come.
+
+    rounds: how many were before. extent: None where nothing was made into blocks. damaged: segments that cannot be read
+    back and stay as they are.
+    """
 
     source: Source
     rounds: int
     segments: tuple[int, ...]
     replaced: tuple[int, ...]
     blocks: tuple[NewBlock, ...]
-    extent: Extent
+    extent: Extent | None
+    damaged: tuple[DamagedSegment, ...] = ()
 
 
 def compactable_runs(conn: sa.Connection) -> list[str]:
@@ -88,7 +94,7 @@ def loose_segments(conn: sa.Connection, run: str) -> tuple[Source, list[Loose]] 
     """Return segments of one source that can be compacted now, in order of batches, at least one and about 4 MiB at
     most; None where there are none.
 
-    They are derived, and lie below the newest steps of the run's present attempt.
+    They are derived, lie below the newest steps of the run's present attempt, and were not found damaged.
     """
     cursor = conn.execute(sa.select(cursors).where(cursors.c.run == run)).one_or_none()
     if cursor is None:
@@ -115,7 +121,8 @@ def _can_go(conn: sa.Connection, cursor: Any, kind: str, derived: bool) -> sa.Se
     )
     before = conn.execute(newest).scalar_one()
     older = table.c.attempt < cursor.attempt
-    query = sa.select(*columns, sa.func.length(table.c.payload).label("size")).where(*of_run)
+    sound = table.c.id.not_in(noted_segments(cursor.run, derived=derived))
+    query = sa.select(*columns, sa.func.length(table.c.payload).label("size")).where(*of_run, sound)
     if before is not None:
         query = query.where(sa.or_(older, table.c.batch < before))
     order = (table.c.part,) if derived else ()
@@ -155,6 +162,9 @@ def write_round(conn: sa.Connection, made: Round) -> bool:
         place = source._asdict()
         rows = [{name: getattr(block, name) for name in NewBlock.__slots__} for block in made.blocks]
         conn.execute(sa.insert(blocks), [place | row for row in rows])
+    note_damaged(conn, made.damaged)
+    if made.extent is None:
+        return True
     extent = {name: getattr(made.extent, name) for name in Extent.__slots__}
     insert = insert_into(conn, extents).values(**source._asdict(), **extent)
     conn.execute(insert.on_conflict_do_update(index_elements=list(Source._fields), set_=extent))
@@ -180,11 +190,6 @@ def claim_round(conn: sa.Connection, run: str, rounds: int) -> bool:
     conn.execute(insert_into(conn, compactions).values(run=run, batch=0, rounds=0).on_conflict_do_nothing())
     same = compactions.c.run == run, compactions.c.rounds == rounds
     return conn.execute(sa.update(compactions).where(*same).values(rounds=rounds + 1)).rowcount == 1
-
-
-def insert_into(conn: sa.Connection, table: sa.Table) -> Any:
-    """Return an insert that can say what to do where the row is there already."""
-    return postgresql.insert(table) if conn.dialect.name == "postgresql" else sqlite.insert(table)
 
 
 def delete_rows(conn: sa.Connection, table: sa.Table, ids: Sequence[int]) -> None:

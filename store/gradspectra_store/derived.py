@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,21 @@ import numpy as np
 import sqlalchemy as sa
 from gradspectra_core.records import Batch, Columns, Int64, LayerBlock
 
+from gradspectra_store.damaged import DamagedSegment
+from gradspectra_store.errors import StoreDamaged
 from gradspectra_store.layer_tables import read_table
 from gradspectra_store.names import add_names
 from gradspectra_store.runs import SILENT_SECONDS
 from gradspectra_store.schema import attempts, cursors, derive_states, derived_segments, runs, segments, sessions
-from gradspectra_store.segments import pack_columns, pack_layers, unpack_layers, unpack_scalars, unpack_spectra
+from gradspectra_store.segments import (
+    checksum_of,
+    opened,
+    pack_columns,
+    pack_layers,
+    unpack_layers,
+    unpack_scalars,
+    unpack_spectra,
+)
 
 PENDING_BYTES = 16 << 20
 """Batches of so many bytes are read to be derived together, so that wide models take no more memory than others."""
@@ -38,13 +48,17 @@ class Cursor:
 
 @dataclass(frozen=True, slots=True)
 class StoredBatch:
-    """One batch as it was taken in. batch: with its layer table always filled in where it has layers or spectra."""
+    """One batch as it was taken in. batch: with its layer table always filled in where it has layers or spectra.
+
+    damaged: its segments that cannot be read back, left out of it; without that of its scalars it has no steps.
+    """
 
     batch_number: int
     attempt: int
     session: str
     rank: int
     batch: Batch
+    damaged: tuple[DamagedSegment, ...] = ()
 
 
 def dirty_runs(conn: sa.Connection) -> list[str]:
@@ -140,13 +154,13 @@ def save_derived(conn: sa.Connection, run: str, derived: Sequence[DerivedBatch])
         own: list[dict[str, Any]] = []
         if one.columns is not None and len(one.columns[0]):
             own.append(
-                {"kind": "scalars", "payload": pack_columns(*one.columns), **_span(one.columns[0]), "digest": None}
+                {"kind": "scalars", "digest": None, **_span(one.columns[0]), **_packed(pack_columns(*one.columns))}
             )
             series.update(dict.fromkeys(one.columns[1].names))
         for block in one.layer_metrics:
             if len(block.steps):
                 own.append(
-                    {"kind": "layers", "payload": pack_layers(block), **_span(block.steps), "digest": block.digest}
+                    {"kind": "layers", "digest": block.digest, **_span(block.steps), **_packed(pack_layers(block))}
                 )
                 statistics.update(dict.fromkeys(block.statistics + block.count_statistics))
         rows += [common | row | {"part": part} for part, row in enumerate(own)]
@@ -193,6 +207,10 @@ def _span(steps: Int64) -> dict[str, int]:
     return {"first_step": int(steps.min()), "last_step": int(steps.max())}
 
 
+def _packed(payload: bytes) -> dict[str, Any]:
+    return {"payload": payload, "checksum": checksum_of(payload)}
+
+
 def _ready(
     conn: sa.Connection, run: str, after: int, limit: int, now: float, most_steps: int | None = None
 ) -> list[int]:
@@ -218,11 +236,32 @@ def _ready(
     return ready
 
 
+_READ: dict[str, Callable[[bytes], Any]] = {
+    "scalars": unpack_scalars,
+    "layers": unpack_layers,
+    "spectra": unpack_spectra,
+}
+_NO_STEPS = (
+    np.empty(0, np.int64),
+    np.empty(0),
+    Columns((), np.empty((0, 0)), np.empty((0, 0), np.bool_)),
+    Columns((), np.empty((0, 0), np.int64), np.empty((0, 0), np.bool_)),
+)
+
+
 def _stored(conn: sa.Connection, run: str, rows: dict[str, sa.Row[Any]]) -> StoredBatch:
     row = rows["scalars"]
-    steps, times, scalars, counts = unpack_scalars(row.payload)
-    layers = unpack_layers(rows["layers"].payload) if "layers" in rows else None
-    spectra = unpack_spectra(rows["spectra"].payload) if "spectra" in rows else None
+    read: dict[str, Any] = {}
+    damaged = []
+    for kind, own in rows.items():
+        try:
+            read[kind] = opened(_READ[kind], own.payload, own.checksum)
+        except StoreDamaged:
+            place = kind, own.attempt, own.rank, own.first_step, own.last_step
+            damaged.append(DamagedSegment(run, False, own.id, *place))
+    steps, times, scalars, counts = read.get("scalars", _NO_STEPS)
+    layers = read.get("layers") if "scalars" in read else None  # they belong to steps that it tells of
+    spectra = read.get("spectra")
     block = layers or spectra
     batch = Batch(
         session=row.session,
@@ -236,4 +275,4 @@ def _stored(conn: sa.Connection, run: str, rows: dict[str, sa.Row[Any]]) -> Stor
         layers=layers,
         spectra=spectra,
     )
-    return StoredBatch(row.batch, row.attempt, row.session, row.rank, batch)
+    return StoredBatch(row.batch, row.attempt, row.session, row.rank, batch, tuple(damaged))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 from gradspectra_store.errors import BadRequest, StoreFull, StoreUnavailable
 
@@ -89,6 +90,11 @@ def driver_error(conn: sa.Connection, error: Exception, text: str, values: Any) 
     """Return SQLAlchemy's error for one that the driver of the connection raised in a statement."""
     kinds = conn.dialect.loaded_dbapi.Error
     return sa.exc.DBAPIError.instance(text, values, error, kinds, dialect=conn.dialect)
+
+
+def insert_into(conn: sa.Connection, table: sa.Table) -> Any:
+    """Return an insert that can say what to do where the row is there already."""
+    return postgresql.insert(table) if conn.dialect.name == "postgresql" else sqlite.insert(table)
 
 
 def set_up_sqlite(dbapi: Any, pragmas: Sequence[str]) -> None:

@@ -16,7 +16,7 @@ from gradspectra_store.layer_tables import KnownTable, known_table, note_spectra
 from gradspectra_store.names import add_names
 from gradspectra_store.prepared import Prepared
 from gradspectra_store.schema import gaps, layer_tables, runs, segments, sessions
-from gradspectra_store.segments import pack_layers, pack_scalars, pack_spectra
+from gradspectra_store.segments import checksum_of, pack_layers, pack_scalars, pack_spectra
 
 MAX_STEP = 2**53
 TOUCH_SECONDS = 1.0
@@ -205,7 +205,7 @@ def _rows(run: str, batch: Batch, state: _State, number: int) -> list[dict[str, 
         rows.append({"kind": "spectra", **_span(batch.spectra.step, state), **spectra})
     scalars: dict[str, Any] = {"digest": None, "members": None, "payload": pack_scalars(batch)}
     rows.append({"kind": "scalars", **_span(batch.steps, state), **scalars})
-    return [common | row for row in rows]
+    return [common | row | {"checksum": checksum_of(row["payload"])} for row in rows]
 
 
 def _span(steps: np.ndarray[Any, np.dtype[np.int64]], state: _State) -> dict[str, int]:

@@ -8,6 +8,7 @@ import numpy as np
 from gradspectra_core.buckets import Bucketed, bucket
 
 from gradspectra_store.levels import Levels
+from gradspectra_store.stretches import Stretch
 
 
 def joined_buckets(pieces: Sequence[Bucketed], rows: int) -> Bucketed:
@@ -29,9 +30,14 @@ def joined_buckets(pieces: Sequence[Bucketed], rows: int) -> Bucketed:
 
 
 def merged_damage(readers: Iterable[Levels]) -> tuple[tuple[int, int], ...]:
-    """Return the ranges of steps, first and last, that damaged blocks have lost; those that touch as one."""
+    """Return the ranges of steps, first and last, that damaged blocks and segments have lost."""
+    return first_and_last(one for reader in readers for one in reader.damaged)
+
+
+def first_and_last(stretches: Iterable[Stretch]) -> tuple[tuple[int, int], ...]:
+    """Return the first and last steps of stretches of any attempts; those that touch as one."""
     found: list[tuple[int, int]] = []
-    for first, stop in sorted((one.first, one.stop) for reader in readers for one in reader.damaged):
+    for first, stop in sorted((one.first, one.stop) for one in stretches):
         if found and first <= found[-1][1] + 1:
             found[-1] = found[-1][0], max(found[-1][1], stop - 1)
         else:

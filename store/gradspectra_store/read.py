@@ -5,10 +5,11 @@ from gradspectra_store.layer_values import read_layers
 from gradspectra_store.recorded import read_recorded, read_recorded_layers
 from gradspectra_store.retired import layers_left, spectra_left
 from gradspectra_store.series import read_series, series_names
-from gradspectra_store.spectra import read_spectra
+from gradspectra_store.spectra import find_spectra, read_spectra
 from gradspectra_store.times import read_times
 
 __all__ = [
+    "find_spectra",
     "layer_count",
     "layer_list",
     "layers_left",

@@ -83,9 +83,11 @@ def read_recorded_layers(
     rows = np.array([every.order[name] for name in layers], np.int64)
     found = find(conn, run, "layers", spans, wanted.start, wanted.stop, derived=False)
 
-    def segments(name: str, own: Sequence[Found]) -> Iterator[tuple[Found, Recorded]]:
+    def segments(name: str, own: Sequence[Found]) -> Iterator[tuple[Found, Recorded | None]]:
         for segment, part in load(conn, own, partial(layer_part, statistic=name), name, derived=False):
-            if len(part.steps):
+            if part is None:
+                yield segment, None
+            elif len(part.steps):
                 yield segment, placed(part, every.places[segment.digest or ""])
 
     levels = Levels(conn, Source(run, "layers", False, 0, 0), found, segments)

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from gradspectra_core.pyramid import FACTOR
 
 from gradspectra_store.block_schema import compactions
-from gradspectra_store.compaction import insert_into
+from gradspectra_store.engines import insert_into
 from gradspectra_store.retention_schema import retention, retirements
 from gradspectra_store.runs import SILENT_SECONDS
 from gradspectra_store.schema import cursors, runs, sessions

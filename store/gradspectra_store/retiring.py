@@ -12,7 +12,8 @@ from gradspectra_core.widths import finer_than
 
 from gradspectra_store.block_rows import Source, find_blocks, portions
 from gradspectra_store.block_schema import blocks, extents
-from gradspectra_store.compaction import NewBlock, delete_rows, insert_into
+from gradspectra_store.compaction import NewBlock, delete_rows
+from gradspectra_store.engines import insert_into
 from gradspectra_store.layer_tables import layer_count
 from gradspectra_store.layer_values import layer_quantity
 from gradspectra_store.levels import Levels

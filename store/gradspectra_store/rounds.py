@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
 import sqlalchemy as sa
 from gradspectra_core.blocks import Recorded
 from gradspectra_core.recorded import overlaid
+from gradspectra_core.records import Int64
 from gradspectra_core.statistics import METRICS
 
 from gradspectra_store.block_rows import Source
 from gradspectra_store.compaction import Extent, Loose, Round, extent_of, loose_segments, rounds_of
+from gradspectra_store.damaged import DamagedSegment
+from gradspectra_store.errors import StoreDamaged
 from gradspectra_store.layer_tables import run_layers
 from gradspectra_store.layer_values import layer_quantity, placed
 from gradspectra_store.levels import Quantity
@@ -18,32 +23,44 @@ from gradspectra_store.making_blocks import Making
 from gradspectra_store.names import known_names
 from gradspectra_store.retired import without_retired
 from gradspectra_store.schema import derived_segments, segments
-from gradspectra_store.segments import layer_parts, scalar_part, times_of
+from gradspectra_store.segments import layer_parts, opened, scalar_part, times_of
 
 TIMES = ""
 """The name under which the times of steps lie beside the series."""
 
 _AT_ONCE = 500
-Parts = dict[str, list[Recorded]]
+Parts = dict[str, Recorded]
+"""What one segment holds, by name."""
 
 
 def next_round(conn: sa.Connection, run: str) -> Round | None:
     """Compute the next round of a run from one snapshot of it; None where nothing can be compacted now.
 
     A round is about 4 MiB of segments of one source, in order of batches. Where some have steps below those compacted
-    before, the round ends with the last of these, and all of it is laid over what is there.
+    before, the round ends with the last of these, and all of it is laid over what is there. Segments that cannot be
+    read back stay as they are, and are noted, so that the next round looks past them.
     """
     chosen = loose_segments(conn, run)
     if chosen is None:
         return None
     conn.execution_options(segment_cache=None)  # what is read here is about to go
     source, loose = chosen
+    contents, damaged = _contents(conn, source, loose)
+    made = _made(conn, source, [one for one in loose if one.id in contents], contents)
+    return replace(made, damaged=damaged)
+
+
+def _made(conn: sa.Connection, source: Source, loose: Sequence[Loose], contents: dict[int, Parts]) -> Round:
+    """The round that makes blocks of segments that could be read; of none it does nothing."""
+    rounds = rounds_of(conn, source.run)
+    if not loose:
+        return Round(source, rounds, (), (), (), None)
     extent = extent_of(conn, source)
     through = 0 if extent is None else extent.through
     late = [at for at, one in enumerate(loose) if one.first_step < through]
     own = loose[: late[-1] + 1] if late else loose
-    rows, parts = _contents(conn, source, own)
-    fresh = {name: overlaid(recorded, rows) for name, recorded in parts.items()}
+    rows = 1 if source.kind == "scalars" else len(run_layers(conn, source.run).layers)
+    fresh = _fresh([contents[one.id] for one in own], rows)
     if late:
         fresh = without_retired(conn, source, fresh)
     fresh = {name: recorded for name, recorded in fresh.items() if len(recorded.steps)}
@@ -58,8 +75,16 @@ def next_round(conn: sa.Connection, run: str) -> Round | None:
     if extent is not None:
         first, last = min(first, extent.first_step), max(last, extent.last_step)
     ids = tuple(one.id for one in own)
-    new, gone = tuple(making.new), tuple(making.replaced)
-    return Round(source, rounds_of(conn, run), ids, gone, new, Extent(first, last, through))
+    return Round(source, rounds, ids, tuple(making.replaced), tuple(making.new), Extent(first, last, through))
+
+
+def _fresh(contents: Sequence[Parts], rows: int) -> dict[str, Recorded]:
+    """What segments hold by name, later ones over earlier ones."""
+    found: dict[str, list[Recorded]] = {}
+    for parts in contents:
+        for name, part in parts.items():
+            found.setdefault(name, []).append(part)
+    return {name: overlaid(recorded, rows) for name, recorded in found.items()}
 
 
 def _quantities(conn: sa.Connection, source: Source, fresh: dict[str, Recorded], rows: int) -> list[Quantity]:
@@ -75,31 +100,44 @@ def _quantities(conn: sa.Connection, source: Source, fresh: dict[str, Recorded],
     return [quantity for quantity in quantities if set(quantity.inputs) <= own]
 
 
-def _contents(conn: sa.Connection, source: Source, loose: Sequence[Loose]) -> tuple[int, Parts]:
-    """Number of rows, and by name what the segments hold, in order of batches."""
+def _contents(
+    conn: sa.Connection, source: Source, loose: Sequence[Loose]
+) -> tuple[dict[int, Parts], tuple[DamagedSegment, ...]]:
+    """What each segment holds, by its id, and the segments that cannot be read back."""
+    places = {} if source.kind == "scalars" else run_layers(conn, source.run).places
+    found: dict[int, Parts] = {}
+    damaged: list[DamagedSegment] = []
     payloads = _payloads(conn, source, loose)
-    found: Parts = {}
-    if source.kind == "scalars":
-        for one in loose:
-            series = scalar_part(payloads[one.id])
-            for name in series.rows:
-                found.setdefault(name, []).append(series.recorded(name))
-            if not source.derived:
-                steps, times = times_of(payloads[one.id])
-                found.setdefault(TIMES, []).append(Recorded(steps, times[None], None))
-        return 1, found
-    places = run_layers(conn, source.run).places
     for one in loose:
-        for name, part in layer_parts(payloads[one.id]).items():
-            found.setdefault(name, []).append(placed(part, places[one.digest or ""]))
-    return max((int(own.max(initial=-1)) + 1 for own in places.values()), default=0), found
+        read = partial(_series, derived=source.derived) if source.kind == "scalars" else partial(_layers, places, one)
+        try:
+            found[one.id] = opened(read, *payloads[one.id])
+        except StoreDamaged:
+            place = source.kind, one.attempt, one.rank, one.first_step, one.last_step
+            damaged.append(DamagedSegment(source.run, source.derived, one.id, *place))
+    return found, tuple(damaged)
 
 
-def _payloads(conn: sa.Connection, source: Source, loose: Sequence[Loose]) -> dict[int, bytes]:
+def _series(payload: bytes, *, derived: bool) -> Parts:
+    series = scalar_part(payload)
+    found = {name: series.recorded(name) for name in series.rows}
+    if not derived:
+        steps, times = times_of(payload)
+        found[TIMES] = Recorded(steps, times[None], None)
+    return found
+
+
+def _layers(places: dict[str, Int64], segment: Loose, payload: bytes) -> Parts:
+    if segment.digest not in places:
+        raise StoreDamaged(f"the layer table {segment.digest} of a segment is gone")
+    return {name: placed(part, places[segment.digest]) for name, part in layer_parts(payload).items()}
+
+
+def _payloads(conn: sa.Connection, source: Source, loose: Sequence[Loose]) -> dict[int, tuple[bytes, int | None]]:
     table = derived_segments if source.derived else segments
-    found: dict[int, bytes] = {}
+    found: dict[int, tuple[bytes, int | None]] = {}
     for begin in range(0, len(loose), _AT_ONCE):
         ids = [one.id for one in loose[begin : begin + _AT_ONCE]]
-        rows = conn.execute(sa.select(table.c.id, table.c.payload).where(table.c.id.in_(ids)))
-        found.update((row.id, row.payload) for row in rows)
+        rows = conn.execute(sa.select(table.c.id, table.c.payload, table.c.checksum).where(table.c.id.in_(ids)))
+        found.update((row.id, (row.payload, row.checksum)) for row in rows)
     return found

@@ -148,6 +148,7 @@ segments = sa.Table(
     sa.Column("sequence", LONG, nullable=False),
     sa.Column("members", sa.LargeBinary, comment="spectra: one bit per layer of the table that has one here"),
     sa.Column("payload", sa.LargeBinary, nullable=False),
+    sa.Column("checksum", LONG, comment="CRC-32 of the payload; none of one from before there were any"),
     sa.UniqueConstraint("run", "batch", "kind"),
     sa.Index(None, "run", "kind", "last_step", "first_step"),
     sa.Index(
@@ -172,6 +173,7 @@ derived_segments = sa.Table(
     sa.Column("last_step", LONG, nullable=False),
     sa.Column("digest", sa.String(16)),
     sa.Column("payload", sa.LargeBinary, nullable=False),
+    sa.Column("checksum", LONG, comment="CRC-32 of the payload; none of one from before there were any"),
     sa.UniqueConstraint("run", "batch", "kind", "part"),
     sa.Index(None, "run", "kind", "last_step", "first_step"),
     sqlite_autoincrement=True,

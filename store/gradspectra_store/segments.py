@@ -1,17 +1,20 @@
 """What lies in the payload of a segment, and reading single parts of it without touching the rest.
 
 A segment holds the blocks of one kind of one batch: `scalars` (steps, times, scalars and counts), `layers` or
-`spectra`. Blocks are stored as the arrays are; where every value is present its bitmap is left out.
+`spectra`. Blocks are stored as the arrays are; where every value is present its bitmap is left out. Beside the payload
+lies its checksum: a payload that comes from the database is read by `opened`, which compares the two.
 """
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from gradspectra_core.blocks import Recorded
-from gradspectra_core.limits import Limits, WireError
+from gradspectra_core.limits import Limits
 from gradspectra_core.records import Batch, Bool, Columns, Float64, Int64, LayerBlock, SpectrumBlock
 from gradspectra_core.wire import pack, unpack
 from numpy.typing import NDArray
@@ -21,6 +24,7 @@ from gradspectra_store.errors import StoreDamaged
 _LIMITS = Limits(max_header=1 << 30)
 _INTEGERS = ("step", "layer", "rows", "columns", "length")
 Blocks = dict[str, NDArray[Any]]
+ReadT = TypeVar("ReadT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,29 @@ def pack_spectra(block: SpectrumBlock) -> bytes:
     return pack({"digest": block.digest, "of": block.of, "method": block.method}, blocks)
 
 
+def checksum_of(payload: bytes) -> int:
+    """Return the CRC-32 that is kept beside a payload."""
+    return zlib.crc32(payload)
+
+
+def opened(read: Callable[[bytes], ReadT], payload: object, checksum: int | None) -> ReadT:
+    """Read a payload that comes from the database; raises StoreDamaged where it is not what was stored.
+
+    read: a function of this module. checksum: what is kept beside it; None of a segment that was stored before there
+    were checksums, of which only what makes no sense can be told.
+    """
+    if not isinstance(payload, bytes):  # SQLite says of each value what it is, and a disk changes that as all else
+        raise StoreDamaged(f"a segment is bytes, got {type(payload).__name__}")
+    if checksum is not None:
+        if zlib.crc32(payload) != checksum:
+            raise StoreDamaged("the checksum of a segment is wrong")
+        return read(payload)
+    try:
+        return read(payload)
+    except (LookupError, TypeError, ValueError) as error:
+        raise StoreDamaged(f"a segment cannot be read back: {error}") from error
+
+
 def unpack_scalars(payload: bytes) -> tuple[Int64, Float64, Columns, Columns]:
     """Return steps, times, scalars and counts."""
     meta, blocks = _read(payload)
@@ -174,14 +201,9 @@ def layer_part(payload: bytes, statistic: str) -> LayerPart:
     return LayerPart(np.empty(0, np.int64), np.empty((0, blocks["values"].shape[2]), np.float32), None)
 
 
-def _read(payload: object) -> tuple[dict[str, Any], Blocks]:
-    """Metadata and blocks; raises StoreDamaged where they are not what was stored."""
-    if not isinstance(payload, bytes):
-        raise StoreDamaged(f"a segment is bytes, got {type(payload).__name__}")
-    try:
-        return unpack(payload, limits=_LIMITS)
-    except WireError as error:
-        raise StoreDamaged(f"a segment of the run cannot be read back: {error}") from error
+def _read(payload: bytes) -> tuple[dict[str, Any], Blocks]:
+    """Metadata and blocks."""
+    return unpack(payload, limits=_LIMITS)
 
 
 def _nbytes(steps: Int64, values: NDArray[Any], present: Bool | None) -> int:

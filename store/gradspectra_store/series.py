@@ -79,7 +79,9 @@ def series_levels(
 
 def _segments(
     conn: sa.Connection, derived: bool, name: str, found: Sequence[Found]
-) -> Iterator[tuple[Found, Recorded]]:
+) -> Iterator[tuple[Found, Recorded | None]]:
     for segment, part in load(conn, found, scalar_part, "scalars", derived=derived):
-        if name in part.rows:
+        if part is None:
+            yield segment, None
+        elif name in part.rows:
             yield segment, part.recorded(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -13,11 +14,13 @@ from gradspectra_core.views import Spectrum
 
 from gradspectra_store.attempts import visible_spans
 from gradspectra_store.bitmaps import has_bit
-from gradspectra_store.errors import BadRequest, UnknownLayer
+from gradspectra_store.errors import BadRequest, StoreDamaged, UnknownLayer
 from gradspectra_store.layer_tables import run_tables
+from gradspectra_store.pieces import first_and_last
 from gradspectra_store.ranges import Range
 from gradspectra_store.schema import segments
-from gradspectra_store.segments import unpack_spectra
+from gradspectra_store.segments import opened, unpack_spectra
+from gradspectra_store.stretches import Stretch, within
 
 MOST_READ = 8
 """Segments read for a bucket at most, the newest first, until one has a spectrum of what was asked for."""
@@ -35,6 +38,28 @@ def read_spectra(
     of: str = "gradient",
     attempt: int | None = None,
 ) -> list[Spectrum]:
+    """Return the spectra of a layer that `find_spectra` finds."""
+    return find_spectra(conn, run, layer, start, stop, columns, of, attempt).spectra
+
+
+@dataclass(frozen=True, slots=True)
+class FoundSpectra:
+    """Spectra by step; damaged: as in core's Series, where it was looked for some."""
+
+    spectra: list[Spectrum]
+    damaged: tuple[tuple[int, int], ...]
+
+
+def find_spectra(
+    conn: sa.Connection,
+    run: str,
+    layer: str,
+    start: int | None = None,
+    stop: int | None = None,
+    columns: int = 1000,
+    of: str = "gradient",
+    attempt: int | None = None,
+) -> FoundSpectra:
     """Return the spectra of a layer at steps in [start, stop), by step, at most `columns`.
 
     Of more, the first stays and the last in each bucket of steps, as narrow as they can be: a newer spectrum moves
@@ -54,16 +79,24 @@ def read_spectra(
         raise UnknownLayer(layer)
     rows = _segments(conn, run, places, spans, wanted)
     found: dict[int, list[Spectrum]] = {}
+    damaged: set[Stretch] = set()
     waiting = _buckets([row.last_step for row in rows], columns)
     for _ in range(MOST_READ):
         turn = [bucket.pop() for bucket in waiting]
         for at, block in _read(conn, rows, sorted(set(turn) - found.keys())):
-            first, end = spans[rows[at].attempt]
+            row = rows[at]
+            first, end = spans[row.attempt]
             span = Range(max(first, wanted.start), min(end, wanted.stop))
-            found[at] = _spectra(block, places[rows[at].digest], layer, of, rows[at].attempt, span)
+            if block is None:
+                found[at] = []
+                own = Stretch(row.attempt, row.first_step, row.last_step + 1)
+                damaged.update(within([own], Stretch(row.attempt, span.start, span.stop)))
+            else:
+                found[at] = _spectra(block, places[row.digest], layer, of, row.attempt, span)
         waiting = [bucket for bucket, at in zip(waiting, turn, strict=True) if bucket and not found[at]]
     spectra = sorted(chain.from_iterable(found.values()), key=lambda spectrum: spectrum.step)
-    return [spectra[bucket[-1]] for bucket in _buckets([spectrum.step for spectrum in spectra], columns)]
+    chosen = [spectra[bucket[-1]] for bucket in _buckets([spectrum.step for spectrum in spectra], columns)]
+    return FoundSpectra(chosen, first_and_last(damaged))
 
 
 def _buckets(steps: Sequence[int], most: int) -> list[list[int]]:
@@ -83,13 +116,19 @@ def _buckets(steps: Sequence[int], most: int) -> list[list[int]]:
     return alone + [list(range(begin, stop)) for begin, stop in zip(begins, stops, strict=True)]
 
 
-def _read(conn: sa.Connection, rows: Sequence[Any], places: Sequence[int]) -> Iterator[tuple[int, SpectrumBlock]]:
-    """The blocks of some of the segments, a few in memory at a time."""
+def _read(
+    conn: sa.Connection, rows: Sequence[Any], places: Sequence[int]
+) -> Iterator[tuple[int, SpectrumBlock | None]]:
+    """The blocks of some of the segments, a few in memory at a time; None of one that is damaged."""
     for begin in range(0, len(places), _AT_ONCE):
         at = {rows[place].id: place for place in places[begin : begin + _AT_ONCE]}
-        query = sa.select(segments.c.id, segments.c.payload).where(segments.c.id.in_(list(at)))
-        for row in conn.execute(query):
-            yield at[row.id], unpack_spectra(row.payload)
+        columns = segments.c.id, segments.c.payload, segments.c.checksum
+        for row in conn.execute(sa.select(*columns).where(segments.c.id.in_(list(at)))):
+            try:
+                block = opened(unpack_spectra, row.payload, row.checksum)
+            except StoreDamaged:
+                block = None
+            yield at[row.id], block
 
 
 def _segments(

@@ -8,6 +8,7 @@ bit, twice, or again with a larger width.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,12 +18,13 @@ from gradspectra_core.records import Bool, SpectrumBlock
 
 from gradspectra_store.block_rows import Source
 from gradspectra_store.compaction import delete_rows
+from gradspectra_store.errors import StoreDamaged
 from gradspectra_store.layer_tables import read_table
 from gradspectra_store.ranges import Grid
 from gradspectra_store.retention import Retention
 from gradspectra_store.retiring import Span, note_span, spans_before
 from gradspectra_store.schema import segments
-from gradspectra_store.segments import pack_spectra, unpack_spectra
+from gradspectra_store.segments import checksum_of, opened, pack_spectra, unpack_spectra
 
 MOST_SEGMENTS = 500
 """So many segments at most are changed in one transaction."""
@@ -112,7 +114,9 @@ def _thinned(conn: sa.Connection, source: Source, bucket: int, width: int, first
         part = _cut(block, kept[identity])
         row = {name: getattr(rows[identity], name) for name in _PLACE if name != "id"}
         row |= {"first_step": int(part.step.min()), "last_step": int(part.step.max()), "members": _members(part)}
-        made.append({"run": source.run, "kind": "spectra", "payload": pack_spectra(part)} | row)
+        payload = pack_spectra(part)
+        row |= {"payload": payload, "checksum": checksum_of(payload)}
+        made.append({"run": source.run, "kind": "spectra"} | row)
     reached = stop if len(gone) == len(kept) else stop - 1
     return Thinning(source, width, Span("", first, reached), tuple(gone), tuple(made))
 
@@ -136,10 +140,13 @@ def _kept(conn: sa.Connection, run: str, rows: dict[int, Any], begin: int, stop:
 
 
 def _read(conn: sa.Connection, ids: Sequence[int]) -> Iterator[tuple[int, SpectrumBlock]]:
+    """The blocks by the ids of their segments; those that cannot be read back are left out, and stay."""
+    columns = segments.c.id, segments.c.payload, segments.c.checksum
     for begin in range(0, len(ids), _AT_ONCE):
         chosen = segments.c.id.in_(ids[begin : begin + _AT_ONCE])
-        rows = conn.execute(sa.select(segments.c.id, segments.c.payload).where(chosen).order_by(segments.c.id)).all()
-        yield from ((row.id, unpack_spectra(row.payload)) for row in rows)
+        for row in conn.execute(sa.select(*columns).where(chosen).order_by(segments.c.id)).all():
+            with suppress(StoreDamaged):
+                yield row.id, opened(unpack_spectra, row.payload, row.checksum)
 
 
 def _cut(block: SpectrumBlock, keep: Bool) -> SpectrumBlock:

@@ -39,7 +39,7 @@ def read_times(
     spans = visible_spans(conn, run, attempt)
     found = find(conn, run, "scalars", spans, wanted.start, wanted.stop, derived=False)
 
-    def segments(_: str, own: Sequence[Found]) -> Iterator[tuple[Found, Recorded]]:
+    def segments(_: str, own: Sequence[Found]) -> Iterator[tuple[Found, Recorded | None]]:
         yield from load(conn, own, _times_part, "times", derived=False)
 
     levels = Levels(conn, Source(run, "scalars", False, 0, 0), found, segments)

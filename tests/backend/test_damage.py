@@ -18,6 +18,7 @@ from gradspectra_core.container import unpack
 from gradspectra_store import Store
 from gradspectra_store.block_schema import blocks
 from gradspectra_worker.compact import compact
+from store.spoiling import spoil
 
 
 def test_damaged_steps_are_told_in_the_answer_and_by_the_doctor(caller: Caller, settings: Settings):
@@ -79,7 +80,7 @@ def test_a_full_disk_is_answered_507_and_nothing_is_lost_when_there_is_space_aga
     assert kept == list(range(1, steps[-1] + 1))
 
 
-def test_a_damaged_segment_is_the_disks_fault_and_not_the_readers(caller: Caller, settings: Settings):
+def test_a_damaged_segment_is_told_and_named_by_the_doctor(caller: Caller, settings: Settings):
     run = caller.start()
     of = table()
     whole = batch(run["session"], 1, [1], layer_table=of, spectra=spectrum_block(of, 1, 0, [3.0, 1.0]))
@@ -88,10 +89,34 @@ def test_a_damaged_segment_is_the_disks_fault_and_not_the_readers(caller: Caller
     for payload in ("substr(payload, 1, 40)", "'text'"):
         with store.write() as conn:
             conn.execute(sa.text(f"UPDATE segments SET payload = {payload} WHERE kind = 'spectra'"))
-        answer = caller.client.get(f"{API}/runs/{run['id']}/spectra", params={"layer": of.names[0]})
-        assert (answer.status_code, answer.json()["type"]) == (500, "/problems/damaged")
-        assert "backup" in answer.json()["remedy"]
+        answer = caller.get(f"/runs/{run['id']}/spectra", layer=of.names[0])
+        assert (answer["items"], answer["damaged"]) == ([], [[1, 1]])
+        asked = {"what": "spectra", "format": "csv"}
+        failed = caller.client.get(f"{API}/runs/{run['id']}/export", params=asked)
+        assert (failed.status_code, failed.json()["type"]) == (500, "/problems/damaged")
+        skipped = caller.client.get(f"{API}/runs/{run['id']}/export", params=asked | {"skip_damaged": "true"})
+        assert (skipped.status_code, len(skipped.text.splitlines())) == (200, 1)
+    (found,) = [entry for entry in examine(lambda: settings) if entry["name"] == "segments"]
+    assert f"1 damaged: run {run['id']} attempt 1 spectra (segment) steps 1 to 1" in found["detail"]
     store.close()
+
+
+def test_the_doctor_makes_again_what_it_can(caller: Caller, settings: Settings):
+    run = caller.start()
+    for sequence in range(1, 11):
+        caller.must_send(run["id"], batch(run["session"], sequence, range(16 * sequence - 15, 16 * sequence + 1)))
+    caller.derived(run["id"], 160)
+    store = Store.open(settings.database)
+    compact(store, run["id"])
+    spoil(store, run["id"], blocks, name="loss", level=1)
+    store.close()
+
+    def said(**options: bool) -> dict[str, str]:
+        return next(entry for entry in examine(lambda: settings, **options) if entry["name"] == "blocks")
+
+    assert (said()["status"], "doctor --repair" in said()["remedy"]) == ("failed", True)
+    assert said(repair=True)["detail"] == "all 4 read, none is damaged; 1 made again"
+    assert said()["detail"] == "all 4 read, none is damaged"
 
 
 def test_the_doctor_names_a_block_whose_row_is_damaged_too(caller: Caller, settings: Settings):

@@ -126,9 +126,9 @@ def test_a_check_names_what_is_damaged_and_stops_in_time(store: Store, monkeypat
     damage(store, run, name="loss", level=0, first=1)
     checked = check_blocks(store, 60.0)
     with store.read() as conn:
-        assert checked.blocks == conn.execute(sa.select(sa.func.count()).select_from(blocks)).scalar_one()
+        assert checked.count == conn.execute(sa.select(sa.func.count()).select_from(blocks)).scalar_one()
     assert checked.all
-    assert checked.damaged == (DamagedPlace(run, 1, "loss", 0, 1, 512),)
+    assert checked.damaged == (DamagedPlace(run, 1, "loss", 0, 1, 512, 0),)
     monkeypatch.setattr("gradspectra_store.checking._AT_ONCE", 4)
     hurried = check_blocks(store, -1.0)
-    assert (hurried.blocks, hurried.all) == (4, False)
+    assert (hurried.count, hurried.all) == (4, False)

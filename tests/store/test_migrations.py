@@ -25,10 +25,11 @@ from gradspectra_store.read import read_series
 from gradspectra_store.retention import Retention, adopt_retention, due_runs, retention_in_force
 from gradspectra_store.run_views import get_run
 from gradspectra_store.runs import update_run
+from gradspectra_store.schema import segments
 from store.batches import a_batch, columns, started, stored
 from store.compacting import compacted, derived_through
 
-HEAD = "0009"
+HEAD = "0010"
 
 
 def emptied(url: str) -> str:
@@ -184,4 +185,28 @@ def test_runs_from_before_retention_are_not_pinned_and_stay_as_they_are(url: str
     with store.read() as conn:
         assert due_runs(conn, wanted, 1e9) == []
         assert due_runs(conn, wanted, 2e9) == ["old"]
+    store.close()
+
+
+def test_segments_from_before_checksums_are_read_and_compacted_and_newer_ones_have_theirs(url: str) -> None:
+    old = Store.open(emptied(url))
+    run = started(old)
+    for sequence in range(1, 31):
+        stored(old, run.run, a_batch(run.session, sequence, range(10 * sequence - 9, 10 * sequence + 1)))
+    with old.read() as conn:
+        before = read_series(conn, run.run, ["loss"], columns=5)
+    old.close()
+    downgraded(url, "0009")
+    store = Store.open(url)
+    stored(store, run.run, a_batch(run.session, 31, range(301, 311)))
+    with store.read() as conn:
+        checksums = conn.execute(sa.select(segments.c.checksum).order_by(segments.c.batch)).scalars().all()
+    assert [found is None for found in checksums] == [True] * 30 + [False]
+    derived_through(store, run.run)
+    for rounds in (0, 1):
+        assert compacted(store, run.run, rounds) == rounds
+        with store.read() as conn:
+            found = read_series(conn, run.run, ["loss"], 0, 301, columns=5)
+        assert found.damaged == ()
+        np.testing.assert_equal(found.series["loss"].mean, before.series["loss"].mean)
     store.close()

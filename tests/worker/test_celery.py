@@ -28,7 +28,7 @@ from gradspectra_store.derived import behind
 from gradspectra_store.retention import adopt_retention
 from gradspectra_store.run_views import get_run
 from gradspectra_store.runs import delete_run
-from gradspectra_store.schema import segments
+from gradspectra_store.schema import cursors, segments
 from gradspectra_worker import tasks
 from gradspectra_worker.announce import LIVE_CHANNEL, RedisAnnouncer
 from gradspectra_worker.app import DELIVER, DERIVE, HEARD_SECONDS, RETAIN_DUE, SWEEP, make_app
@@ -386,7 +386,7 @@ def test_a_run_that_cannot_be_derived_is_left_to_the_sweep_and_holds_up_no_other
     for one in (spoiled, fine):
         take_in(store, one, batches(faulty(), one.session))
     with store.write() as conn:
-        conn.execute(sa.update(segments).where(segments.c.run == spoiled.run).values(payload=b"spoiled"))
+        conn.execute(sa.update(cursors).where(cursors.c.run == spoiled.run).values(state={"version": 1}))
     direct, flag = DirectDispatcher(make_app(standing.redis_url)), f"gradspectra:derive:{spoiled.run}"
     with redis.Redis.from_url(standing.redis_url) as client:
         for one in (spoiled, fine):

@@ -11,7 +11,7 @@ from gradspectra_store.channels import add_channel
 from gradspectra_store.deliveries import list_deliveries
 from gradspectra_store.derived import behind
 from gradspectra_store.run_views import get_run
-from gradspectra_store.schema import segments
+from gradspectra_store.schema import cursors
 from gradspectra_worker import dispatch
 from gradspectra_worker.derive import derive
 from gradspectra_worker.dispatch import InlineDispatcher
@@ -172,7 +172,7 @@ def test_a_run_that_cannot_be_derived_is_named_and_rests_while_others_go_on(stor
     for one in (spoiled, fine):
         take_in(store, one, batches(numbers(16), one.session))
     with store.write() as conn:
-        conn.execute(sa.update(segments).where(segments.c.run == spoiled.run).values(payload=b"spoiled"))
+        conn.execute(sa.update(cursors).where(cursors.c.run == spoiled.run).values(state={"version": 1}))
     dispatcher = InlineDispatcher(store, sweep_seconds=60.0)
     with caplog.at_level(logging.ERROR):
         dispatcher._take_turn(spoiled.run)

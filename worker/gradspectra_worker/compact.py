@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+
 from gradspectra_store import Store
 from gradspectra_store.compaction import derived_batch, note_compacted, rounds_of, write_round
 from gradspectra_store.rounds import next_round
+
+_log = logging.getLogger(__name__)
 
 
 def compact(store: Store, run: str, *, turns: int | None = None) -> int:
@@ -13,8 +17,8 @@ def compact(store: Store, run: str, *, turns: int | None = None) -> int:
     turns: stop after so many rounds, for a caller that shares its time among runs.
 
     A round is computed from a reading transaction and written in a short one of its own, which takes the segments
-    away that its blocks replace: killed at any moment, run twice or by two at once, it loses and doubles nothing. Ends
-    at once where somebody else compacts the run, or it is gone.
+    away that its blocks replace: killed at any moment, run twice or by two at once, it loses and doubles nothing. A
+    segment that cannot be read back stays as it is. Ends at once where somebody else compacts the run, or it is gone.
     """
     done = 0
     while turns is None or done < turns:
@@ -27,5 +31,8 @@ def compact(store: Store, run: str, *, turns: int | None = None) -> int:
                 break
             if not write_round(conn, made):
                 break
+        for one in made.damaged:
+            steps = f"steps {one.first_step} to {one.last_step} of attempt {one.attempt}"
+            _log.error("run %s: a segment of %s of %s is damaged and stays as it is", run, one.kind, steps)
         done += 1
     return done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import count, groupby
@@ -13,6 +14,7 @@ from gradspectra_core.alerts import Finding, Suggestion
 from gradspectra_core.catalogue import RULES
 from gradspectra_store import Store
 from gradspectra_store.alerts import apply_findings, supersede_alerts
+from gradspectra_store.damaged import DamagedSegment, note_damaged
 from gradspectra_store.derived import (
     Cursor,
     DerivedBatch,
@@ -39,6 +41,8 @@ CHUNK = 256
 
 CHECKPOINT_STEPS = 1000
 """The state is kept each so many steps, for attempts that resume there."""
+
+_log = logging.getLogger(__name__)
 
 
 def derive(
@@ -154,6 +158,7 @@ class _Chain:
         """Write rows, alerts, suggestions, state and watermark in the caller's transaction."""
         changed = self._begin_attempt(conn, self._new_attempt) if self._new_attempt is not None else []
         save_derived(conn, self._run, self._rows)
+        self._pass_over(conn, [one for taken in self._taken for one in taken.damaged])
         for step, state in self._checkpoints:
             checkpoint_state(conn, self._run, self._cursor.attempt, step, state)
         for attempt, group in groupby(self._findings, key=itemgetter(0)):
@@ -163,6 +168,13 @@ class _Chain:
         self._cursor.state = self._deriver.state()
         advance(conn, self._run, self._cursor)
         return _Done(len(self._taken), self._announcements(changed))
+
+    def _pass_over(self, conn: sa.Connection, damaged: list[DamagedSegment]) -> None:
+        """Note and say what could not be read back: nothing is derived of it."""
+        note_damaged(conn, damaged)
+        for one in damaged:
+            steps = f"steps {one.first_step} to {one.last_step} of attempt {one.attempt}"
+            _log.error("run %s: a segment of %s of %s is damaged; nothing is derived of it", one.run, one.kind, steps)
 
     def _follow(self, stored: StoredBatch) -> None:
         cursor, steps = self._cursor, stored.batch.steps

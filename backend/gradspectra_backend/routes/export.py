@@ -76,7 +76,7 @@ def export_run(
             table = layers_table(conn, context.store, run, spans, names_of(names), layers, skip_damaged)
         else:
             _refuse(names is not None, "names", what)
-            table = spectra_table(context.store, run, spans, _layers(conn, run, choice, spectra=True), of)
+            table = spectra_table(context.store, run, spans, _layers(conn, run, choice, spectra=True), of, skip_damaged)
     label = re.sub(r"[^A-Za-z0-9._-]+", "-", members["name"]).strip("-.") or "run"
     headers = {"Content-Disposition": f'attachment; filename="{label}-{run}-{what}.{format}"'}
     return StreamingResponse(written(_begun(table), format), media_type=MEDIA_TYPES[format], headers=headers)

@@ -85,10 +85,11 @@ def read_spectra(
     """Spectra of one layer, at most `columns` of them, evenly spread over the steps."""
     with context.store.read() as conn:
         run_object(conn, run)
-        spectra = read.read_spectra(conn, run, layer, start, stop, columns, of, attempt)
+        found = read.find_spectra(conn, run, layer, start, stop, columns, of, attempt)
         left = read.spectra_left(conn, run, start, stop, attempt)
-    items = [spectrum_object(one) for one in spectra]
-    return unchanged_or(request, dumps({"items": items, "next": None, "retired": left}), JSON)
+    items = [spectrum_object(one) for one in found.spectra]
+    body = {"items": items, "next": None, "damaged": found.damaged, "retired": left}
+    return unchanged_or(request, dumps(body), JSON)
 
 
 @router.get("/runs/{run}/suggestions", response_model=schemas.Page[schemas.Suggestion], dependencies=[READ])

@@ -1,0 +1,64 @@
+"""What must agree between tables: each run has its watermark and its attempt, and no row is of a run that is gone."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from gradspectra_store.engines import insert_into
+from gradspectra_store.schema import attempts, cursors, metadata, runs, segments
+
+
+def disagreements(conn: sa.Connection) -> list[str]:
+    """Return what does not agree, a sentence each; a database that only this package writes has nothing of it."""
+    found = [f"run {run} has no watermark, and is not shown" for run in _without_watermark(conn)]
+    own = sa.and_(attempts.c.run == runs.c.id, attempts.c.number == runs.c.attempt)
+    lost = sa.select(runs.c.id, runs.c.attempt).select_from(runs.outerjoin(attempts, own))
+    for run, attempt in conn.execute(lost.where(attempts.c.run.is_(None)).order_by(runs.c.id)):
+        found.append(f"run {run} has nothing of its attempt {attempt}, and is not shown")
+    places = sa.select(runs.c.id, cursors.c.batch, runs.c.last_batch).join(cursors, cursors.c.run == runs.c.id)
+    for run, batch, last in conn.execute(places.where(cursors.c.batch != runs.c.last_batch).order_by(runs.c.id)):
+        if batch > last:
+            found.append(f"run {run} is derived up to batch {batch}, and has only {last}")
+        elif (there := _batches_after(conn, run, batch)) != last - batch:
+            found.append(f"of the {last - batch} batches of run {run} that are not derived yet {there} are there")
+    found += [f"{count} rows of {table} are of runs that are gone" for table, count in _orphans(conn).items()]
+    return found
+
+
+def make_agree(conn: sa.Connection) -> int:
+    """Delete rows of runs that are gone, and give a run without a watermark one that lets it be shown and go on.
+
+    What such a run has is taken for derived. Returns how many rows were deleted or made.
+    """
+    missing = _without_watermark(conn)
+    for row in conn.execute(sa.select(runs).where(runs.c.id.in_(missing))).all():
+        values = {"batch": row.last_batch, "attempt": row.attempt, "derived_step": row.last_step}
+        insert = insert_into(conn, cursors).values(run=row.id, suggestions_step=0, **values)
+        conn.execute(insert.on_conflict_do_nothing())
+    done = len(missing)
+    for name in _orphans(conn):
+        table = metadata.tables[name]
+        done += conn.execute(sa.delete(table).where(table.c.run.not_in(sa.select(runs.c.id)))).rowcount
+    return done
+
+
+def _without_watermark(conn: sa.Connection) -> list[str]:
+    query = sa.select(runs.c.id).select_from(runs.outerjoin(cursors, cursors.c.run == runs.c.id))
+    return list(conn.execute(query.where(cursors.c.run.is_(None)).order_by(runs.c.id)).scalars())
+
+
+def _batches_after(conn: sa.Connection, run: str, batch: int) -> int:
+    later = segments.c.run == run, segments.c.kind == "scalars", segments.c.batch > batch
+    return int(conn.execute(sa.select(sa.func.count()).select_from(segments).where(*later)).scalar_one())
+
+
+def _orphans(conn: sa.Connection) -> dict[str, int]:
+    """Rows of runs that are gone, by table: foreign keys leave none, where every program obeys them."""
+    found = {}
+    for table in metadata.sorted_tables:
+        if "run" in table.c:
+            gone = table.c.run.not_in(sa.select(runs.c.id))
+            count = int(conn.execute(sa.select(sa.func.count()).select_from(table).where(gone)).scalar_one())
+            if count:
+                found[table.name] = count
+    return found
