@@ -85,12 +85,12 @@ def find_blocks(
     for one in united(stretches):
         by_attempt.setdefault(one.attempt, []).append(one)
     found: dict[int, BlockRow] = {}
+    place = _bound(source, of_level=level)
+    most = SPAN * width_of(level)
     for own in by_attempt.values():
         ranges = own if len(own) <= _RANGES else [Stretch(own[0].attempt, own[0].first, own[-1].stop)]
-        for one in ranges:
-            place = _bound(source._replace(attempt=one.attempt), of_level=level)
-            reach = max(one.first - SPAN * width_of(level), 0)
-            place |= {"reach": reach, "until": one.stop, "since": one.first}
+        for attempt, first, stop in ranges:
+            place |= {"of_attempt": attempt, "reach": max(first - most, 0), "until": stop, "since": first}
             for row in _overlapping.each(conn, names, place):
                 found[row[0]] = BlockRow(*row)
     return sorted(found.values(), key=lambda row: (row.attempt, row.name, row.first))

@@ -96,7 +96,11 @@ class RunLayers:
 
 def run_layers(conn: sa.Connection, run: str) -> RunLayers:
     """Return the run's layers. What is made of the same tables before is kept, whichever run they were of."""
-    digests = tuple(digest for digest, _, _ in _of_run.rows(conn, {"of_run": run}))
+    return layers_of(conn, run, tuple(digest for digest, _, _ in _of_run.rows(conn, {"of_run": run})))
+
+
+def layers_of(conn: sa.Connection, run: str, digests: tuple[str, ...]) -> RunLayers:
+    """As `run_layers`, of the tables with these digests, in order of arrival."""
     found = _made.get(digests)
     if found is None:
         found = _made_of({digest: read_table(conn, run, digest) for digest in digests})

@@ -9,27 +9,25 @@ from functools import partial
 import numpy as np
 import sqlalchemy as sa
 from gradspectra_core.blocks import Recorded
-from gradspectra_core.buckets import Bucketed, level_of, shown
+from gradspectra_core.buckets import Bucketed, shown
 from gradspectra_core.layers import Layer
 from gradspectra_core.records import Bool, Int64
 from gradspectra_core.statistics import METRICS, STATISTICS
 from gradspectra_core.views import LayerSeries
 from gradspectra_core.widths import level_at, width_of
 
-from gradspectra_store.attempts import visible_spans
 from gradspectra_store.block_rows import Source
-from gradspectra_store.damaged import damaged_stretches
 from gradspectra_store.errors import UnknownLayer, UnknownStatistic
 from gradspectra_store.kept_parts import Kept, Place
-from gradspectra_store.layer_tables import RunLayers, run_layers
+from gradspectra_store.layer_facts import layer_facts
+from gradspectra_store.layer_tables import RunLayers
 from gradspectra_store.levels import Levels, Quantity
 from gradspectra_store.names import known_name, known_names
 from gradspectra_store.pieces import joined_buckets, merged_damage
 from gradspectra_store.ranges import Grid, Range
-from gradspectra_store.retired import beside, coarse_stretches, read_beside, told
-from gradspectra_store.scan import Found, extent, find, load, reaches
+from gradspectra_store.retired import beside, read_beside, told
+from gradspectra_store.scan import Found, extent, load
 from gradspectra_store.segments import LayerPart, layer_part
-from gradspectra_store.stretches import within
 
 
 def read_layers(
@@ -70,28 +68,20 @@ def _read(
     place: Place,
 ) -> LayerSeries:
     """As `read_layers`, where nothing is kept."""
-    spans = visible_spans(conn, run, attempt)
-    known = known_name(conn, run, "layer", statistic)
+    quantity = layer_quantity(statistic, 0)
+    known = None if quantity.function is not None else known_name(conn, run, "layer", statistic)
+    derived = quantity.function is None and (statistic in METRICS if known is None else known)
+    names = list(dict.fromkeys([statistic, *quantity.inputs]))
+    spans, every, reach, coarse, found, standing = layer_facts(conn, run, names, wanted, attempt, derived=derived)
     if known is None and statistic not in STATISTICS and statistic not in METRICS:
         raise UnknownStatistic(statistic, known_names(conn, run, "layer").keys() | STATISTICS.keys() | METRICS.keys())
-    every = run_layers(conn, run)
-    places = _chosen(every, layers)
-    rows = every.layers if layers is None else [every.layers[at] for at in places]
-    metric = METRICS.get(statistic)
-    computed = metric is not None and metric.function is not None
-    derived = not computed and (statistic in METRICS if known is None else known)
-    quantity = layer_quantity(statistic, len(every.layers))
-    coarse = coarse_stretches(conn, run, "layers", [statistic, *quantity.inputs], derived=derived)
-    found = beside(find(conn, run, "layers", spans, wanted.start, wanted.stop, derived=derived), coarse)
+    places = None if layers is None else _chosen(every, layers)
+    rows = every.layers if places is None else [every.layers[at] for at in places]
+    quantity = replace(quantity, rows=len(every.layers))
     segments = partial(_segments, conn, derived, every.places)
-    reach = reaches(conn, run, "layers", derived=derived)
     retired = [own for one in coarse for own in one.stretches]
-    levels = Levels(conn, Source(run, "layers", derived, 0, 0), found, segments, reach, places, retired)
-    if coarse:  # there segments are not looked at
-        gone = damaged_stretches(conn, run, "layers", derived=derived)
-        levels.damaged.update(piece for one in wanted.stretches(spans) for piece in within(gone, one))
+    levels = Levels(conn, Source(run, "layers", derived, 0, 0), beside(found, coarse), segments, reach, places, retired)
     grid = Grid.of(*(extent([reach], spans, wanted.start, wanted.stop) or (0, -1)), columns)
-    number = level_of(grid.width)
     widest = max((one.width for one in coarse), default=1)
     pieces = [
         Range(max(first, wanted.start), min(end, wanted.stop)).stretches(spans)
@@ -102,14 +92,13 @@ def _read(
         (parts,) = levels.parts([quantity], number, pieces[0])
         kept = Kept(rows, parts, grid.width // width_of(number))
         if not levels.damaged:
-            place.put(kept)
+            place.put(kept, standing)
         buckets = _there(shown(kept.parts, kept.factor))
     else:
         answers = (_there(read_beside(levels, quantity, grid.width, own, spans, coarse)) for own in pieces)
-        buckets = joined_buckets(list(answers), len(places))
+        buckets = joined_buckets(list(answers), len(rows))
     damage, left = merged_damage([levels]), told(coarse, wanted.stretches(spans), grid.width)
-    answer = _shown(statistic, rows, buckets, wanted, keep_empty=layers is not None)
-    return replace(answer, damaged=damage, retired=left)
+    return _shown(statistic, rows, buckets, wanted, damage, left, keep_empty=layers is not None)
 
 
 def layer_quantity(name: str, rows: int) -> Quantity:
@@ -137,17 +126,13 @@ def placed(part: LayerPart, places: Int64) -> Recorded:
 
 def _segments(
     conn: sa.Connection, derived: bool, places: dict[str, Int64], name: str, found: Sequence[Found]
-) -> Iterator[tuple[Found, Recorded | None]]:
+) -> Iterator[tuple[Found, Recorded]]:
     for segment, part in load(conn, found, partial(layer_part, statistic=name), name, derived=derived):
-        if part is None:
-            yield segment, None
-        elif len(part.steps):
+        if len(part.steps):
             yield segment, placed(part, places[segment.digest or ""])
 
 
-def _chosen(every: RunLayers, names: Sequence[str] | None) -> Int64:
-    if names is None:
-        return np.arange(len(every.layers))
+def _chosen(every: RunLayers, names: Sequence[str]) -> Int64:
     for name in names:
         if name not in every.order:
             raise UnknownLayer(name)
@@ -163,7 +148,16 @@ def _there(buckets: Bucketed) -> Bucketed:
     return x[some], mean[:, some], low[:, some], high[:, some], last[:, some], nonfinite[:, some], present[:, some]
 
 
-def _shown(statistic: str, rows: Sequence[Layer], buckets: Bucketed, wanted: Range, *, keep_empty: bool) -> LayerSeries:
+def _shown(
+    statistic: str,
+    rows: Sequence[Layer],
+    buckets: Bucketed,
+    wanted: Range,
+    damaged: tuple[tuple[int, int], ...] = (),
+    retired: tuple[tuple[int, int, int], ...] = (),
+    *,
+    keep_empty: bool,
+) -> LayerSeries:
     x, mean, low, high, _, nonfinite, present = buckets
     whole = present.size > 0 and present.all()
     if not keep_empty and not whole and not (keep := np.any(present, axis=1)).all():
@@ -181,4 +175,6 @@ def _shown(statistic: str, rows: Sequence[Layer], buckets: Bucketed, wanted: Ran
         max=high,
         nonfinite=nonfinite,
         present=present,
+        damaged=damaged,
+        retired=retired,
     )

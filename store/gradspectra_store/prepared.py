@@ -79,7 +79,9 @@ class PreparedAmong:
     fills the places that are left.
     """
 
-    def __init__(self, make: Callable[[Sequence[sa.BindParameter[Any]]], sa.Select[Any]]) -> None:
+    def __init__(
+        self, make: Callable[[Sequence[sa.BindParameter[Any]]], sa.Select[Any] | sa.CompoundSelect[Any]]
+    ) -> None:
         self._make = make
         self._of_size: dict[int, Prepared] = {}
 

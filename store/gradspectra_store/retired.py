@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import sqlalchemy as sa
@@ -25,13 +25,16 @@ Ends = Mapping[int, tuple[int, int]]
 """As `visible_spans` gives: which steps an attempt speaks for."""
 
 
-_of_names = PreparedAmong(
-    lambda names: sa.select(*(retired.c[name] for name in ("width", "attempt", "first", "stop"))).where(
+def select_of_names(names: Sequence[sa.BindParameter[str]]) -> sa.Select[Any]:
+    """Say in SQL what is left of some names of a source of rank 0: width, attempt, first and stop."""
+    return sa.select(*(retired.c[name] for name in ("width", "attempt", "first", "stop"))).where(
         *(retired.c[name] == sa.bindparam(f"of_{name}") for name in ("run", "kind", "derived")),
         retired.c.rank == 0,
         retired.c.name.in_(names),
     )
-)
+
+
+_of_names = PreparedAmong(select_of_names)
 
 
 class Coarse(NamedTuple):
@@ -45,9 +48,13 @@ def coarse_stretches(
     conn: sa.Connection, run: str, kind: str, names: Sequence[str], *, derived: bool = False
 ) -> list[Coarse]:
     """Return what is left of rank 0's numbers of any of these names, the widest first; no step is in two of them."""
-    place = {"of_run": run, "of_kind": kind, "of_derived": derived}
+    return coarse_of(_of_names.each(conn, names, {"of_run": run, "of_kind": kind, "of_derived": derived}))
+
+
+def coarse_of(rows: Iterable[Sequence[Any]]) -> list[Coarse]:
+    """As `coarse_stretches`, of rows as `select_of_names` gives."""
     by_width: dict[int, list[Stretch]] = {}
-    for width, attempt, first, stop in _of_names.each(conn, names, place):
+    for width, attempt, first, stop in rows:
         by_width.setdefault(width, []).append(Stretch(attempt, first, stop))
     found: list[Coarse] = []
     wider: list[Stretch] = []

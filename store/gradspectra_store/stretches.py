@@ -40,6 +40,8 @@ def within(stretches: Iterable[Stretch], other: Stretch) -> list[Stretch]:
 
 def without(one: Stretch, gone: Sequence[Stretch]) -> list[Stretch]:
     """Return what is left of a stretch. gone: as `united` gives, any attempts."""
+    if not gone:
+        return [one] if one.first < one.stop else []
     begin = max(bisect_right(gone, one) - 1, 0)
     end = bisect_left(gone, Stretch(one.attempt, one.stop, one.stop))
     left, at = [], one.first
