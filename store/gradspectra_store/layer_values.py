@@ -17,6 +17,7 @@ from gradspectra_core.views import LayerSeries
 from gradspectra_core.widths import level_at, width_of
 
 from gradspectra_store.block_rows import Source
+from gradspectra_store.damaged import damaged_stretches
 from gradspectra_store.errors import UnknownLayer, UnknownStatistic
 from gradspectra_store.kept_parts import Kept, Place
 from gradspectra_store.layer_facts import layer_facts
@@ -28,6 +29,7 @@ from gradspectra_store.ranges import Grid, Range
 from gradspectra_store.retired import beside, read_beside, told
 from gradspectra_store.scan import Found, extent, load
 from gradspectra_store.segments import LayerPart, layer_part
+from gradspectra_store.stretches import within
 
 
 def read_layers(
@@ -81,6 +83,9 @@ def _read(
     segments = partial(_segments, conn, derived, every.places)
     retired = [own for one in coarse for own in one.stretches]
     levels = Levels(conn, Source(run, "layers", derived, 0, 0), beside(found, coarse), segments, reach, places, retired)
+    if coarse:  # there segments are not looked at
+        gone = damaged_stretches(conn, run, "layers", derived=derived)
+        levels.damaged.update(piece for one in wanted.stretches(spans) for piece in within(gone, one))
     grid = Grid.of(*(extent([reach], spans, wanted.start, wanted.stop) or (0, -1)), columns)
     widest = max((one.width for one in coarse), default=1)
     pieces = [
@@ -126,9 +131,11 @@ def placed(part: LayerPart, places: Int64) -> Recorded:
 
 def _segments(
     conn: sa.Connection, derived: bool, places: dict[str, Int64], name: str, found: Sequence[Found]
-) -> Iterator[tuple[Found, Recorded]]:
+) -> Iterator[tuple[Found, Recorded | None]]:
     for segment, part in load(conn, found, partial(layer_part, statistic=name), name, derived=derived):
-        if len(part.steps):
+        if part is None:
+            yield segment, None
+        elif len(part.steps):
             yield segment, placed(part, places[segment.digest or ""])
 
 

@@ -86,8 +86,9 @@ def _at(part: Recorded, steps: Int64) -> Recorded:
     return Recorded(steps, part.values[:, at], None if part.present is None else part.present[:, at])
 
 
-Segments = Callable[[str, Sequence[Found]], Iterable[tuple[Found, Recorded]]]
-"""Gives what segments hold of a name, in the order in which later numbers take the place of earlier ones."""
+Segments = Callable[[str, Sequence[Found]], Iterable[tuple[Found, Recorded | None]]]
+"""Gives what segments hold of a name, in the order in which later numbers take the place of earlier ones; None of one
+that is damaged."""
 
 
 class Levels:
@@ -95,8 +96,8 @@ class Levels:
 
     found: the segments that are not compacted and lie in what will be asked for; segments: reads them. reaches: first
     and last step of each attempt. chosen: the rows to give of each quantity, None for all. retired: the steps of which
-    damaged buckets cannot be made again. damaged: afterwards, the steps that a damaged block has lost, also before a
-    bucket was made of it.
+    damaged buckets cannot be made again. damaged: afterwards, the steps that a damaged block or segment has lost,
+    also before a bucket was made of it.
     """
 
     def __init__(
@@ -260,7 +261,11 @@ class Levels:
         if self._segments is not None:
             own = [one for one in self._found if within(stretches, one.stretch)]
             for one, part in self._segments(name, own):
-                parts += [between(part, *piece[1:]) for piece in within(stretches, one.stretch)]
+                pieces = within(stretches, one.stretch)
+                if part is None:
+                    self.damaged.update(pieces)
+                else:
+                    parts += [between(part, *piece[1:]) for piece in pieces]
         return [part for part in parts if len(part.steps)]
 
 

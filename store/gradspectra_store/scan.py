@@ -9,9 +9,11 @@ from typing import Any, Protocol, TypeVar
 import sqlalchemy as sa
 
 from gradspectra_store.block_schema import extents
+from gradspectra_store.errors import StoreDamaged
 from gradspectra_store.prepared import Prepared, PreparedAmong
 from gradspectra_store.schema import derived_segments, segments
 from gradspectra_store.segment_cache import SegmentCache
+from gradspectra_store.segments import opened
 from gradspectra_store.stretches import Stretch
 
 _AT_ONCE = 64
@@ -52,7 +54,8 @@ _reaching = {source: Prepared(sa.union_all(select_reaches(*source), REACHES_OF_B
 
 
 def _select_payloads(table: sa.Table) -> PreparedAmong:
-    return PreparedAmong(lambda ids: sa.select(table.c.id, table.c.payload).where(table.c.id.in_(ids)))
+    columns = table.c.id, table.c.payload, table.c.checksum
+    return PreparedAmong(lambda ids: sa.select(*columns).where(table.c.id.in_(ids)))
 
 
 _payloads = {derived: _select_payloads(table) for derived, table in _TABLES.items()}
@@ -142,10 +145,10 @@ def found_of(
 
 def load(
     conn: sa.Connection, found: Sequence[Found], read: Callable[[bytes], PartT], what: str, *, derived: bool
-) -> Iterator[tuple[Found, PartT]]:
+) -> Iterator[tuple[Found, PartT | None]]:
     """Give each segment with the part that `read` makes of its payload, in order, from the cache where it is kept.
 
-    what: names the part that `read` makes, in the cache.
+    what: names the part that `read` makes, in the cache. A segment that is damaged is given with None.
     """
     cache: SegmentCache | None = conn.get_execution_options().get("segment_cache")
     for begin in range(0, len(found), _AT_ONCE):
@@ -155,8 +158,11 @@ def load(
             kept = ((segment.id, cache.get((derived, segment.id, what))) for segment in group)
             parts = {identity: part for identity, part in kept if part is not None}
         missing = [segment.id for segment in group if segment.id not in parts]
-        for identity, payload in _payloads[derived].each(conn, missing, {}):
-            parts[identity] = part = read(payload)
+        for identity, payload, checksum in _payloads[derived].each(conn, missing, {}):
+            try:
+                parts[identity] = part = opened(read, payload, checksum)
+            except StoreDamaged:
+                continue
             if cache is not None:
                 cache.put((derived, identity, what), part)
-        yield from ((segment, parts[segment.id]) for segment in group)
+        yield from ((segment, parts.get(segment.id)) for segment in group)
