@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import selectors
 import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -16,6 +18,7 @@ from urllib.parse import urlsplit
 from gradspectra_core import __version__
 
 from gradspectra.errors import ServerAway, ServerRefused
+from gradspectra.proxies import proxy_of
 
 API = "/api/v1"
 JSON = "application/json"
@@ -54,6 +57,8 @@ class Answer:
             members = {}
         if 300 <= self.status < 400:
             members = {"detail": "a redirect", "remedy": "set GRADSPECTRA_SERVER to the address it leads to"}
+        if self.status == 413 and not members:
+            members = {"detail": "a proxy takes no body so large", "remedy": "raise its limit (client_max_body_size)"}
         return ServerRefused(self.status, members)
 
 
@@ -97,17 +102,28 @@ class _SecureConnection(_Connection, http.client.HTTPSConnection):
 class HttpClient:
     """Requests to one server over one connection, kept alive. Not for use by several threads at once.
 
-    server: address as from settings.server_address. timeout: seconds without a byte after which a request fails.
+    server: address as from settings.server_address. timeout: seconds without a byte after which a request fails. The
+    way leads by the proxy that the environment names.
     """
 
     def __init__(self, server: str, token: str | None = None, timeout: float = 10.0) -> None:
         parts = urlsplit(server)
-        make = _SecureConnection if parts.scheme == "https" else _Connection
-        self._connection = make(str(parts.hostname), parts.port, timeout=timeout)
+        secure, host = parts.scheme == "https", str(parts.hostname)
+        port = parts.port or (443 if secure else 80)  # else the library takes the end of an IPv6 address for one
+        proxy = proxy_of(parts.scheme, host)
+        near = (host, port) if proxy is None else (proxy.host, proxy.port)
+        self._connection = (_SecureConnection if secure else _Connection)(*near, timeout=timeout)
         self._base = parts.path.rstrip("/") + API
         self._headers = {"User-Agent": f"gradspectra/{__version__}", "Accept": JSON}
+        if proxy is not None and secure:
+            self._connection.set_tunnel(host, port, proxy.headers)
+        elif proxy is not None:
+            self._base = f"http://{parts.netloc.rpartition('@')[2]}{self._base}"
+            self._headers |= proxy.headers
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
+        self._by = "" if proxy is None else f" by the proxy {proxy}"
+        self._process = os.getpid()
         self.server = server
         self.timeout = timeout
 
@@ -124,21 +140,16 @@ class HttpClient:
         path: below /api/v1, with its query. while_waiting is called about every 0.1 s until the answer begins. A
         connection that the server closed while idle is opened again once: all requests here may be repeated.
         """
-        fresh = self._connection.sock is None
+        if self._process != os.getpid():  # after a fork the connection is the parent's
+            self._process = os.getpid()
+            self.close()
+        kept = self._connection.sock is not None
         try:
             return self._exchange(method, path, body, content_type, while_waiting)
-        except (ConnectionError, http.client.BadStatusLine) as error:
-            self.close()
-            if fresh:
-                raise ServerAway(self._why(error)) from error
-        except (OSError, http.client.HTTPException) as error:
-            self.close()
-            raise ServerAway(self._why(error)) from error
-        try:
-            return self._exchange(method, path, body, content_type, while_waiting)
-        except (OSError, http.client.HTTPException) as error:
-            self.close()
-            raise ServerAway(self._why(error)) from error
+        except ServerAway as away:
+            if not kept or not isinstance(away.__cause__, (ConnectionError, http.client.BadStatusLine)):
+                raise
+        return self._exchange(method, path, body, content_type, while_waiting)
 
     def call(self, method: str, path: str, members: Any = None, while_waiting: Callable[[], None] | None = None) -> Any:
         """Send and receive JSON; raises ServerRefused for an answer that is not 2xx, ServerAway where none came."""
@@ -194,6 +205,17 @@ class HttpClient:
     def _exchange(
         self, method: str, path: str, body: bytes | None, content_type: str, while_waiting: Callable[[], None] | None
     ) -> Answer:
+        try:
+            return self._ask(method, path, body, content_type, while_waiting)
+        except BaseException as error:  # also an interrupt: its answer would be taken for that of the next request
+            self.close()
+            if isinstance(error, ServerAway) or not isinstance(error, (OSError, http.client.HTTPException)):
+                raise
+            raise ServerAway(self._why(error)) from error
+
+    def _ask(
+        self, method: str, path: str, body: bytes | None, content_type: str, while_waiting: Callable[[], None] | None
+    ) -> Answer:
         headers = dict(self._headers)
         if body is not None:
             headers["Content-Type"] = content_type
@@ -222,7 +244,9 @@ class HttpClient:
                     raise TimeoutError(f"timed out after {self.timeout:g} s")
 
     def _why(self, error: Exception) -> str:
-        return f"no answer from {self.server}: {error or type(error).__name__}"
+        remedy = "; SSL_CERT_FILE names the certificates that are trusted"
+        known = not isinstance(error, ssl.SSLCertVerificationError)
+        return f"no answer from {self.server}{self._by}: {str(error) or type(error).__name__}{'' if known else remedy}"
 
 
 def _seconds(retry_after: str | None) -> float | None:

@@ -23,6 +23,7 @@ def server_address(server: str | None = None) -> str:
     try:
         parts = urlsplit(str(address))
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        str(parts.hostname).encode("idna")  # as the library will
     except ValueError:
         good = False
     if not isinstance(address, str) or not good or any(character.isspace() for character in address):
