@@ -67,3 +67,11 @@ def test_thirty_values_are_the_fewest_that_judge():
     assert filled([1.0] * 29).judge(1.0) is None
     assert filled([1.0] * 29).centre() is None
     assert filled([1.0] * 30).judge(1.0) is not None
+
+
+@pytest.mark.parametrize("centre", [1e5, -1e308, 1e308])
+def test_the_limit_of_numbers_at_the_end_of_their_range_is_a_number(centre: float):
+    values = [centre * (1e-290 if step % 2 and centre == 1e5 else 1 - step / 100) for step in range(50)]
+    judged = filled(values).judge(abs(centre))
+    assert judged is not None
+    assert math.isfinite(judged.limit(6.0, 2.0))

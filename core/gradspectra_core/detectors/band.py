@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable
@@ -36,10 +37,12 @@ class Judgement(NamedTuple):
     logarithmic: bool
 
     def limit(self, z: float, ratio: float) -> float:
-        """Return the smallest value that lies beyond both z deviations and the ratio."""
+        """Return the smallest value that lies beyond both z deviations and the ratio; it is finite."""
         if self.logarithmic:
-            return self.centre * max(math.exp(min(z * self.spread, 700.0)), ratio)
-        return self.centre + max(z * self.spread, (ratio - 1.0) * abs(self.centre))
+            limit = self.centre * max(math.exp(min(z * self.spread, 700.0)), ratio)
+        else:
+            limit = self.centre + max(z * self.spread, (ratio - 1.0) * abs(self.centre))
+        return min(limit, sys.float_info.max)
 
 
 class Band:
