@@ -110,6 +110,11 @@ def test_the_health_of_a_worker_is_its_own_answer_not_that_of_any() -> None:
     assert "--destination celery@$$HOSTNAME" in command
 
 
+def test_every_container_is_started_again_and_its_log_is_bounded() -> None:
+    assert {service["restart"] for service in SERVICES.values()} == {"unless-stopped"}
+    assert {service["logging"]["driver"] for service in SERVICES.values()} == {"local"}
+
+
 def test_no_password_has_a_default_and_no_image_floats() -> None:
     text = (ROOT / "docker-compose.yml").read_text()
     assert re.findall(r"\$\{POSTGRES_PASSWORD[^}]*\}", text) == [
@@ -118,6 +123,12 @@ def test_no_password_has_a_default_and_no_image_floats() -> None:
     ]
     images = [service["image"] for service in SERVICES.values()] + re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)
     assert [image for image in images if ":" not in image or image.endswith(":latest")] == []
+
+
+def test_all_that_is_ours_runs_one_image_of_this_version() -> None:
+    from gradspectra_core import __version__
+
+    assert {SERVICES[name]["image"] for name in OURS} == {f"gradspectra:{__version__}"}
 
 
 def test_the_image_can_answer_in_every_form() -> None:
