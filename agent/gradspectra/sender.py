@@ -155,7 +155,7 @@ class Sender:
         if answer.status == 200:
             self._stored(frame, answer)
         elif answer.status == 409:
-            self._go_back(run, answer)
+            self._go_back(answer)
         elif answer.status in _BATCH_AT_FAULT:
             self._set_aside(frame, payload, answer.problem())
         else:
@@ -168,15 +168,14 @@ class Sender:
         self._gaps_back = 0
         self._on_answer(members)
 
-    def _go_back(self, run: str, answer: Answer) -> None:
+    def _go_back(self, answer: Answer) -> None:
         """The server expects another number: go there in the spool. Raises ServerRefused if that does not help."""
         problem = answer.problem()
-        expected = problem.members.get("expected")
+        expected, last_step = problem.members.get("expected"), problem.members.get("last_step")
         self._gaps_back += 1
-        if not isinstance(expected, int) or expected < 1 or self._gaps_back > 3:
+        if not isinstance(expected, int) or not isinstance(last_step, int) or self._gaps_back > 3:
             raise problem
-        stored_through = int((self.http.call("GET", f"/runs/{run}") or {}).get("last_step") or 0)
-        self.spool.go_to(expected, stored_through)
+        self.spool.go_to(max(expected, 1), last_step)
 
     def _set_aside(self, frame: Frame, payload: bytes, problem: ServerRefused) -> None:
         """Keep a batch that the server refuses, and send a gap with its number instead, with its layer table."""

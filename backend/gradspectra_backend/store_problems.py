@@ -32,7 +32,8 @@ def problem_of(error: errors.StoreError | WireError) -> Problem:
         case errors.UnknownStatistic():
             return Problem("unknown-statistic", str(error), extra={"known": list(error.known)})
         case errors.SequenceGap():
-            return Problem("sequence-gap", str(error), field="sequence", extra={"expected": error.expected})
+            place = {"expected": error.expected, "last_step": error.last_step}
+            return Problem("sequence-gap", str(error), field="sequence", extra=place)
         case errors.StoreFull():
             return Problem("storage-full", str(error), headers={"Retry-After": "30"})
         case errors.StoreDamaged():

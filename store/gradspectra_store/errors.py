@@ -69,12 +69,13 @@ class UnknownStatistic(StoreError):
 
 
 class SequenceGap(StoreError):
-    """A batch came before one that is missing. expected: the sequence number to send next."""
+    """A batch came before one that is missing. expected: the sequence number to send next; last_step: the session's."""
 
-    def __init__(self, expected: int, got: int) -> None:
+    def __init__(self, expected: int, got: int, last_step: int) -> None:
         super().__init__(f"batch {got} came where batch {expected} was expected")
         self.expected = expected
         self.got = got
+        self.last_step = last_step
 
 
 class StoreUnavailable(StoreError):

@@ -118,7 +118,7 @@ def ingest(conn: sa.Connection, run: str, batch: Batch, now: float) -> Ingested:
     if batch.sequence <= state.last_sequence:
         return Ingested("repeated", state.last_batch, state.run_last_step, stop)
     if batch.sequence != state.last_sequence + 1:
-        raise SequenceGap(state.last_sequence + 1, batch.sequence)
+        raise SequenceGap(state.last_sequence + 1, batch.sequence, state.last_step)
     _check_steps(batch, state)
     if digest is not None:
         _check_layers(conn, run, batch, digest, state)

@@ -116,13 +116,6 @@ class Handler(BaseHTTPRequestHandler):
         self.connection.shutdown(socket.SHUT_RDWR)
         return True
 
-    def do_GET(self) -> None:
-        owner = self.server.owner
-        owner.requests.append(("GET", self.path, time.monotonic()))
-        run = self.path.removeprefix("/api/v1/runs/")
-        steps = [step for batch in owner.batches for step in batch.steps.tolist()]
-        self.answer(200, {"id": run, "last_step": max(steps, default=0)})
-
     def do_POST(self) -> None:
         owner = self.server.owner
         owner.requests.append(("POST", self.path, time.monotonic()))
@@ -165,7 +158,9 @@ class Handler(BaseHTTPRequestHandler):
             return
         expected = max((b.sequence for b in owner.batches if b.session == batch.session), default=0) + 1
         if batch.sequence > expected:
-            self.answer(409, {"type": "/problems/sequence-gap", "detail": "a gap", "expected": expected})
+            steps = [int(step) for b in owner.batches if b.session == batch.session for step in b.steps]
+            members = {"detail": "a gap", "expected": expected, "last_step": max(steps, default=0)}
+            self.answer(409, {"type": "/problems/sequence-gap", **members})
             return
         if batch.sequence == expected:
             owner.batches.append(batch)

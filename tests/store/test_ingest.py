@@ -67,7 +67,7 @@ def test_a_gap_in_the_sequence_names_the_number_expected_and_stores_nothing(stor
     before = dump(store)
     with pytest.raises(SequenceGap, match="batch 3 came where batch 2 was expected") as caught:
         stored(store, run.run, a_batch(run.session, 3, [2]))
-    assert caught.value.expected == 2
+    assert (caught.value.expected, caught.value.last_step) == (2, 1)
     assert dump(store) == before
 
 
