@@ -22,10 +22,11 @@ SILENT_SECONDS = 60.0
 class RunRequest:
     """What a training job says when it starts.
 
-    resume: None makes a new run; a run's id, or "auto" for the newest run of the same project and name, makes a
-    new attempt of it. start_step: steps already taken; the first step to come is the next one. session_key: the
-    same key again gives the same session back, so that a request whose answer was lost can be repeated. rank: of
-    the process; one above 0 joins the present attempt of the run it resumes.
+    resume: None makes a new run; a run's id, the key of one of its sessions (all that a job has to name it by until it
+    was answered), or "auto" for the newest run of the same project and name, makes a new attempt of it. start_step:
+    steps already taken; the first step to come is the next one. session_key: the same key again gives the same session
+    back, so that a request whose answer was lost can be repeated. rank: of the process; one above 0 joins the present
+    attempt of the run it resumes.
     """
 
     project: str
@@ -203,7 +204,9 @@ def _resumed(conn: sa.Connection, request: RunRequest) -> sa.Row[Any] | None:
     if request.resume is None:
         return None
     if request.resume != "auto":
-        return lock_run(conn, clean_text("resume", request.resume))
+        named = clean_text("resume", request.resume)
+        session = _session_of_key(conn, named)
+        return lock_run(conn, named if session is None else session.run)
     newest = conn.execute(
         sa.select(runs.c.id)
         .where(runs.c.project == request.project, runs.c.name == request.name)

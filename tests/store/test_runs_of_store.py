@@ -125,6 +125,13 @@ def test_auto_resumes_the_newest_run_of_the_name_or_makes_one(store: Store) -> N
     assert (resumed.run, resumed.attempt) == (newer.run, 2)
 
 
+def test_a_run_is_resumed_by_the_key_of_a_session_too(store: Store) -> None:
+    first = started(store, session_key="key of the job")
+    started(store)
+    resumed = started(store, resume="key of the job", start_step=3)
+    assert (resumed.run, resumed.attempt) == (first.run, 2)
+
+
 def test_resuming_an_unknown_run_is_refused(store: Store) -> None:
     with pytest.raises(UnknownRun):
         started(store, resume="nosuchrun")

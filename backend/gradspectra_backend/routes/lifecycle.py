@@ -38,7 +38,9 @@ class RunStart(BaseModel):
     tags: list[str] = Field([], description="At most 64 tags.")
     notes: str = Field("", description="Plain text.")
     total_steps: int | None = Field(None, ge=1, le=LARGEST_STEP, description="Steps the run is to take.")
-    resume: str | None = Field(None, description='Run to resume, or "auto" for the newest of this project and name.')
+    resume: str | None = Field(
+        None, description='Run to resume, the key of its session, or "auto" for the newest of this project and name.'
+    )
     start_step: int = Field(0, ge=0, le=LARGEST_STEP, description="Steps already taken.")
     environment: dict[str, Any] = Field({}, description="Versions and machine, any JSON object.")
     version: str | None = Field(None, description="Version of the agent.")
