@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 
@@ -43,3 +44,14 @@ class ServerRefused(GradSpectraError):
 def end_state(error: BaseException | None) -> str:
     """How a run has ended that is left with this exception: sys.exit() without an error is a good end."""
     return "finished" if error is None or (isinstance(error, SystemExit) and not error.code) else "failed"
+
+
+def uncaught() -> BaseException | None:
+    """What nobody caught last: it ends a program, and in a notebook a cell."""
+    return getattr(sys, "last_value", None)
+
+
+def exit_state(before: int) -> str:
+    """How a run has ended that the interpreter's end finds open. before: id of `uncaught()` when the run began."""
+    error = uncaught()
+    return end_state(None if id(error) == before else error)

@@ -48,7 +48,8 @@ class Sender:
 
     on_answer gets each answer to records and heartbeats. refused_folder: where batches that the server refuses are
     kept with the reason, None to forget them. kept: what becomes of the records meanwhile, for the one warning that
-    is given. anew: write the session into batches that carry one already.
+    is given. anew: write the session into batches that carry one already. turned_away: whether the server has last
+    refused all of it, as with a wrong token.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Sender:
         self.next_try = 0.0
         self.last_error: str | None = None
         self.refused = 0
+        self.turned_away = False
         self.sent = 0
         self._request = request
         self._on_answer = on_answer
@@ -232,3 +234,5 @@ def _trouble(answer: Answer) -> Exception:
     if answer.status in (408, 425, 429) or answer.status >= 500:
         return _Later(str(problem), answer.retry_after)
     return problem
+        self.turned_away = False
+        self.turned_away = kind == "refused"

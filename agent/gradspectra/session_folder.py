@@ -38,7 +38,12 @@ class SessionFolder:
         path = spool / f"{moment}-{label}-{request.session_key[:8]}"
         path.mkdir(parents=True, mode=0o700)
         folder = cls(path)
-        folder._write(RUN_FILE, {"server": server, "request": request.to_json()})
+        try:
+            folder._write(RUN_FILE, {"server": server, "request": request.to_json()})
+        except OSError:
+            folder.release()
+            shutil.rmtree(path, ignore_errors=True)
+            raise
         return folder
 
     def request(self) -> tuple[str, RunRequest]:
@@ -50,8 +55,9 @@ class SessionFolder:
             raise ValueError(f"{self.path / RUN_FILE} does not say which run this is: {error}") from None
 
     def set_closed(self, state: str) -> None:
-        """Remember how the run ended, for whoever sends the rest."""
-        self._write(CLOSED_FILE, {"state": state})
+        """Remember how the run ended, for whoever sends the rest; a disk that is full forgets it."""
+        with suppress(OSError):
+            self._write(CLOSED_FILE, {"state": state})
 
     def closed_state(self) -> str | None:
         """Return how the run ended, None if the job did not come to say so."""

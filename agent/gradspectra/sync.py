@@ -90,12 +90,12 @@ def _sync_directory(path: Path, server: str | None, token: str | None) -> Synced
 
 
 def _send_all(sender: Sender) -> None:
-    """Send until the spool is empty or the server has failed five times in a row."""
+    """Send until the spool is empty, or the server has turned us away or failed five times in a row."""
     failures = 0
     while failures < GIVE_UP_AFTER:
         if sender.advance():
             failures = 0
-        elif sender.last_error is None:
+        elif sender.last_error is None or sender.turned_away:
             return
         else:
             failures += 1

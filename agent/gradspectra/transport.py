@@ -5,13 +5,12 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gradspectra.errors import ServerAway
+from gradspectra.errors import ServerAway, exit_state, uncaught
 from gradspectra.http_client import HttpClient
 from gradspectra.packing import Packer
 from gradspectra.record import StepRecord
@@ -80,6 +79,7 @@ class Transport:
         self._thread: threading.Thread | None = None
         self._pid, self._forked = os.getpid(), False
         self._deadline = float("inf")
+        self._uncaught_before = id(uncaught())
         self._end_state = "finished"
         self._overhead = 0.0
         self._last_step = start_step
@@ -175,14 +175,14 @@ class Transport:
         why = status["last_error"] or "the time to close was over"
         if self.spool_directory is not None:
             what = f"{steps} steps are" if steps else "the end of the run is"
-            left = f"{what} not sent yet; send with: gradspectra sync {self.spool_directory}"
+            lost = ", and those since the spool failed are lost" if status["spool_failure"] else ""
+            left = f"{what} not sent yet{lost}; send with: gradspectra sync {self.spool_directory}"
         else:
             left = f"{steps} steps are lost"
         logger.warning("gradspectra: %s (%s)", left, why)
 
     def _at_exit(self) -> None:
-        failed = getattr(sys, "last_value", None) is not None
-        self.close(state="failed" if failed else "finished")
+        self.close(state=exit_state(self._uncaught_before))
 
     # What follows runs in the thread.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from gradspectra.capture import capturing
 from gradspectra.duties import Duty, duty_of_rank
-from gradspectra.errors import end_state
+from gradspectra.errors import end_state, exit_state, uncaught
 from gradspectra.guard import Guard
 from gradspectra.hooks import Hooks
 from gradspectra.inputs import Inputs
@@ -125,6 +124,7 @@ class Watch:
         self._models = models
         self._closed = self._named = False
         self._pid = os.getpid()
+        self._uncaught_before = id(uncaught())
         self._complaints: set[str] = set()
         self._start_step = chosen.start_step
         self._started = False
@@ -262,8 +262,7 @@ class Watch:
     def _at_exit(self) -> None:
         if os.getpid() != self._pid:
             return
-        failed = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
-        self.close(state="failed" if failed else "finished")
+        self.close(state=exit_state(self._uncaught_before))
 
     def _start(self) -> None:
         """Start sending, once it is known from which step on."""
@@ -280,6 +279,8 @@ class Watch:
             self._transport = self._make_transport(**self._sending, start_step=self._start_step)
         self._transport.start()
 
+        atexit.unregister(self._at_exit)  # the last registered is called first: steps are ended before the sending
+        atexit.register(self._at_exit)
     def _emit(self, closed: ClosedStep) -> None:
         """Hand a step on: its record is made here where something reacts to it, else in the sending thread."""
         self._transport.set_overhead(self.overhead)
