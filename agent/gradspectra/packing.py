@@ -18,7 +18,8 @@ from gradspectra.record import SpectrumRecord, StepRecord
 log = logging.getLogger("gradspectra")
 
 MAX_STEPS = 64
-MAX_BYTES = 1 << 20
+MAX_BYTES = 768 << 10
+"""With names, presence and the table of a few thousand layers below 1 MiB, which is what nginx lets pass by default."""
 NOT_PACKED = "its record could not be packed"
 RATES = "learning_rate/"
 """Begins the names of the rates of parameter groups, of which there may be as many as tensors."""
@@ -34,7 +35,7 @@ def record_bytes(record: StepRecord) -> int:
 
 
 class Packer:
-    """Packs records into batches of at most 64 steps and about 1 MiB; their session and sequence are filled in later.
+    """Packs records into batches of at most 64 steps and about 768 KiB; their session and sequence are filled in later.
 
     start_step: the last step taken before the first record. A record whose step does not go up is left out, and
     `out_of_order` counts it. A record that cannot be packed becomes a gap; that is said once, and `failed` counts it.
@@ -132,12 +133,12 @@ def _parts(records: Iterable[StepRecord]) -> Iterator[list[StepRecord]]:
     for record in records:
         own = record.table.digest if record.table is not None and _has_layers(record) else digest
         names |= record.scalars.keys()
-        full = len(part) >= MAX_STEPS or size >= MAX_BYTES or len(names) > DEFAULT_LIMITS.max_scalars
+        size += record_bytes(record)
+        full = len(part) >= MAX_STEPS or size > MAX_BYTES or len(names) > DEFAULT_LIMITS.max_scalars
         if part and (full or (digest is not None and own != digest)):
             yield part
-            part, size, names = [], 0, set(record.scalars)
+            part, size, names = [], record_bytes(record), set(record.scalars)
         part.append(record)
-        size += record_bytes(record)
         digest = own
     if part:
         yield part

@@ -313,11 +313,14 @@ def test_a_step_that_does_not_go_up_is_left_out_and_counted() -> None:
     assert packer.out_of_order == 3
 
 
-def test_a_batch_is_closed_at_about_a_mebibyte() -> None:
-    table = LayerTable.of(Layer(f"l{index}", "linear", 0, (2, 2)) for index in range(10_000))
-    records = [layer_record(step, table) for step in range(1, 31)]
-    batches = Packer().pack(records)
-    assert [len(batch.steps) for batch in batches] == [7, 7, 7, 7, 2]
+def test_a_batch_stays_below_the_mebibyte_that_proxies_let_pass() -> None:
+    def packed(layers: int) -> list[Batch]:
+        table = LayerTable.of(Layer(f"l{index}", "linear", 0, (2, 2)) for index in range(layers))
+        return Packer().pack(layer_record(step, table) for step in range(1, 31))
+
+    assert [len(batch.steps) for batch in packed(10_000)] == [4, 4, 4, 4, 4, 4, 4, 2]
+    assert max(len(encode_batch(batch)) for batch in packed(3_000)) < 1 << 20
+    assert [len(batch.steps) for batch in packed(60_000)] == [1] * 30
 
 
 def test_of_more_numbers_than_a_batch_can_name_the_rates_of_groups_are_left_out(
