@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gradspectra_core.alerts import SEVERITIES
 from torch import nn
 
 from gradspectra.inventory import Choice, choice_of
+from gradspectra.reactions import check_reactions
 
 NEVER = 1 << 60
 DRIFTS = ("sampled", "exact", "off")
@@ -65,10 +65,7 @@ def options(
         raise ValueError(f"drift must be one of {', '.join(DRIFTS)}, got {drift!r}")
     if second_tier not in SECOND_TIERS:
         raise ValueError(f"second_tier must be one of {', '.join(SECOND_TIERS)}, got {second_tier!r}")
-    if stop_on is not None and stop_on not in SEVERITIES:
-        raise ValueError(f"stop_on must be None or one of {', '.join(SEVERITIES)}, got {stop_on!r}")
-    if on_alert is not None and not callable(on_alert):
-        raise TypeError(f"on_alert must be a function of one alert, got {on_alert!r}")
+    check_reactions(on_alert, stop_on)
     given = None if callable(batch_size) else batch_size
     if given is not None and (not _is_real(given) or not 1 <= given < math.inf):
         raise ValueError(f"batch_size must be at least 1, or a callable on the model's inputs, got {batch_size!r}")

@@ -13,6 +13,14 @@ from gradspectra.errors import InstabilityError
 Alert = dict[str, Any]
 
 
+def check_reactions(on_alert: object, stop_on: object) -> None:
+    """See that these can be what is done at an alert; raises TypeError or ValueError that names the wrong one."""
+    if stop_on is not None and stop_on not in SEVERITIES:
+        raise ValueError(f"stop_on must be None or one of {', '.join(SEVERITIES)}, got {stop_on!r}")
+    if on_alert is not None and not callable(on_alert):
+        raise TypeError(f"on_alert must be a function of one alert, got {on_alert!r}")
+
+
 class Reactions:
     """Collects alerts from the local rules and from the server, and acts on each once: when it opens or gets worse.
 

@@ -11,7 +11,7 @@ from typing import Any
 from gradspectra_core.layers import Layer
 
 from gradspectra.errors import InstabilityError, end_state
-from gradspectra.reactions import Reactions
+from gradspectra.reactions import Reactions, check_reactions
 from gradspectra.record import StepRecord
 from gradspectra.recorder_input import (
     Spectra,
@@ -54,6 +54,7 @@ class Recorder:
         on_alert: Callable[[dict[str, Any]], None] | None = None,
         stop_on: str | None = None,
     ) -> None:
+        check_reactions(on_alert, stop_on)
         self._table = None if layers is None else layer_table(layers)
         self._reactions = Reactions(on_alert, stop_on)
         self._transport = Transport(
@@ -111,9 +112,9 @@ class Recorder:
         step = checked_step(step, self._last_step)
         numbers, counts = scalars_and_counts(scalars)
         record = StepRecord(step, clock.time() if time is None else checked_time(time), numbers, counts)
-        if layers:
+        if layers is not None:
             layer_numbers(record, self._table, layers)
-        if spectra:
+        if spectra is not None:
             record.table = self._table
             record.spectra = spectra_of(self._table, spectra)
         self._last_step = step

@@ -28,12 +28,16 @@ COUNT_STATISTICS = frozenset(name for name, entry in STATISTICS.items() if entry
 """Layer statistics that are whole numbers; all others are float32."""
 RENAMED = {"lr": "learning_rate"}
 MAX_INT64 = (1 << 63) - 1
+MAX_STEP = 1 << 53
+"""The server takes none beyond: not every one of them is a float64."""
 
 
 def layer_table(layers: Sequence[str | tuple[str, Sequence[int]] | Layer]) -> LayerTable:
     """Build the table of a recorder's layers. Raises TypeError or ValueError that names the entry."""
     if isinstance(layers, str):
         raise TypeError(f"layers must be a list of names, got the string {layers!r}")
+    if isinstance(layers, Mapping):
+        raise TypeError("layers must be a list of names or (name, shape) pairs, got a mapping; give its items()")
     if len(layers) > DEFAULT_LIMITS.max_layers:
         raise ValueError(f"layers must be at most {DEFAULT_LIMITS.max_layers}, got {len(layers)}")
     return LayerTable.of(_layer(entry) for entry in layers)
@@ -53,7 +57,7 @@ def _layer(entry: object) -> Layer:
 
 
 def checked_step(step: object, last: int) -> int:
-    """Return step as an int; raises unless it is a whole number above the last one."""
+    """Return step as an int; raises unless it is a whole number above the last one and at most MAX_STEP."""
     try:
         number = operator.index(step)  # type: ignore[arg-type]
     except TypeError:
@@ -62,12 +66,17 @@ def checked_step(step: object, last: int) -> int:
         raise ValueError(f"step must be at least 1 (steps count from 1), got {number}")
     if number <= last:
         raise ValueError(f"step must be above the last recorded step {last}, got {number}; start a new run to go back")
+    if number > MAX_STEP:
+        raise ValueError(f"step must be at most {MAX_STEP}, got {number}")
     return number
 
 
-def checked_time(time: float) -> float:
-    """Return time; raises ValueError unless it is finite."""
-    seconds = float(time)
+def checked_time(time: Any) -> float:
+    """Return time; raises TypeError or ValueError unless it is a finite number."""
+    try:
+        seconds = float(time)
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(f"time must be seconds since 1970 (a datetime has timestamp()), got {time!r:.100}") from None
     if not math.isfinite(seconds):
         raise ValueError(f"time must be seconds since 1970, got {seconds}")
     return seconds
@@ -83,10 +92,7 @@ def scalars_and_counts(scalars: Mapping[str, Any]) -> tuple[dict[str, float], di
             continue
         if not name or not name.isprintable() or len(name) > DEFAULT_LIMITS.max_name:
             raise ValueError(f"the name of a scalar must be printable and at most 512 characters, got {name!r:.100}")
-        try:
-            number = float(value)
-        except (TypeError, ValueError, OverflowError):
-            raise TypeError(f"{given} must be one number, got {value!r:.100}") from None
+        number = _one_number(given, value)
         if name not in COUNTS:
             numbers[name] = number
         elif not number.is_integer() or not 0 <= int(value) <= MAX_INT64:
@@ -98,22 +104,41 @@ def scalars_and_counts(scalars: Mapping[str, Any]) -> tuple[dict[str, float], di
     return numbers, counts
 
 
+def _one_number(name: str, value: Any) -> float:
+    """A value as a float; raises TypeError that names it where it is not one real number."""
+    kind = "U" if isinstance(value, str | bytes) else getattr(getattr(value, "dtype", None), "kind", "f")
+    try:
+        if kind not in "cmMSU":  # of complex numbers, times and texts float() makes something too
+            return float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last is a tensor's
+        pass
+    raise TypeError(f"{name} must be one number, got {value!r:.100}")
+
+
 def layer_numbers(record: StepRecord, table: LayerTable | None, layers: Mapping[str, Any]) -> None:
     """Put statistic → (L,) numbers into the record. None entries, or masked ones, are absent."""
+    if not isinstance(layers, Mapping):
+        raise TypeError(f"layers must be numbers by the name of their statistic, got {layers!r:.100}")
+    if not layers:
+        return
     if table is None:
         raise ValueError("layers needs the recorder to know its layers: Recorder(..., layers=[names])")
+    if len(layers) > DEFAULT_LIMITS.max_statistics:
+        raise ValueError(f"a step must have at most {DEFAULT_LIMITS.max_statistics} statistics, got {len(layers)}")
     floats: dict[str, NDArray[Any]] = {}
     integers: dict[str, NDArray[Any]] = {}
     for name, values in layers.items():
         if not isinstance(name, str) or not name or not name.isprintable() or len(name) > DEFAULT_LIMITS.max_name:
             raise ValueError(f"the name of a statistic must be printable text, got {name!r:.100}")
-        array = np.asarray(values)
+        array = values if isinstance(values, np.ma.MaskedArray) else np.asarray(values)
         if array.dtype == object:
             array = _with_missing(name, array)
         if array.dtype.kind not in "fiub":
             raise TypeError(f"layers[{name!r}] must be numbers, got an array of {array.dtype}")
         if array.shape != (len(table),):
             raise ValueError(f"layers[{name!r}] must have shape ({len(table)},), one per layer, got {array.shape}")
+        if name in COUNT_STATISTICS:
+            _check_counts(name, array)
         (integers if name in COUNT_STATISTICS else floats)[name] = array
     record.table = table
     if floats:
@@ -123,8 +148,17 @@ def layer_numbers(record: StepRecord, table: LayerTable | None, layers: Mapping[
         record.present = _present(floats)
     if integers:
         record.count_statistics = tuple(integers)
-        record.counts_values = np.stack([np.ma.getdata(array) for array in integers.values()]).astype(np.int64)
+        record.counts_values = np.stack([np.ma.filled(array, 0) for array in integers.values()]).astype(np.int64)
         record.counts_present = _present(integers)
+
+
+def _check_counts(name: str, array: NDArray[Any]) -> None:
+    """Raise ValueError for a number that is no count."""
+    there = np.ma.getdata(array)[~np.ma.getmaskarray(array)]
+    good = there.astype(np.float64) == np.trunc(there.astype(np.float64))
+    good &= (there >= 0) & (there < 2.0**63)
+    if not good.all():
+        raise ValueError(f"layers[{name!r}] must be whole numbers of at least 0, got {there[~good][0]}")
 
 
 def _with_missing(name: str, array: NDArray[Any]) -> NDArray[Any]:
@@ -142,6 +176,10 @@ def _present(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
 
 def spectra_of(table: LayerTable | None, spectra: Spectra) -> list[SpectrumRecord]:
     """Return the spectra of matrices (exact singular value decomposition) or of given singular values."""
+    if not isinstance(spectra, Mapping):
+        raise TypeError(f"spectra must be matrices or singular values by layer, got {spectra!r:.100}")
+    if not spectra:
+        return []
     if table is None:
         raise ValueError("spectra needs the recorder to know its layers: Recorder(..., layers=[names])")
     return [_spectrum(table, key, values) for key, values in spectra.items()]

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import numbers
+import operator
 import os
 import platform
 import sys
@@ -127,6 +128,10 @@ class RunRequest:
             raise TypeError(f"total_steps must be a number of steps or None, got {total_steps!r:.80}")
         if total_steps is not None and not 1 <= total_steps < math.inf:
             raise ValueError(f"total_steps must be at least 1 or None, got {total_steps!r}")
+        try:
+            start_step = operator.index(start_step)
+        except TypeError:
+            raise TypeError(f"start_step must be a whole number, got {start_step!r:.80}") from None
         if start_step < 0:
             raise ValueError(f"start_step must be at least 0, got {start_step!r}")
         return cls(

@@ -1,5 +1,7 @@
 import math
 from collections.abc import Iterator
+from datetime import datetime
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,22 @@ def test_a_spectrum_with_nan_is_recorded_as_such(server: ScriptedServer, recorde
         ({"step": 1.5}, TypeError, r"step must be a whole number, got 1\.5"),
         ({"loss": "low"}, TypeError, "loss must be one number, got 'low'"),
         ({"loss": [1.0, 2.0]}, TypeError, "loss must be one number"),
+        ({"loss": "1.5"}, TypeError, "loss must be one number, got '1.5'"),
+        ({"loss": 1j}, TypeError, "loss must be one number, got 1j"),
+        ({"loss": np.complex64(1 + 2j)}, TypeError, "loss must be one number, got np.complex64"),
+        ({"loss": np.timedelta64(3, "s")}, TypeError, "loss must be one number, got np.timedelta64"),
+        ({"loss": 10**400}, TypeError, "loss must be one number, got 1000"),
+        ({"step": 2**53 + 1}, ValueError, "step must be at most 9007199254740992, got 9007199254740993"),
+        ({"tokens": "5"}, TypeError, "tokens must be one number, got '5'"),
+        ({"tokens": 2**63}, ValueError, "tokens must be a whole number of at least 0, got 9223372036854775808"),
+        ({"time": datetime(2026, 1, 1)}, TypeError, r"time must be seconds since 1970 \(a datetime has time"),
+        ({"layers": [1.0, 2.0]}, TypeError, r"layers must be numbers by the name of their statistic, got \["),
+        ({"layers": {"grad_sq": [1j, 2.0]}}, TypeError, r"layers\['grad_sq'\] must be numbers, got an array of c"),
+        ({"layers": {"grad_nonfinite": [1.5, 2]}}, ValueError, r"must be whole numbers of at least 0, got 1\.5"),
+        ({"layers": {"grad_nonfinite": [0, -2]}}, ValueError, "must be whole numbers of at least 0, got -2"),
+        ({"layers": {"grad_nonfinite": [0, math.nan]}}, ValueError, "must be whole numbers of at least 0, got nan"),
+        ({"layers": {f"s{n}": [1.0, 2.0] for n in range(65)}}, ValueError, "at most 64 statistics, got 65"),
+        ({"spectra": [1.0]}, TypeError, r"spectra must be matrices or singular values by layer, got \[1\.0\]"),
         ({"tokens": 1.5}, ValueError, r"tokens must be a whole number of at least 0, got 1\.5"),
         ({"tokens": -1}, ValueError, "tokens must be a whole number of at least 0, got -1"),
         ({"tokens": math.inf}, ValueError, "tokens must be a whole number of at least 0, got inf"),
@@ -137,12 +155,54 @@ def test_wrong_input_is_named_and_not_recorded(
         (["a", "a"], ValueError, "layer names must be unique, 'a' occurs twice"),
         ([("a", ("x",))], ValueError, "the shape of layer 'a' must be whole numbers"),
         ([3], ValueError, "a layer must be a printable name, or"),
+        ({"a": (2, 3)}, TypeError, r"or \(name, shape\) pairs, got a mapping; give its items"),
         (["x"] * 10_001, ValueError, "layers must be at most 10000, got 10001"),
     ],
 )
 def test_wrong_layers_raise_at_construction(layers: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         Recorder(layers=layers)
+
+
+@pytest.mark.parametrize(
+    ("argument", "error", "message"),
+    [
+        ({"stop_on": "severe"}, ValueError, "stop_on must be None or one of info, warning, critical, got 'severe'"),
+        ({"on_alert": 5}, TypeError, "on_alert must be a function of one alert, got 5"),
+        ({"start_step": 1.5}, TypeError, r"start_step must be a whole number, got 1\.5"),
+    ],
+)
+def test_wrong_arguments_raise_at_construction(argument: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Recorder(**argument)
+
+
+def test_masked_numbers_are_absent(server: ScriptedServer, recorder: Recorder) -> None:
+    masked = np.ma.masked_invalid([math.nan, 2.0])
+    recorder.record(1, layers={"grad_sq": masked, "grad_nonfinite": masked, "mine": [math.nan, 2.0]}, spectra={})
+    layers = batch_of(server, recorder).layers
+    assert layers is not None
+    assert layers.present[:, 0].tolist() == [[False, True], [True, True]]
+    assert layers.counts_present[:, 0].tolist() == [[False, True]]
+    assert layers.counts[:, 0].tolist() == [[0, 2]]
+
+
+def test_numbers_of_any_library_are_numbers(server: ScriptedServer, recorder: Recorder) -> None:
+    torch = pytest.importorskip("torch")
+    recorder.record(
+        np.int32(2),
+        loss=torch.tensor(0.5),
+        a=np.array(1.5),
+        b=True,
+        c=Fraction(1, 4),
+        tokens=np.float64(7.0),
+        layers={},
+    )
+    with pytest.raises(TypeError, match="loss must be one number, got tensor"):
+        recorder.record(3, loss=torch.ones(2))
+    batch = batch_of(server, recorder)
+    assert scalars(batch) == {"loss": 0.5, "a": 1.5, "b": 1.0, "c": 0.25}
+    assert batch.counts.values.tolist() == [[7]]
 
 
 def test_layers_need_a_recorder_that_knows_them(server: ScriptedServer, tmp_path: Path) -> None:
