@@ -62,15 +62,18 @@ def _run(options: argparse.Namespace) -> int:
         raise BadLog(f"{options.path}: holds {len(logs)} runs, which cannot all be attempts of {options.resume}")
     surveyed = [(log, log.survey()) for log in logs]
     plans = plans_of(surveyed, dict(options.rename), columns or (), options.step_offset)
+    requests = [_request(options, log, planned, alone=len(logs) == 1) for log, _, planned in plans]
     _ask_the_server(options)
-    results = [
-        send(log, survey, planned, _request(options, log, planned, alone=len(logs) == 1), options.server)
-        for log, survey, planned in plans
-    ]
     for log, survey in surveyed:
         if not survey.names:
             print(f"gradspectra import: {log.path} holds no numbers by step and is left out", file=sys.stderr)
-    _show(results, as_json=options.json)
+    results: list[Imported] = []
+    try:
+        for request, (log, survey, planned) in zip(requests, plans, strict=True):
+            results.append(send(log, survey, planned, request, options.server))
+    finally:  # where one of several fails, those before it are there all the same
+        if results:
+            _show(results, as_json=options.json)
     return 1 if any(result.refused for result in results) else 0
 
 
@@ -96,7 +99,7 @@ def _request(options: argparse.Namespace, log: Log, planned: Plan, *, alone: boo
         name=name,
         config=log.config,
         tags=options.tag,
-        notes=f"Imported from {log.path.name}.",
+        notes=f"Imported from {log.path.resolve().name}.",
         total_steps=None,
         resume=options.resume,
         start_step=planned.first_step - 1,
@@ -109,8 +112,9 @@ def _logs(options: argparse.Namespace, columns: tuple[str, ...] | None) -> Seque
     if not options.path.exists():
         raise BadLog(f"{options.path}: there is no such file or folder")
     if options.kind not in READERS:
-        if options.path.is_dir():
-            raise BadLog(f"{options.path}: is a folder; name a {options.kind} file")
+        if not options.path.is_file():
+            what = "a folder" if options.path.is_dir() else "a pipe or a device, and a log is read twice"
+            raise BadLog(f"{options.path}: is {what}; name a {options.kind} file")
         return [
             TextLog(options.path, options.kind, options.step_column, options.time_column, columns, options.numbers_only)
         ]

@@ -166,14 +166,13 @@ def send(log: Log, survey: Survey, planned: Plan, request: RunRequest, server: s
 
     Raises ServerAway where the server refuses, or stays away for PATIENCE seconds; the run then counts as failed.
     """
-    names = planned.names
     packer, spool = Packer(planned.first_step - 1), Spool(None)
     http = HttpClient(server_address(server), access_token())
     sender = Sender(http, spool, request, _ignore, kept="the import waits")
-    rows = log.rows()
+    records = _records(islice(log.rows(), survey.steps), planned)  # a log that is still written to may have grown since
     try:
-        while some := list(islice(rows, STEPS_AT_ONCE)):
-            for batch in packer.pack([_record(row, names, planned.offset) for row in some]):
+        while some := list(islice(records, STEPS_AT_ONCE)):
+            for batch in packer.pack(some):
                 spool.append(batch)
             _send_all(sender)
         if not sender.finish("finished"):
@@ -187,13 +186,18 @@ def send(log: Log, survey: Survey, planned: Plan, request: RunRequest, server: s
     if planned.offset:
         remarks.append(f"each step is imported as step {planned.offset:+d}, because steps count from 1")
     run = sender.run or {}
-    renamed = {name: ours for name, ours in names.items() if name != ours}
+    renamed = {name: ours for name, ours in planned.names.items() if name != ours}
     return Imported(str(log.path), str(run["id"]), str(run["url"]), survey.steps, sender.refused, renamed, remarks)
 
 
-def _record(row: Row, names: Mapping[str, str], offset: int) -> StepRecord:
-    numbers, counts = scalars_and_counts({names[name]: value for name, value in row.numbers.items()})
-    return StepRecord(row.step + offset, clock.time() if row.time is None else row.time, numbers, counts)
+def _records(rows: Iterable[Row], planned: Plan) -> Iterator[StepRecord]:
+    """A step that the log has no time of has that of the step before it; now, where there is none."""
+    time: float | None = None
+    for row in rows:
+        time = time if row.time is None else row.time
+        known = {planned.names[name]: value for name, value in row.numbers.items() if name in planned.names}
+        numbers, counts = scalars_and_counts(known)
+        yield StepRecord(row.step + planned.offset, clock.time() if time is None else time, numbers, counts)
 
 
 def _send_all(sender: Sender) -> None:

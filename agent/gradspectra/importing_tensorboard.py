@@ -14,6 +14,7 @@ import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.util.tensor_util import make_ndarray
 
 from gradspectra.importing import BadLog, Row, Survey, merged
@@ -21,6 +22,7 @@ from gradspectra.importing import BadLog, Row, Survey, merged
 EVENT_FILES = "*tfevents*"
 _LENGTH, _CHECKSUM = struct.Struct("<Q"), struct.Struct("<I")
 _SCALARS = "scalars"
+_HPARAMS = "_hparams_/"
 
 
 @dataclass(slots=True)
@@ -42,20 +44,17 @@ class _Points:
 @dataclass(slots=True)
 class TensorBoardLog:
     """The event files of one folder, or one event file; they are one run, as in TensorBoard. All points are kept in
-    memory, 24 bytes each. columns: the tags to import, None for all.
+    memory, about 100 bytes each. columns: the tags to import, None for all. config: the hyperparameters that its
+    plugin was told, known after `survey`.
     """
 
     path: Path
     name: str
     columns: tuple[str, ...] | None = None
+    config: dict[str, Any] = field(default_factory=dict)
     _series: dict[str, _Points] = field(default_factory=dict)
     _left_out: dict[str, None] = field(default_factory=dict)
     _remarks: list[str] = field(default_factory=list)
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """Event files say nothing of it."""
-        return {}
 
     def survey(self) -> Survey:
         """Read all of it; raises BadLog where nothing can be read."""
@@ -70,7 +69,7 @@ class TensorBoardLog:
         return found
 
     def rows(self) -> Iterator[Row]:
-        """Give its steps; a step's time is that of its first point."""
+        """Give its steps; a step's time is that of the first point of its first tag."""
         if not self._series:
             return iter(())
         tags = list(self._series)
@@ -79,14 +78,14 @@ class TensorBoardLog:
             np.concatenate([np.array(getattr(one, name)) for one in points]) for name in ("steps", "times", "values")
         )
         of = np.repeat(np.arange(len(tags)), [len(one.steps) for one in points])
-        order = np.lexsort((times, steps))
-        return merged(Row(int(steps[at]), float(times[at]), {tags[of[at]]: float(values[at])}) for at in order.tolist())
+        order = np.argsort(steps, kind="stable")  # what was written later of a step stays behind, by any clock
+        return merged(Row(int(steps[at]), float(times[at]), {tags[of[at]]: float(values[at])}) for at in order)
 
     def _read(self, file: Path) -> None:
         known: dict[str, str] = {}
         for record in self._records(file):
             event = Event.FromString(record)
-            if event.session_log.status == SessionLog.START and event.step > 0:
+            if event.session_log.status == SessionLog.START:
                 for points in self._series.values():
                     points.forget_from(event.step)
             for value in event.summary.value:
@@ -104,13 +103,21 @@ class TensorBoardLog:
             if tensor.size == 1 and tensor.dtype.kind in "fiub":
                 number = float(tensor.reshape(()))
         if number is None:
-            if tag not in self._series and not tag.startswith("_hparams_"):
+            if tag.startswith(_HPARAMS):
+                self._configure(value.metadata.plugin_data.content)
+            elif tag not in self._series:
                 self._left_out.setdefault(tag)
         elif self.columns is None or tag in self.columns:
             points = self._series.setdefault(tag, _Points())
             points.steps.append(event.step)
             points.times.append(event.wall_time)
             points.values.append(number)
+
+    def _configure(self, content: bytes) -> None:
+        """Take over the hyperparameters that a session began with, if this tells of them."""
+        for name, value in HParamsPluginData.FromString(content).session_start_info.hparams.items():
+            kind = value.WhichOneof("kind")
+            self.config[name] = None if kind in (None, "null_value") else getattr(value, kind)
 
     def _records(self, file: Path) -> Iterator[bytes]:
         """Give the whole records of a file; one that is torn or damaged ends it, with a remark."""

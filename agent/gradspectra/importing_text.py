@@ -6,8 +6,10 @@ import csv
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ Line = tuple[int, Mapping[str, Any]]
 
 @dataclass(slots=True)
 class TextLog:
-    """A CSV or JSON-lines file. form: "csv" or "jsonl".
+    """A CSV or JSON-lines file. form: "csv" or "jsonl". A last line that its writer has not finished is left out.
 
     step_column: name of the column (or key) with the step, a whole number that does not fall. time_column: of the one
     with seconds since 1970 or a date and time. columns: those to import, None for all others. numbers_only: leave out
@@ -35,6 +37,9 @@ class TextLog:
     columns: tuple[str, ...] | None = None
     numbers_only: bool = False
     _left_out: dict[str, int] = field(default_factory=dict)
+    _finished: bool = True
+    """Whether the line that was read last has an end."""
+    _torn: str = ""
 
     @property
     def name(self) -> str:
@@ -54,6 +59,8 @@ class TextLog:
             found.note(row.step, row.numbers, f"{self.path}, line {line}")
         for name, count in self._left_out.items():
             found.remarks.append(f"{name!r} is no number on {count} lines and left out there")
+        if self._torn:
+            found.remarks.append(f"the last line is not finished and left out: {self._torn}")
         return found
 
     def rows(self) -> Iterator[Row]:
@@ -64,7 +71,8 @@ class TextLog:
         last = None
         try:
             with self.path.open(encoding="utf-8-sig", newline="") as file:
-                for line, entries in _csv_lines(file, self) if self.form == "csv" else _json_lines(file, self):
+                lines = self._lines(file)
+                for line, entries in _csv_lines(lines, self) if self.form == "csv" else _json_lines(lines, self):
                     row = self._row(line, entries)
                     if last is not None and row.step < last:
                         raise self.wrong(line, self.step_column, f"steps must not fall, got {row.step} after {last}")
@@ -72,9 +80,19 @@ class TextLog:
                     if row.numbers:
                         yield line, row
         except UnicodeDecodeError as error:
-            raise BadLog(f"{self.path}: is not UTF-8 text: {error}") from None
+            remedy = "unpack it (gunzip) or convert it (iconv -t utf-8) first"
+            raise BadLog(f"{self.path}: is not UTF-8 text: {error}; {remedy}") from None
         except OSError as error:
             raise BadLog(f"{self.path}: cannot be read: {error.strerror or error}") from None
+        except BadLog as error:
+            if self._finished or last is None:
+                raise
+            self._torn = str(error)
+
+    def _lines(self, file: Iterable[str]) -> Iterator[str]:
+        for line in file:
+            self._finished = line.endswith(("\n", "\r"))
+            yield line
 
     def _row(self, line: int, entries: Mapping[str, Any]) -> Row:
         if entries.get(self.step_column) is None:
@@ -128,8 +146,10 @@ class TextLog:
         return BadLog(f"{self.path}, line {line}, {name!r}: {what}")
 
 
-def _csv_lines(file: Iterable[str], log: TextLog) -> Iterator[Line]:
-    reader = csv.reader(file, strict=True)
+def _csv_lines(lines: Iterator[str], log: TextLog) -> Iterator[Line]:
+    first = next(lines, "")
+    mark = _separator(first, log.step_column)
+    reader = csv.reader(chain([first], lines), delimiter=mark, skipinitialspace=True, strict=True)
     head: list[str] | None = None
     while True:
         try:
@@ -151,6 +171,16 @@ def _csv_lines(file: Iterable[str], log: TextLog) -> Iterator[Line]:
             yield reader.line_num, {name: cell.strip() or None for name, cell in named if name}
 
 
+def _separator(head: str, step_column: str) -> str:
+    """What stands between the names in the first line: a comma, else a semicolon or a tab if that gives the step's."""
+    for mark in ",;\t":
+        with suppress(csv.Error):
+            names = next(csv.reader([head], delimiter=mark, skipinitialspace=True), [])
+            if step_column in map(str.strip, names):
+                return mark
+    return ","
+
+
 def _check_head(head: list[str], log: TextLog) -> None:
     """See that the first line names the columns that are asked for, each once."""
     asked = {"--step-column": log.step_column}
@@ -165,8 +195,8 @@ def _check_head(head: list[str], log: TextLog) -> None:
             raise BadLog(f"{log.path}, line 1: two columns are called {name!r}")
 
 
-def _json_lines(file: Iterable[str], log: TextLog) -> Iterator[Line]:
-    for number, line in enumerate(file, 1):
+def _json_lines(lines: Iterable[str], log: TextLog) -> Iterator[Line]:
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:

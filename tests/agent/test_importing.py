@@ -8,13 +8,16 @@ import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 from agent.service import eventually, service
-from gradspectra import cli
+from gradspectra import cli, importing
 from gradspectra.client import Client, Run
 from gradspectra.errors import ServerAway
+from gradspectra.importing_text import TextLog
+from gradspectra.recorder import Recorder
 from gradspectra_store import Store
 from gradspectra_store.tokens import create_token
 
@@ -83,6 +86,82 @@ def test_an_imported_run_gets_alerts_like_any_other(url: str, tmp_path: Path, ca
     assert run.health == "critical"
 
 
+def test_an_imported_run_is_derived_and_watched_like_any_other(url: str, tmp_path: Path, capsys: Any) -> None:
+    """A spike at step 150 of a noisy curve, beside what else can be told from a loss, a rate and a norm."""
+    random = Random(0)
+    lines = ["step,train/loss,lr,train/grad_norm"]
+    for step in range(1, 301):
+        loss = 2.0 + random.gauss(0, 0.01) + (8.0 if step == 150 else 0.0)
+        norm = 1.0 + random.gauss(0, 0.01) + (40.0 if step == 150 else 0.0)
+        lines.append(f"{step},{loss!r},0.001,{norm!r}")
+    run, _ = imported(url, capsys, "csv", written(tmp_path, "\n".join(lines) + "\n"))
+    with Recorder(run="recorded", server=url, spool=tmp_path / "spool") as recorder:
+        for line in lines[1:]:
+            step, loss, rate, norm = line.split(",")
+            recorder.record(int(step), loss=float(loss), lr=float(rate), grad_norm=float(norm))
+    with Client(url) as client:
+        twin = eventually(
+            lambda: client.run(str(recorder.run_id)), lambda run: run.info["derived_step"] == 300, seconds=60
+        )
+    told = [
+        [(a["rule"], a["severity"], a["opened_step"], a["value"], a["threshold"], a["state"]) for a in one.alerts()]
+        for one in (run, twin)
+    ]
+    assert told[0] == told[1]
+    assert {alert[0] for alert in told[0]} >= {"loss_spike", "gradient_spike"}
+    assert run.series().names == twin.series().names
+    assert run.health == twin.health
+    for name in run.series().names:
+        assert run.series(name)[name].tobytes() == twin.series(name)[name].tobytes(), name
+    assert [one["rule"] for one in run.suggestions()] == [one["rule"] for one in twin.suggestions()]
+
+
+def test_a_log_that_grows_while_it_is_imported_is_imported_as_it_was(
+    url: str, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = Path(written(tmp_path, "step,loss,eval\n1,1,\n2,2,\n"))
+    real = TextLog.survey
+
+    def then_it_grows(self: TextLog) -> Any:
+        found = real(self)
+        with log.open("a") as file:
+            file.write("2,2,7\n3,3,8\n4,4,9\n")
+        return found
+
+    monkeypatch.setattr(TextLog, "survey", then_it_grows)
+    run, said = imported(url, capsys, "csv", str(log))
+    assert (said["steps"], run.last_step, run.series().names) == (2, 2, ("loss",))
+
+
+def test_of_several_logs_those_that_went_before_a_failure_are_told(
+    tmp_path: Path, capsys: Any, writer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        event_file(writer, tmp_path / "two" / name, event(1, 1e9, **scalars(loss=1.0)))
+    real, times = importing.send, []
+
+    def once(*arguments: Any) -> Any:
+        times.append(1)
+        if len(times) > 1:
+            raise ServerAway("the import is not whole: gone")
+        return real(*arguments)
+
+    monkeypatch.setattr("gradspectra.import_command.send", once)
+    assert cli.main(["import", "tensorboard", str(tmp_path / "two")]) == 1
+    said = capsys.readouterr()
+    assert said.out.count("imported 1 steps") == 1
+    assert "the import is not whole: gone" in said.err
+
+
+def test_a_name_that_no_run_can_have_is_refused_before_anything_is_sent(
+    url: str, tmp_path: Path, capsys: Any, writer: Any
+) -> None:
+    event_file(writer, tmp_path / "all" / "a", event(1, 1e9, **scalars(loss=1.0)))
+    event_file(writer, tmp_path / "all" / ("b" * 200), event(1, 1e9, **scalars(loss=1.0)))
+    said = refused(capsys, url, "tensorboard", str(tmp_path / "all"))
+    assert "run must be printable text of 1 to 200 characters" in said
+
+
 def test_importing_twice_makes_two_runs_and_resume_a_new_attempt(url: str, tmp_path: Path, capsys: Any) -> None:
     log = written(tmp_path, "step,loss\n3,1.0\n4,2.0\n")
     one, _ = imported(url, capsys, "csv", log, "--project", "twice")
@@ -146,6 +225,12 @@ def test_the_times_of_a_log_are_sent_with_its_steps(tmp_path: Path) -> None:
     text = "step,at,loss\n1,1500000000.25,1\n1,1500000009,\n2,2017-07-14T02:40:01+00:00,1\n3,,1\n"
     log = TextLog(Path(written(tmp_path, text)), "csv", time_column="at")
     assert [row.time for row in log.rows()] == [1500000000.25, 1500000001.0, None]
+
+
+def test_a_step_without_a_time_has_that_of_the_step_before() -> None:
+    rows = [importing.Row(1, 5.0, {"x": 1.0}), importing.Row(2, None, {"x": 2.0}), importing.Row(3, 9.0, {"x": 3.0})]
+    plan = importing.Plan({"x": "x"}, 0, 1)
+    assert [record.time for record in importing._records(rows, plan)] == [5.0, 5.0, 9.0]
 
 
 def test_many_steps_arrive_each_once(url: str, tmp_path: Path, capsys: Any) -> None:
@@ -390,6 +475,53 @@ def test_a_restart_hides_what_it_writes_anew_and_times_are_kept(tmp_path: Path, 
         (2, 102.0, {"loss": 1.0}),
         (3, 203.5, {"loss": 2.0, "lr": 0.5}),
     ]
+
+
+def test_a_restart_from_nothing_hides_all_that_was_there(tmp_path: Path, writer: Any) -> None:
+    from gradspectra.importing_tensorboard import TensorBoardLog
+    from tensorboard.compat.proto.event_pb2 import SessionLog
+
+    event_file(writer, tmp_path, *(event(step, 100.0, **scalars(loss=1.0)) for step in (0, 1, 2)))
+    restart = event(0, 200.0, session_log=SessionLog(status=SessionLog.START))
+    event_file(writer, tmp_path / "later", restart, event(0, 200.0, **scalars(loss=5.0))).rename(
+        tmp_path / "z.tfevents"
+    )
+    log = TensorBoardLog(tmp_path, "r")
+    assert log.survey().steps == 1
+    assert [(row.step, dict(row.numbers)) for row in log.rows()] == [(0, {"loss": 5.0})]
+
+
+def test_of_a_step_that_was_written_twice_the_later_counts_by_any_clock(tmp_path: Path, writer: Any) -> None:
+    from gradspectra.importing_tensorboard import TensorBoardLog
+
+    event_file(
+        writer,
+        tmp_path,
+        event(2, 900.0, **scalars(loss=1.0)),
+        event(1, 500.0, **scalars(loss=2.0)),
+        event(2, 100.0, **scalars(loss=3.0)),
+    )
+    log = TensorBoardLog(tmp_path, "r")
+    log.survey()
+    assert [(row.step, row.time, dict(row.numbers)) for row in log.rows()] == [
+        (1, 500.0, {"loss": 2.0}),
+        (2, 900.0, {"loss": 3.0}),
+    ]
+
+
+def test_hyperparameters_become_the_configuration(url: str, tmp_path: Path, capsys: Any) -> None:
+    tensorboard = pytest.importorskip(
+        "torch.utils.tensorboard", reason="torch's own writer needs torch and tensorboard"
+    )
+    told = {"lr": 0.1, "layers": 2, "name": "gpt", "tied": True}
+    experiment, start, end = tensorboard.summary.hparams(told, {"best": 0.5}, None)
+    with tensorboard.SummaryWriter(str(tmp_path / "h")) as summary:
+        for one in (experiment, start, end):
+            summary.file_writer.add_summary(one)
+        summary.add_scalar("loss", 1.0, 1)
+    run, said = imported(url, capsys, "tensorboard", str(tmp_path / "h"))
+    assert run.config == told
+    assert said["remarks"] == []
 
 
 def test_each_folder_with_event_files_is_a_run(url: str, tmp_path: Path, capsys: Any, writer: Any) -> None:
