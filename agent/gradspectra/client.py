@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import threading
@@ -24,11 +25,14 @@ PAGE = 100
 class Client:
     """Reads from a server. server, token: from the environment where None. May be used by several threads.
 
-    Every call raises ServerAway where no answer came (OSError family: ConnectionError), and ServerRefused with the
-    problem document's members where the server refused.
+    timeout: seconds without a byte of an answer. Raises TypeError or ValueError for a wrong argument. Every call raises
+    ServerAway where no answer came (OSError family: ConnectionError), and ServerRefused with the problem document's
+    members where the server refused; none waits for a server that is away or busy.
     """
 
     def __init__(self, server: str | None = None, token: str | None = None, timeout: float = 30.0) -> None:
+        if not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
+            raise ValueError(f"timeout must be a number of seconds above 0, got {timeout!r}")
         self._connected_to = server_address(server), access_token(token), timeout
         self._http = HttpClient(*self._connected_to)
         self._lock = threading.Lock()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib import import_module
 from typing import Any
@@ -118,18 +118,25 @@ class RunSeries(Table):
         return self.mean[name]
 
     def columns(self) -> dict[str, Column]:
-        """`step`, and for each name its mean under the name itself, `…_min`, `…_max` and `…_nonfinite`."""
-        columns: dict[str, Column] = {"step": self.steps}
-        for name in self.mean:
-            columns[name] = self.mean[name]
-            columns[f"{name}_min"] = self.min[name]
-            columns[f"{name}_max"] = self.max[name]
-            columns[f"{name}_nonfinite"] = self.nonfinite[name]
-        return columns
+        """`step`, and for each name its mean under the name itself, `…_min`, `…_max` and `…_nonfinite`.
+
+        A series that is itself called as one of these keeps the name; one that is called `step` is `step_value`.
+        """
+        return {"step": self.steps} | {label: values for label, _, values in self._labelled(("_nonfinite",))}
 
     def missing(self) -> dict[str, Bool]:
         """The three numbers of each name are missing where it has no value."""
-        return {f"{name}{part}": ~self.present[name] for name in self.mean for part in ("", "_min", "_max")}
+        return {label: ~self.present[name] for label, name, _ in self._labelled(())}
+
+    def _labelled(self, also: Sequence[str]) -> Iterator[tuple[str, str, Column]]:
+        """Label, name and values of the columns beside `step`. also: parts beside the three that may be missing."""
+        parts: Mapping[str, Mapping[str, Column]]
+        parts = {"_min": self.min, "_max": self.max, "_nonfinite": self.nonfinite}
+        for name in self.mean:
+            yield "step_value" if name == "step" else name, name, self.mean[name]
+            for part in ("_min", "_max", *also):
+                if name + part not in self.mean:
+                    yield name + part, name, parts[part][name]
 
     def metadata(self) -> dict[str, str]:
         """`damaged`, as JSON."""

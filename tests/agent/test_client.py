@@ -167,6 +167,34 @@ def test_tables_have_one_column_per_number_and_one_row_per_value(run: Run) -> No
     assert layers["mean"][-1] == 4.0
 
 
+def test_a_series_keeps_its_name_where_another_s_column_would_be_called_so() -> None:
+    def row(value: float) -> dict[str, list[float]]:
+        parts = {"mean": value, "min": value - 1, "max": value + 1, "last": value}
+        return {name: [number] for name, number in parts.items()} | {"nonfinite": [0]}
+
+    names = {"reward_min": 10.0, "reward": 20.0, "step": 30.0}
+    series = RunSeries.from_json({"x": [7], "series": {name: row(value) for name, value in names.items()}})
+    columns = {name: float(column[0]) for name, column in series.columns().items() if "nonfinite" not in name}
+    assert columns == {
+        "step": 7,
+        "reward_min": 10,
+        "reward_min_min": 9,
+        "reward_min_max": 11,
+        "reward": 20,
+        "reward_max": 21,
+        "step_value": 30,
+        "step_min": 29,
+        "step_max": 31,
+    }
+    assert set(series.missing()) == set(columns) - {"step"}
+
+
+@pytest.mark.parametrize("timeout", [0, -1.0, math.nan, math.inf, None, "5"])
+def test_a_timeout_that_is_none_is_named(timeout: Any) -> None:
+    with pytest.raises(ValueError, match="timeout must be a number of seconds above 0, got "):
+        Client(timeout=timeout)
+
+
 @pytest.mark.parametrize(
     ("library", "method"), [("pandas", "to_pandas"), ("polars", "to_polars"), ("pyarrow", "to_arrow")]
 )
