@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -13,6 +14,7 @@ from typing import Any
 from gradspectra_core.jsonform import json_array
 
 from gradspectra.client import Client, Run
+from gradspectra.errors import ServerAway, ServerRefused
 
 COMMANDS = ("runs", "alerts", "show")
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
@@ -104,7 +106,22 @@ def _alerts(options: argparse.Namespace) -> int:
                 seen[alert["id"]] = alert["state"], alert["severity"]
                 print(json.dumps(alert) if options.json else _alert_line(alert), flush=True)
         time.sleep(FOLLOW_EVERY)
-        alerts = read(options.since)
+        alerts = _patiently(lambda: read(options.since))
+
+
+def _patiently(read: Callable[[], list[Json]]) -> list[Json]:
+    """Read, again and again while the server is away or busy, which is said once."""
+    said = False
+    while True:
+        try:
+            return read()
+        except (ServerAway, ServerRefused) as error:
+            if isinstance(error, ServerRefused) and error.status not in (429, 503):
+                raise
+            if not said:
+                print(f"gradspectra alerts: {error}; trying again", file=sys.stderr)
+            said = True
+            time.sleep(FOLLOW_EVERY)
 
 
 def _show(options: argparse.Namespace) -> int:

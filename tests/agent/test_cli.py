@@ -5,8 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
@@ -143,6 +145,45 @@ def test_follow_prints_each_alert_once_until_interrupted(url: str) -> None:
         finally:
             follower.kill()
     assert (rest, errors, follower.returncode) == ("", "", 130)
+
+
+@pytest.fixture
+def unsteady() -> Iterator[tuple[str, list[Any]]]:
+    """A server and the answers it has still to give: None breaks off, a number refuses, a list is alerts."""
+    answers: list[Any] = []
+
+    class Unsteady(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            answer = answers.pop(0)
+            if answer is None:
+                return
+            self.send_response(answer if isinstance(answer, int) else 200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"items": answer, "next": None}).encode())
+
+        def log_message(self, *_: Any) -> None:
+            """Quiet."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Unsteady) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}", answers
+        server.shutdown()
+        thread.join(60)
+
+
+def test_follow_outlives_a_server_that_is_away_or_busy_for_a_while(
+    unsteady: tuple[str, list[Any]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradspectra.reading_commands.FOLLOW_EVERY", 0.01)
+    server, answers = unsteady
+    one, two = ({"id": name, "state": "open", "severity": "warning"} for name in "ab")
+    answers += [[one], None, None, 503, [two, one], [two, one], 404]
+    assert cli.main(["alerts", "--follow", "--json", "--server", server]) == 1
+    said = capsys.readouterr()
+    assert [json.loads(line)["id"] for line in said.out.splitlines()] == ["a", "b"]
+    assert said.err.count("; trying again") == 1
+    assert "the server answered 404" in said.err
 
 
 def test_a_server_that_is_away_or_refuses_is_one_line_and_status_1(capsys: pytest.CaptureFixture[str]) -> None:
