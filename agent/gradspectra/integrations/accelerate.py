@@ -36,11 +36,9 @@ class _Losses:
         self._watch = opened
 
     def saw(self, accelerator: Accelerator, loss: Any) -> None:
-        if accelerator is not self._accelerator:
-            return
-        if self._watch.closed:
+        if self._watch.closed:  # whoever takes a loss backward now: nothing is to keep the model alive
             patch.close(self)
-        elif isinstance(loss, Tensor):
+        elif accelerator is self._accelerator and isinstance(loss, Tensor):
             self._watch.log(loss=loss.detach())
 
 

@@ -29,15 +29,22 @@ class GradSpectraCallback(Callback):  # type: ignore[misc, unused-ignore]
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Open the watch."""
         steps = trainer.estimated_stepping_batches
+        start = trainer.global_step // max(1, len(trainer.optimizers))
+        saved, self._saved = self._saved or self._earlier(start), None
         options = {
             "config": {"hyperparameters": dict(pl_module.hparams), "precision": str(trainer.precision)},
             "total_steps": steps if isinstance(steps, int) and steps > 0 else None,
-            "start_step": trainer.global_step // max(1, len(trainer.optimizers)),
-            "resume": self._saved["run_id"] if self._saved else None,
+            "start_step": start,
+            "resume": saved["run_id"] if saved else None,
         } | self._options
         self.watch = watch(pl_module, trainer.optimizers, **options)
-        if self._saved and self._saved["step"] == options["start_step"]:
-            self.watch.load_state_dict(self._saved)
+        if saved and saved["step"] == options["start_step"]:
+            self.watch.load_state_dict(saved)
+
+    def _earlier(self, start: int) -> Mapping[str, Any] | None:
+        """The state of the fit before, where this one goes on from it."""
+        state = None if self.watch is None or not start else self.watch.state_dict()
+        return state if state and state["step"] == start else None
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         """Log loss and sizes of the part that went through."""

@@ -13,6 +13,7 @@ from transformers import Trainer, TrainerCallback
 from gradspectra.guard import Guard
 from gradspectra.integrations.batch_sizes import IGNORED, examples_of, tokens_of
 from gradspectra.patches import Function, Patch
+from gradspectra.run_request import MAX_NAME
 from gradspectra.watch import Watch, watch
 
 OWN = frozenset(("loss", "grad_norm", "learning_rate", "epoch", "step"))
@@ -22,9 +23,10 @@ OWN = frozenset(("loss", "grad_norm", "learning_rate", "epoch", "step"))
 class GradSpectraCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
     """Watches the training of a Trainer, from its first to its last step.
 
-    options: the arguments of `gradspectra.watch` but model and optimizer. By default the run has the name and the
-    configuration of the TrainingArguments; a training that Trainer resumes from a checkpoint resumes the run.
-    Raises TypeError or ValueError for a wrong option when the training begins. `watch` is the open watch.
+    options: the arguments of `gradspectra.watch` but model and optimizer. By default the run has the configuration of
+    the TrainingArguments, and their name or else folder; a training that Trainer resumes from a checkpoint resumes the
+    run. Raises TypeError or ValueError for a wrong option when the training begins. `watch` is the open watch; of a
+    training that breaks it is closed as failed at the end of the program, or when the callback's next one begins.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -37,13 +39,13 @@ class GradSpectraCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:  # noqa: ARG002
         """Open the watch."""
         options = {
-            "run": args.run_name or None,
+            "run": str(args.run_name or args.output_dir)[-MAX_NAME:],
             "config": args.to_sanitized_dict(),
             "total_steps": state.max_steps if state.max_steps > 0 else None,
             "start_step": state.global_step,
             "resume": "auto" if state.global_step else None,
         } | self._options
-        self._close("finished")
+        self._close("failed")  # one that is open yet broke: Trainer tells nobody of an exception
         self.watch = watch(given["model"], given["optimizer"], **options)
         self._losses.clear()
         self._parts_seen = False

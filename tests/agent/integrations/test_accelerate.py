@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from agent.watched_training import KeepingTransport, attention, loss_of
@@ -85,6 +88,25 @@ def test_bfloat16_and_a_saved_state(kept, tmp_path, the_way: Way):
     assert [record.step for record in kept()] == [4, 5]
     assert KeepingTransport.last.arguments["start_step"] == 3
     assert the_way.layers
+
+
+@pytest.mark.usefixtures("kept")
+def test_a_closed_watch_lets_its_model_go():
+    from gradspectra.integrations import accelerate as integration
+
+    accelerator, model, optimizer = prepared()
+    with open_watch(accelerator, model, optimizer):
+        train(accelerator, model, optimizer, 0, 1, 1)
+    gone = weakref.ref(accelerator.unwrap_model(model))
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    other, second, optimizer = prepared()
+    with open_watch(other, second, optimizer):
+        train(other, second, optimizer, 0, 1, 1)
+        assert len(integration.patch.observers) == 1
+    KeepingTransport.last = None
+    del accelerator, model
+    gc.collect()
+    assert gone() is None
 
 
 @pytest.mark.usefixtures("kept")

@@ -133,3 +133,38 @@ def test_a_fit_that_breaks_ends_as_failed(tmp_path):
     with pytest.raises(ArithmeticError):
         fit(Broken(), tmp_path)
     assert KeepingTransport.last.closed == "failed"
+
+
+def test_a_fit_that_goes_on_goes_on_with_its_run(kept, tmp_path):
+    module = Module()
+    trainer, callback = fit(module, tmp_path)
+    assert KeepingTransport.last.arguments["resume"] is None
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(module, loader(), loader(8))
+    assert [record.step for record in kept()] == list(range(9, 17))
+    assert (KeepingTransport.last.arguments["resume"], KeepingTransport.last.arguments["start_step"]) == ("here", 8)
+    assert callback.watch.closed
+
+
+def test_a_callback_of_a_resumed_fit_begins_a_new_run_with_a_new_trainer(kept, tmp_path):
+    trainer, _ = fit(Module(), tmp_path)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    _, callback = fit(Module(), tmp_path, tmp_path / "last.ckpt", max_epochs=2)
+    assert KeepingTransport.last.arguments["resume"] == "here"
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "max_epochs": 1}
+    lightning.Trainer(accelerator="cpu", devices=1, callbacks=[callback], **quiet).fit(Module(), loader(), loader(8))
+    assert [record.step for record in kept()] == list(range(1, 9))
+    assert KeepingTransport.last.arguments["resume"] is None
+
+
+def test_an_interrupted_fit_ends_as_failed(kept, tmp_path):
+    class Interrupted(Module):
+        def training_step(self, batch, index):
+            if index == 3:
+                raise KeyboardInterrupt
+            return super().training_step(batch, index)
+
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        fit(Interrupted(), tmp_path)
+    assert KeepingTransport.last.closed == "failed"
+    assert [record.step for record in kept()] == [1, 2, 3]

@@ -171,6 +171,66 @@ def test_bfloat16_with_evaluations_and_a_resumed_training(kept, tmp_path, the_wa
     assert the_way.layers
 
 
+def small(tmp_path, *callbacks, **arguments):
+    """A Trainer of four steps without a name of its own."""
+    defaults = {"output_dir": str(tmp_path), "max_steps": 4, "report_to": [], "save_strategy": "no", "use_cpu": True}
+    given = transformers.TrainingArguments(**(defaults | {"disable_tqdm": True} | arguments))
+    data = {"train_dataset": examples(64), "eval_dataset": examples(8)}
+    return transformers.Trainer(Regression(), given, callbacks=list(callbacks), **data)
+
+
+def test_a_training_that_broke_is_failed_and_the_next_is_a_run_of_its_own(kept, tmp_path):
+    from gradspectra.integrations.transformers import GradSpectraCallback
+
+    class Breaks(transformers.TrainerCallback):
+        broken = False
+
+        def on_step_end(self, args, state, control, **_):  # noqa: ARG002
+            if state.global_step == 2 and not self.broken:
+                self.broken = True
+                raise KeyboardInterrupt
+
+    trainer = small(tmp_path, GradSpectraCallback(budget=None, spectra="off"), Breaks())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    first = KeepingTransport.last
+    trainer.train()
+    assert (first.closed, KeepingTransport.last.closed) == ("failed", "finished")
+    assert [record.step for record in kept()] == [1, 2, 3, 4]
+    assert KeepingTransport.last.arguments["resume"] is None
+
+
+def test_a_training_without_a_name_has_that_of_its_folder_and_finds_it_again(kept, tmp_path):
+    from gradspectra.integrations.transformers import GradSpectraCallback
+
+    folder = tmp_path / ("x" * 120) / ("y" * 120)
+    for resume in (False, str(folder / "checkpoint-2")):
+        callback = GradSpectraCallback(budget=None, spectra="off")
+        small(folder, callback, save_strategy="steps", save_steps=2).train(resume_from_checkpoint=resume)
+        assert KeepingTransport.last.arguments["name"] == str(folder)[-200:]
+    assert KeepingTransport.last.arguments["resume"] == "auto"
+    assert [record.step for record in kept()] == [3, 4]
+
+
+def test_an_early_stop_and_an_evaluation_before_the_first_step_end_well(kept, tmp_path):
+    from gradspectra.integrations.transformers import GradSpectraCallback
+
+    stop = transformers.EarlyStoppingCallback(early_stopping_patience=1, early_stopping_threshold=1e9)
+    evaluating = {
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "metric_for_best_model": "eval_loss",
+        "eval_on_start": True,
+    }
+    saving = {"save_strategy": "steps", "save_steps": 1, "load_best_model_at_end": True, "label_names": ["y"]}
+    trainer = small(tmp_path, GradSpectraCallback(budget=None, spectra="off"), stop, **evaluating, **saving)
+    trainer.train()
+    assert trainer.state.global_step < 4
+    assert [record.step for record in kept()] == list(range(1, trainer.state.global_step + 1))
+    assert all("eval_loss" in record.scalars for record in kept())
+    assert KeepingTransport.last.closed == "finished"
+
+
 def test_the_callback_hears_its_own_trainer_alone(kept, tmp_path):
     fit(Regression(), examples(64), tmp_path, mean_of_parts)
     from gradspectra.integrations import transformers as integration
