@@ -60,22 +60,30 @@ def apply_findings(
 def supersede_alerts(
     conn: sa.Connection, run: str, attempt: int, from_step: int, followed: Container[tuple[str, int]] | None = None
 ) -> list[dict[str, Any]]:
-    """Close what older attempts than `attempt` have open and no detector follows any more; returns what it closed.
+    """Close what older attempts than `attempt` have open and no detector follows any more; returns what changed.
 
     What opened from `from_step` on is hidden by the attempt. followed: rule and opening step of the episodes that the
-    attempt goes on with; what opened before `from_step` and is not among them closes too. None: all of it stays.
+    attempt goes on with; what opened before `from_step` and is not among them closes too. None: all of it stays. One
+    of them that closed from `from_step` on is open again: its closing is hidden.
     """
     lock_run(conn, run)
-    older = alerts.c.run == run, alerts.c.attempt < attempt, alerts.c.closed_step.is_(None)
+    older = alerts.c.run == run, alerts.c.attempt < attempt
+    hidden_close = alerts.c.opened_step < from_step, alerts.c.closed_step >= from_step
+    closed = conn.execute(sa.select(alerts).where(*older, *hidden_close)).all()
+    again = [row for row in closed if followed is not None and (row.rule, row.opened_step) in followed]
+    for row in again:
+        conn.execute(sa.update(alerts).where(alerts.c.id == row.id).values(_opened_again(row)))
     left = [
         row.id
-        for row in conn.execute(sa.select(alerts.c.id, alerts.c.rule, alerts.c.opened_step).where(*older))
+        for row in conn.execute(
+            sa.select(alerts.c.id, alerts.c.rule, alerts.c.opened_step).where(*older, alerts.c.closed_step.is_(None))
+        )
         if row.opened_step >= from_step or (followed is not None and (row.rule, row.opened_step) not in followed)
     ]
     hidden = alerts.c.opened_step >= from_step
     values = {"state": "closed", "superseded": hidden, "closed_step": alerts.c.last_step}
     conn.execute(sa.update(alerts).where(alerts.c.id.in_(left)).values(values))
-    return _after_change(conn, run, sorted(left))
+    return _after_change(conn, run, sorted([*left, *(row.id for row in again)]))
 
 
 def list_alerts(
@@ -198,8 +206,14 @@ def _open(conn: sa.Connection, run: str, attempt: int, alert: str, finding: Find
 
 
 def _follow(conn: sa.Connection, old: sa.Row[Any], finding: Finding) -> None:
-    """Take in an update or a close. What a person closed stays closed; severity never falls."""
-    values: dict[str, Any] = {"last_step": max(old.last_step, finding.step)}
+    """Take in an update or a close. What a person closed stays closed; severity never falls.
+
+    The detectors of a resumed run may remember an alert as open that has closed before the run was resumed: it stays
+    closed as it was, and opens again where it becomes worse.
+    """
+    if old.closed_step is not None and (finding.change == "close" or finding.step <= old.closed_step):
+        return
+    values: dict[str, Any] = {"last_step": max(old.last_step, finding.step), **_opened_again(old)}
     if finding.change == "close":
         values |= {"state": "closed", "closed_step": finding.step}
     else:
@@ -213,6 +227,13 @@ def _follow(conn: sa.Connection, old: sa.Row[Any], finding: Finding) -> None:
         if finding.evidence:
             values["evidence"] = finding.evidence
     conn.execute(sa.update(alerts).where(alerts.c.id == old.id).values(values))
+
+
+def _opened_again(old: sa.Row[Any]) -> dict[str, Any]:
+    """What an alert that a detector had closed is when it goes on; one that a person has seen is not put up again."""
+    if old.closed_step is None:
+        return {}
+    return {"closed_step": None, "state": "open" if old.acknowledged_at is None else old.state}
 
 
 def _after_change(conn: sa.Connection, run: str, changed: list[str]) -> list[dict[str, Any]]:

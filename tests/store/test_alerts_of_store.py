@@ -167,6 +167,33 @@ def test_what_opened_before_a_new_attempt_closes_where_no_detector_goes_on_with_
     assert of_run(store, run) == ("warning", 1)
 
 
+def test_an_alert_that_had_closed_before_a_resume_stays_closed_there_and_opens_again_where_it_gets_worse(
+    store: Store,
+) -> None:
+    run = started(store).run
+    apply(store, run, found("open", 10), found("close", 14))
+    with store.write() as conn:
+        assert supersede_alerts(conn, run, 2, 20, {("loss_spike", 10)}) == []
+    (kept,) = apply(store, run, found("close", 25))
+    assert [kept[name] for name in ("state", "closed_step", "last_step")] == ["closed", 14, 14]
+    assert of_run(store, run) == ("ok", 0)
+    (worse,) = apply(store, run, found("update", 27, value=9.0))
+    assert [worse[name] for name in ("state", "closed_step", "last_step", "value")] == ["open", None, 27, 9.0]
+    (closed,) = apply(store, run, found("close", 30))
+    assert [closed[name] for name in ("state", "closed_step", "last_step")] == ["closed", 30, 30]
+
+
+def test_an_alert_whose_closing_a_new_attempt_hides_is_open_again(store: Store) -> None:
+    run = started(store).run
+    apply(store, run, found("open", 10), found("close", 14))
+    with store.write() as conn:
+        (again,) = supersede_alerts(conn, run, 2, 12, {("loss_spike", 10)})
+    assert [again[name] for name in ("state", "closed_step", "superseded")] == ["open", None, False]
+    assert of_run(store, run) == ("warning", 1)
+    (closed,) = apply(store, run, found("close", 18))
+    assert [closed[name] for name in ("state", "closed_step")] == ["closed", 18]
+
+
 def test_alerts_are_listed_newest_first_in_pages(store: Store) -> None:
     first, second = started(store).run, started(store).run
     for run, step in ((first, 10), (second, 20), (first, 30)):

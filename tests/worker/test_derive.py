@@ -215,6 +215,20 @@ def test_a_resumed_run_closes_the_alert_of_the_attempt_before(store):
     assert (alert["attempt"], alert["opened_step"], alert["state"], alert["closed_step"]) == (1, 995, "closed", 1005)
 
 
+def test_an_alert_that_closed_before_the_resume_keeps_the_step_at_which_it_closed(store):
+    one = start(store)
+    run = numbers(1200)
+    run["loss"][994:1000] = 40.0  # open at step 1,000, whose state the resumed run goes on from
+    take_in(store, one, batches(run, one.session, per_batch=50))
+    two = start(store, resume=one.run, start_step=1100)
+    take_in(store, two, batches(numbers(100, 1, first=1101), two.session, per_batch=50))
+    derive(store, one.run)
+    with store.read() as conn:
+        (alert,) = list_alerts(conn, one.run)[0]
+    found = [alert[name] for name in ("opened_step", "state", "closed_step", "last_step")]
+    assert found == [995, "closed", 1005, 1005]
+
+
 def test_an_alert_that_the_resumed_runs_state_is_older_than_closes_and_is_not_there_twice(store):
     one = start(store)
     run = numbers(1400)
