@@ -162,6 +162,7 @@ def _check_layers(conn: sa.Connection, run: str, batch: Batch, digest: str, stat
     own = batch.layer_table
     if own is not None and (table is None or own.digest != digest) and known_table(conn, run, own.digest) is None:
         store_table(conn, run, own, _span(batch.steps, state)["first_step"])
+    if table is None:  # stored just now, perhaps by another session for which this one waited
         table = known_table(conn, run, digest)
     kind = "spectra" if batch.layers is None else "layers"
     if table is None:

@@ -54,10 +54,15 @@ def store_table(conn: sa.Connection, run: str, table: LayerTable, since_step: in
 
 
 def note_spectra(conn: sa.Connection, run: str, digest: str, known: KnownTable, members: bytes) -> None:
-    """Remember that the layers in `members` (one bit each) have had a spectrum; costs nothing where all had."""
+    """Remember that the layers in `members` (one bit each) have had a spectrum; costs nothing where all had.
+
+    known: as it was read with the run, which PostgreSQL locks afterwards: another session may have added to it.
+    """
     have = int.from_bytes(known.spectra, "little")
     more = have | int.from_bytes(members, "little")
     if more != have:
+        now = known_table(conn, run, digest) or known
+        more |= int.from_bytes(now.spectra, "little")
         of_table = layer_tables.c.run == run, layer_tables.c.digest == digest
         spectra = more.to_bytes(len(known.spectra), "little")
         conn.execute(sa.update(layer_tables).where(*of_table).values(spectra=spectra))

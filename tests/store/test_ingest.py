@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from typing import Any
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 from gradspectra_core.layers import Layer, LayerTable
 from gradspectra_core.records import Gap
 from gradspectra_store import Store
 from gradspectra_store.derived import pending
 from gradspectra_store.errors import BadBatch, SequenceGap, UnknownRun, UnknownSession
+from gradspectra_store.ingest import ingest
 from gradspectra_store.read import layer_list, read_layers, read_series, read_spectra, series_names
 from gradspectra_store.run_views import get_run, list_gaps
+from gradspectra_store.schema import segments
 from store.batches import TABLE, a_batch, columns, layer_block, spectrum_block, started, stored
 
 
@@ -23,6 +27,16 @@ def dump(store: Store) -> list[Any]:
 
     with store.read() as conn:
         return [conn.execute(table.select().order_by(*table.primary_key)).all() for table in metadata.sorted_tables]
+
+
+def wait_until_blocked(store: Store, thread: threading.Thread) -> None:
+    """Return once what the thread does waits for another transaction of PostgreSQL."""
+    blocked = "datname = current_database() AND cardinality(pg_blocking_pids(pid)) > 0"
+    count = 0
+    while not count:
+        assert thread.is_alive()
+        with store.read() as conn:
+            count = conn.execute(sa.text(f"SELECT count(*) FROM pg_stat_activity WHERE {blocked}")).scalar_one()
 
 
 def test_a_batch_is_stored_and_read_back(store: Store) -> None:
@@ -197,3 +211,21 @@ def test_names_are_known_without_opening_segments(store: Store) -> None:
     stored(store, run.run, a_batch(run.session, 2, [2], scalars=columns(more, 1)))
     with store.read() as conn:
         assert series_names(conn, run.run) == ["eval_loss", "loss"]
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+def test_a_session_that_waits_for_another_sees_what_that_one_stored(store: Store) -> None:
+    run = started(store)
+    other = started(store, resume=run.run, rank=1)
+    block = layer_block([1], {"grad_sq": np.ones((1, 3))})
+    later: dict[str, object] = {"layer_table": TABLE, "layers": block, "spectra": spectrum_block([(1, 2)])}
+    waiting = threading.Thread(target=stored, args=(store, run.run, a_batch(other.session, 1, [1], **later)))
+    with store.write() as conn:
+        first = a_batch(run.session, 1, [1], layer_table=TABLE, layers=block, spectra=spectrum_block([(1, 0)]))
+        ingest(conn, run.run, first, 1001.0)
+        waiting.start()
+        wait_until_blocked(store, waiting)
+    waiting.join(60)
+    with store.read() as conn:
+        assert conn.execute(sa.select(segments.c.rank).where(segments.c.kind == "layers")).scalars().all() == [0, 1]
+        assert [layer["spectra"] for layer in layer_list(conn, run.run)] == [True, False, True]
