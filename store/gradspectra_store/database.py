@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from gradspectra_store.engines import BUSY_MILLISECONDS, mapped_errors, new_engine
 from gradspectra_store.errors import StoreUnavailable
+from gradspectra_store.migrating import check_version
 from gradspectra_store.migrating import migrate as migrate_database
 from gradspectra_store.segment_cache import SegmentCache
 
@@ -79,6 +80,11 @@ class Store:
         """One transaction that only reads, all of it as it was at its first statement; never waits for writers."""
         with mapped_errors(self.url), self._reader.connect() as conn:
             yield conn
+
+    def check_version(self) -> None:
+        """Raise StoreTooOld or StoreTooNew where the database is not of this package's schema, now."""
+        with self.read() as conn:
+            check_version(conn)
 
     def checkpoint(self, least: int = 0) -> None:
         """Move the write-ahead log of SQLite into the file, off the path of commits; nothing on PostgreSQL.

@@ -90,6 +90,10 @@ class StoreTooNew(StoreError):
     """The database was migrated by a newer version of this package."""
 
 
+class StoreTooOld(StoreError):
+    """The database lacks migrations of this package, which a server applies when it starts."""
+
+
 class StoreTaken(StoreError):
     """The database has tables of another program that are called as ours."""
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
 from gradspectra_store.engines import mapped_errors, new_engine
-from gradspectra_store.errors import StoreTaken, StoreTooNew
+from gradspectra_store.errors import StoreTaken, StoreTooNew, StoreTooOld
 from gradspectra_store.schema import metadata
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,27 @@ def schema_versions(url: str) -> tuple[str | None, str]:
         if version is None:
             _check_free(conn)
         return version, _head(script)
+
+
+def check_version(conn: sa.Connection) -> None:
+    """Raise StoreTooOld or StoreTooNew where a database's schema is not this package's."""
+    version = MigrationContext.configure(conn).get_current_revision()
+    head, known = _own_versions()
+    _check_known(version, known)
+    if version != head:
+        has = "no schema yet" if version is None else f"schema version {version}"
+        raise StoreTooOld(
+            f"the database has {has}, and this version of gradspectra needs {head}; `gradspectra serve` brings it to "
+            "that when it starts, and `gradspectra migrate` alone"
+        )
+
+
+@cache
+def _own_versions() -> tuple[str, frozenset[str]]:
+    """The newest version of this package, and all that it knows."""
+    with as_file(files("gradspectra_store") / "migrations") as folder:
+        script = ScriptDirectory(str(folder))
+        return _head(script), frozenset(revision.revision for revision in script.walk_revisions())
 
 
 @contextmanager
@@ -84,13 +106,16 @@ def _upgrade(engine: sa.Engine, config: Config, script: ScriptDirectory) -> str:
 
 def _version(conn: sa.Connection, script: ScriptDirectory) -> str | None:
     version = MigrationContext.configure(conn).get_current_revision()
-    known = {revision.revision for revision in script.walk_revisions()}
+    _check_known(version, {revision.revision for revision in script.walk_revisions()})
+    return version
+
+
+def _check_known(version: str | None, known: Container[str]) -> None:
     if version is not None and version not in known:
         raise StoreTooNew(
             f"the database has schema version {version}, which this version of gradspectra does not know; "
             "install the newer gradspectra that wrote it, or restore the backup made before it"
         )
-    return version
 
 
 def _check_free(conn: sa.Connection) -> None:

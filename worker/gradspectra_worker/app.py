@@ -6,12 +6,14 @@ import os
 from typing import Any
 
 from billiard import pool as billiard_pool
-from celery import Celery, bootsteps
+from celery import Celery, bootsteps, signals
+from gradspectra_store import StoreError
 from kombu.transport import redis as redis_transport
 
 from gradspectra_worker.heartbeat import BEAT_SECONDS, Heartbeat
 from gradspectra_worker.redis_urls import checked, for_celery
 from gradspectra_worker.retain import RETAIN_SECONDS
+from gradspectra_worker.starting import await_schema
 
 DERIVE = "gradspectra.derive"
 COMPACT = "gradspectra.compact"
@@ -105,6 +107,18 @@ def make_app(redis_url: str) -> Celery:
     )
     made.steps["consumer"].add(_Living)
     return made
+
+
+@signals.worker_init.connect  # type: ignore[untyped-decorator]
+def _see_database(**_: Any) -> None:
+    """End a worker that could do nothing: celery itself would let each of its tasks fail."""
+    url = os.environ.get("GRADSPECTRA_DATABASE_URL", "")
+    if not url:
+        raise SystemExit("GRADSPECTRA_DATABASE_URL is not set: the worker reads and writes the server's database")
+    try:
+        await_schema(url)
+    except StoreError as error:
+        raise SystemExit(str(error)) from None
 
 
 def _from_environment() -> Celery:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Callable
+from functools import cache, wraps
+from typing import ParamSpec
 
 from celery import current_app, shared_task
 from gradspectra_store import Store
 from gradspectra_store.compaction import compactable_runs
-from gradspectra_store.errors import StoreFull, StoreUnavailable
+from gradspectra_store.errors import StoreFull, StoreTooNew, StoreTooOld, StoreUnavailable
 
 from gradspectra_worker.announce import Announcement, RedisAnnouncer
 from gradspectra_worker.app import COMPACT, DELIVER, DERIVE, RETAIN, RETAIN_DUE, SWEEP, SWEEP_SECONDS
@@ -28,19 +28,25 @@ COMPACT_TURNS = 100
 """Rounds of compaction in one task, so that it ends long before it would be stopped."""
 
 _log = logging.getLogger(__name__)
+P = ParamSpec("P")
 
 
-@contextmanager
-def _or_later() -> Iterator[None]:
-    """Say in one line that the database is away or full: whoever asked for the task asks again, every few seconds."""
-    try:
-        yield
-    except (StoreUnavailable, StoreFull) as error:
-        _log.error("left for later: %s", str(error).partition("\n")[0])
+def _or_later(work: Callable[P, None]) -> Callable[P, None]:
+    """Say in one line that the database is away, full or of another version: whoever asked for the task asks again."""
+
+    @wraps(work)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            _store(os.getpid()).check_version()  # a newer server may have migrated it meanwhile
+            work(*args, **kwargs)
+        except (StoreUnavailable, StoreFull, StoreTooNew, StoreTooOld) as error:
+            _log.error("left for later: %s", str(error).partition("\n")[0])
+
+    return run
 
 
 @shared_task(name=DERIVE)  # type: ignore[untyped-decorator]
-@_or_later()
+@_or_later
 def derive_run(run: str) -> None:
     """Derive a run up to its last batch, and have the alerts that changed delivered."""
     clear_flag(_redis_url(), run)  # before reading: what comes from now on is asked for anew
@@ -62,14 +68,14 @@ def derive_run(run: str) -> None:
 
 
 @shared_task(name=COMPACT)  # type: ignore[untyped-decorator]
-@_or_later()
+@_or_later
 def compact_run(run: str) -> None:
     """Compact a run, some rounds at a time; the sweep asks for the rest."""
     compact(_store(os.getpid()), run, turns=COMPACT_TURNS)
 
 
 @shared_task(name=DELIVER)  # type: ignore[untyped-decorator]
-@_or_later()
+@_or_later
 def deliver_alerts() -> None:
     """Send the alerts that are due."""
     hosts = os.environ.get("GRADSPECTRA_ALERT_ALLOW_HOSTS", "")
@@ -77,7 +83,7 @@ def deliver_alerts() -> None:
 
 
 @shared_task(name=SWEEP)  # type: ignore[untyped-decorator]
-@_or_later()
+@_or_later
 def sweep_runs() -> None:
     """Find what lost messages left undone, and have the runs compacted that were derived further."""
     store = _store(os.getpid())
@@ -91,7 +97,7 @@ def sweep_runs() -> None:
 
 
 @shared_task(name=RETAIN)  # type: ignore[untyped-decorator]
-@_or_later()
+@_or_later
 def retain_run(run: str) -> None:
     """Retire a run that is still due, some transactions at a time; the next look asks for the rest."""
     store, now = _store(os.getpid()), time.time()
@@ -101,7 +107,7 @@ def retain_run(run: str) -> None:
 
 
 @shared_task(name=RETAIN_DUE)  # type: ignore[untyped-decorator]
-@_or_later()
+@_or_later
 def retain_runs() -> None:
     """Have the runs retired that are due."""
     for run in due(_store(os.getpid()), time.time())[1]:
