@@ -13,7 +13,7 @@ from uvicorn.supervisors import Multiprocess
 
 from gradspectra_backend.app import create_app
 from gradspectra_backend.settings import PREFIX, Settings
-from gradspectra_backend.start import bind, check_data_folder, open_once
+from gradspectra_backend.start import alone, bind, check_data_folder, open_once
 
 STOP_SECONDS = 5
 KEEP_ALIVE_SECONDS = 75
@@ -41,10 +41,11 @@ def serve(settings: Settings) -> int:
     check_data_folder(settings)
     listener = bind(settings.host, settings.port)
     try:
-        open_once(settings)
-        if settings.processes == 1:
-            return _one(settings, listener)
-        return _several(settings, listener)
+        with alone(settings):
+            open_once(settings)
+            if settings.processes == 1:
+                return _one(settings, listener)
+            return _several(settings, listener)
     finally:
         listener.close()
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from gradspectra_store import Store, StoreError
@@ -67,6 +70,42 @@ def _why_not_bound(host: str, port: int, error: OSError) -> str:
     if error.errno == errno.EACCES:
         return f"port {port} may not be used by this user; choose one above 1023 with --port"
     return f"cannot listen on {host} port {port}: {error.strerror}; see --host and --port"
+
+
+@contextmanager
+def alone(settings: Settings) -> Iterator[None]:
+    """Keep other servers off an SQLite file meanwhile: what one takes in, the pages of the other do not hear.
+
+    Servers that all have Redis hear of each other by it, and share the file. Raises CannotStart, which names the file
+    and the other process.
+    """
+    file = database_file(settings)
+    if file is None or sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    try:
+        lock = Path(f"{file}.lock").open("a+")  # noqa: SIM115
+    except OSError:  # told in full where the database is opened
+        yield
+        return
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_NB | (fcntl.LOCK_EX if settings.redis_url is None else fcntl.LOCK_SH))
+        except BlockingIOError:
+            lock.seek(0)
+            raise CannotStart(
+                f"the database {file} is in use by another gradspectra serve (process {lock.read() or 'unknown'}); "
+                "stop that one, choose another folder with --data, or let both work over Redis (GRADSPECTRA_REDIS_URL)"
+            ) from None
+        except OSError:  # a file system without locks
+            yield
+            return
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
 
 
 def open_once(settings: Settings) -> None:

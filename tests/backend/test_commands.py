@@ -12,6 +12,8 @@ import httpx2
 import pytest
 from backend.callers import API, Caller, batch
 from backend.servers import command, serving
+from gradspectra_backend.settings import load_settings
+from gradspectra_backend.start import CannotStart, alone
 
 
 def test_a_port_that_is_taken_is_said_and_nothing_is_started(tmp_path):
@@ -46,6 +48,23 @@ def test_a_database_that_another_program_has_locked_is_said(tmp_path, monkeypatc
     assert done.returncode == 2
     assert "database is locked" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_second_server_on_the_same_data_is_refused_unless_both_have_redis(tmp_path):
+    with serving(tmp_path) as server:
+        done = command("serve", "--port", "0", "--data", str(tmp_path))
+        assert command("token", "list", "--data", str(tmp_path)).returncode == 0
+        killed = server.process.pid
+        server.process.kill()
+        server.process.wait(60)
+    assert done.returncode == 2
+    assert f"{tmp_path}/gradspectra.db is in use by another gradspectra serve (process {killed})" in done.stderr
+    assert "--data" in done.stderr
+    shared, own = (load_settings(data=tmp_path, redis_url=url) for url in ("redis://127.0.0.1", None))
+    with alone(shared), alone(shared), pytest.raises(CannotStart), alone(own):
+        pass
+    with alone(own), pytest.raises(CannotStart), alone(shared):
+        pass
 
 
 def test_an_address_of_another_machine_is_said(tmp_path):
