@@ -126,6 +126,7 @@ def test_without_torch_the_demo_replays_a_recording_with_the_same_alerts(tmp_pat
         eventually(lambda: rest.get(f"/runs/{run}")["state"] == "finished", 60, "the replay ends")
         check_page(f"http://127.0.0.1:{port}", run)
         assert "A recorded training job is replayed" in demo.output()
+        assert rest.get(f"/runs/{run}")["notes"] == "A recording of the demo's training job, replayed."
         assert "stays until Ctrl-C" in demo.output()
         stop_by_ctrl_c(demo, port)
 

@@ -26,7 +26,7 @@ def replay(batches: Iterator[Batch], run: str, speed: float) -> None:
         name=run,
         config={"replayed": True},
         tags=["demo", "replay"],
-        notes="A recording of the demo's training job, replayed because torch is not installed.",
+        notes="A recording of the demo's training job, replayed.",
     )
     transport.start()
     began, first = time.time(), None
