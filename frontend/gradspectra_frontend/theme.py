@@ -156,8 +156,11 @@ def base_layout(theme: Theme, title: str, revision: str, **more: Any) -> dict[st
 def decades(values: NDArray[Any]) -> float:
     """Powers of ten between the smallest and the largest positive finite value; 0 where there is none."""
     positive = values[np.isfinite(values) & (values > 0)]
-    return float(np.log10(positive.max() / positive.min())) if positive.size else 0.0
+    return float(np.log10(positive.max()) - np.log10(positive.min())) if positive.size else 0.0
 
+
+VALUE_TICKS = 8
+"""At most so many decades on an axis of values have a tick: Plotly takes half a minute to set 600."""
 
 ALIKE = 1e-9
 """Values that differ by less than this share of them are one value."""
@@ -166,6 +169,7 @@ ALIKE = 1e-9
 def value_ticks(log: bool, values: NDArray[Any]) -> dict[str, Any]:
     """Ticks that stay readable: whole decades over a wide range, also 2 and 5 over a narrower one; none of no value.
 
+    Over a very wide range each nth decade has one, so that there are at most VALUE_TICKS.
     A linear axis of one value alone begins at 0: Plotly shows one unit to either side else, and a rate of 0.001 as 0.
     """
     finite = values[np.isfinite(values)]
@@ -175,7 +179,8 @@ def value_ticks(log: bool, values: NDArray[Any]) -> dict[str, Any]:
         alone = finite.max() - finite.min() <= ALIKE * abs(finite.max())
         return {"exponentformat": "SI"} | ({"rangemode": "tozero"} if alone else {})
     wide = decades(values)
-    return {"exponentformat": "power"} | ({"dtick": 1} if wide > 2.5 else {"dtick": "D2"} if wide > 0.7 else {})
+    each = max(1, int(np.ceil(wide / VALUE_TICKS)))
+    return {"exponentformat": "power"} | ({"dtick": each} if wide > 2.5 else {"dtick": "D2"} if wide > 0.7 else {})
 
 
 def faded(colour: str, opacity: float) -> str:

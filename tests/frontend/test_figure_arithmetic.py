@@ -9,7 +9,7 @@ import pytest
 from gradspectra_frontend.heatmap import gridded, held, log_ticks, packed, short_names
 from gradspectra_frontend.marks import broken, holes
 from gradspectra_frontend.noise_floor import noise_effective_rank
-from gradspectra_frontend.theme import DARK, LIGHT, SEQUENCE, colour_scale, faded, step_axis
+from gradspectra_frontend.theme import DARK, LIGHT, SEQUENCE, VALUE_TICKS, colour_scale, faded, step_axis, value_ticks
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -124,3 +124,13 @@ def test_the_colour_scale_only_grows_lighter() -> None:
     scale = colour_scale()
     assert (scale[0], scale[-1]) == ([0.0, SEQUENCE[0]], [1.0, SEQUENCE[-1]])
     assert faded("#102030", 0.25) == "rgba(16,32,48,0.25)"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "each"),
+    [(1.0, 2.0, None), (1.0, 100.0, "D2"), (1e-3, 10.0, 1), (1e-38, 1e38, 10), (5e-324, 1e308, 79)],
+)
+def test_a_log_axis_has_few_ticks_whatever_it_spans(low: float, high: float, each: object) -> None:
+    ticks = value_ticks(True, np.array([high, np.nan, low, np.inf]))
+    assert ticks.get("dtick") == each
+    assert not isinstance(each, int) or (np.log10(high) - np.log10(low)) / each <= VALUE_TICKS
