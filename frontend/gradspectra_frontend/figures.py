@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from gradspectra_frontend import layer_figures, scalar_figures, spectrum_figures, suggestion_figures
@@ -53,6 +53,14 @@ def figure_needs(name: str) -> Needs:
     return _NEEDS[name]
 
 
+def series_read(name: str, available: Iterable[str]) -> list[str]:
+    """Those of the available series that a figure of series is built from."""
+    needs: tuple[Any, ...] = figure_needs(name)
+    wanted = needs[1]
+    begun = tuple(one[:-1] for one in wanted if one.endswith("*"))
+    return [one for one in available if one in wanted or one.startswith(begun)]
+
+
 def build(
     name: str, *, data: Any, alerts: Sequence[Mapping[str, Any]] = (), theme: str = "light", **options: Any
 ) -> Figure:
@@ -63,7 +71,10 @@ def build(
     (null in JSON) and a mark of its own says so. Raises UnknownFigure, and ValueError for a bad option.
     """
     _check(name)
-    return FIGURES[name](data, alerts, theme_named(theme), **options)
+    figure = FIGURES[name](data, alerts, theme_named(theme), **options)
+    if _NEEDS[name][0] == "series":
+        figure["layout"]["meta"]["series"] = series_read(name, data.series)
+    return figure
 
 
 def _check(name: str) -> None:

@@ -43,10 +43,14 @@ test("shares, times and cadences read as people write them", () => {
   assert.deepEqual([0, 999, -1000, 12345.6, "Infinity", "NaN", null].map(format.whole), ["0", "999", "-1,000", "12,346", "+inf", "NaN", "–"]);
 });
 
-test("time left follows the mean speed so far", () => {
-  assert.equal(format.timeLeft({ last_step: 100, total_steps: 400, created_at: 0, updated_at: 50 }), 150);
-  assert.equal(format.timeLeft({ last_step: 0, total_steps: 400, created_at: 0, updated_at: 50 }), null);
-  assert.equal(format.timeLeft({ last_step: 5, total_steps: null, created_at: 0, updated_at: 50 }), null);
+test("time left follows the mean speed of the present attempt", () => {
+  const run = { last_step: 100, total_steps: 400, attempt_first_step: 1, attempt_created_at: 0, created_at: 0, updated_at: 50 };
+  assert.equal(format.timeLeft(run), 150);
+  assert.equal(format.timeLeft({ ...run, last_step: 0 }), null);
+  assert.equal(format.timeLeft({ ...run, total_steps: null }), null);
+  const resumed = { ...run, attempt: 2, attempt_first_step: 51, attempt_created_at: 100_000, updated_at: 100_100 };
+  assert.equal(format.timeLeft(resumed), 600, "50 steps took 100 s, whatever went before");
+  assert.equal(format.timeLeft({ ...resumed, last_step: 50 }), null);
 });
 
 test("nested settings become rows", () => {
@@ -114,12 +118,25 @@ test("filtering keeps the rows of the layers that fit", () => {
   assert.deepEqual([...rowsOf(packed([[1, 2], [3, 4]]))[1]], [3, 4]);
 });
 
+test("a heatmap is decoded once for all rows that are kept", () => {
+  const own = globalThis.atob;
+  let decoded = 0;
+  globalThis.atob = (text) => ((decoded += 1), own(text));
+  try {
+    assert.equal(filterRows(heatmap(), ".").data[0].z.length, 2);
+  } finally {
+    globalThis.atob = own;
+  }
+  assert.equal(decoded, 2, "values and what is told of them");
+});
+
 test("the zoom of the address is the one that is drawn", () => {
   assert.deepEqual(zoomed(heatmap(), [5, 9]).layout.xaxis, { range: [5, 9], autorange: false });
   assert.deepEqual(zoomed({ data: [], layout: { xaxis: { range: [1, 2] } } }, null).layout.xaxis, { autorange: true });
   assert.deepEqual(zoomed(heatmap(), undefined).layout.xaxis, {});
   assert.deepEqual(rangeFrom({ "xaxis.range[0]": 3.7, "xaxis.range[1]": 9.2 }), [3, 10]);
   assert.deepEqual(rangeFrom({ "xaxis.range": [-4, 9] }), [0, 9]);
+  assert.deepEqual(rangeFrom({ "xaxis.range": [-400, -200.5] }), [0, 1], "dragged away from all steps");
   assert.equal(rangeFrom({ "xaxis.autorange": true }), null);
   assert.equal(rangeFrom({ "yaxis.range[0]": 1 }), undefined);
 });
@@ -144,7 +161,7 @@ test("a narrow figure gets short names, and fingers scroll instead of zooming", 
 });
 
 test("each figure names the call for its numbers", () => {
-  assert.deepEqual(dataCall("r", "loss", { start: 1, stop: 2, columns: 10 }), ["/runs/r/series", { names: "loss,eval_loss", start: 1, stop: 2, columns: 10 }]);
+  assert.deepEqual(dataCall("r", "learning_rate", { start: 1, stop: 2, columns: 10 }, ["learning_rate", "learning_rate/a,b"]), ["/runs/r/series", { names: "learning_rate,learning_rate/a\\,b", start: 1, stop: 2, columns: 10 }]);
   assert.equal(dataCall("r", "layers", { statistic: "update_ratio" })[0], "/runs/r/layers/update_ratio");
   assert.equal(dataCall("r", "effective_rank", {})[0], "/runs/r/layers/effective_rank");
   assert.deepEqual(dataCall("r", "ranks", { layer: "l", of: "weight" }), ["/runs/r/spectra", { layer: "l", of: "weight", start: undefined, stop: undefined }]);
@@ -161,6 +178,9 @@ test("the verdict names the worst open alert, else how the run stands", () => {
   assert.equal(verdict({ ...run, state: "lost" }, [], 7300).text, "Lost: last heard 2 h ago, at step 1,200. Loss 1.5.");
   assert.equal(verdict({ ...run, last_step: 0, sparkline: undefined }, [], 1).text, "Healthy before its first step: no open alert.");
   assert.equal(verdict(run, [{ ...alert("critical", 5), muted: true }], 10).health, "ok");
+  assert.deepEqual(verdict({ ...run, health: "critical", open_alerts: 2 }, null, 10), { health: "critical", text: "Critical at step 1,200: 2 open alerts." });
+  assert.equal(verdict({ ...run, health: "warning", open_alerts: 0 }, null, 10).text, "Warning at step 1,200: no open alerts.");
+  assert.equal(verdict({ ...run, health: "ok", open_alerts: 0 }, null, 10).text, "Healthy at step 1,200: no open alert. Loss 1.5.");
   assert.deepEqual(standing([alert("info", 1), alert("warning", 9), alert("warning", 2)]).map((one) => one.opened_step), [2, 9, 1]);
 });
 

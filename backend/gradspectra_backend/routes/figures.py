@@ -6,8 +6,7 @@ from contextlib import nullcontext
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query
-from gradspectra_core.views import Series
-from gradspectra_frontend.figures import UnknownFigure, build, figure_needs
+from gradspectra_frontend.figures import UnknownFigure, build, figure_needs, series_read
 from gradspectra_store import alerts, read, suggestions
 from pydantic import BaseModel, Field
 from sqlalchemy import Connection
@@ -68,7 +67,7 @@ def read_figure(
     with large_answer() if needs[0] == "layers" else nullcontext():
         with context.store.read() as conn:
             run_object(conn, run)
-            data = _data(conn, run, needs, query)
+            data = _data(conn, run, name, query)
             shaded = _alerts(conn, run)
         try:
             figure = build(name, data=data, alerts=shaded, theme=query.theme, **options)
@@ -78,9 +77,11 @@ def read_figure(
         return answer(figure)
 
 
-def _data(conn: Connection, run: str, needs: tuple[Any, ...], query: FigureQuery) -> Any:
+def _data(conn: Connection, run: str, name: str, query: FigureQuery) -> Any:
+    needs: tuple[Any, ...] = figure_needs(name)
     if needs[0] == "series":
-        return _series(conn, run, needs[1], query)
+        wanted = series_read(name, read.series_names(conn, run))
+        return read.read_series(conn, run, wanted, query.start, query.stop, query.columns)
     if needs[0] == "layers":
         statistic = query.statistic or needs[1]
         layers = names_of(query.layer) or None
@@ -92,16 +93,6 @@ def _data(conn: Connection, run: str, needs: tuple[Any, ...], query: FigureQuery
             raise Problem("bad-request", "layer: this figure is of one layer, name it", field="layer")
         return read.read_spectra(conn, run, query.layer, query.start, query.stop, query.columns, query.of)
     return suggestions.list_suggestions(conn, run)
-
-
-def _series(conn: Connection, run: str, names: tuple[str, ...], query: FigureQuery) -> Series:
-    available = read.series_names(conn, run)
-    wanted = [
-        name
-        for name in available
-        if name in names or any(name.startswith(start[:-1]) for start in names if start.endswith("*"))
-    ]
-    return read.read_series(conn, run, wanted, query.start, query.stop, query.columns)
 
 
 def _alerts(conn: Connection, run: str) -> list[dict[str, Any]]:

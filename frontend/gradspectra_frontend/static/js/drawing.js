@@ -12,7 +12,7 @@ const COARSE = matchMedia("(pointer: coarse)");
 
 /**
  * @typedef {{path: string, params: Record<string, any>, range: [number, number] | null | undefined, run: string | null,
- *   change: (figure: any) => any, onRange?: (range: [number, number] | null) => void, onPoint?: (point: any) => void,
+ *   change: (figure: any) => any, onRange?: (range: [number, number] | null) => void, onPoint?: (point: any, meta: any) => void,
  *   onFigure?: (figure: any) => void, onStatus: (status: {state: string, failure?: Failure}) => void}} Wish
  */
 
@@ -30,6 +30,7 @@ export class Drawing {
     this.pressed = false;
     this.bound = false;
     this.drawn = 0;
+    this.dragMode = "";
     this.size = "";
     /** @type {import("./figure_view.js").Margins | null} */
     this.margins = null;
@@ -108,6 +109,7 @@ export class Drawing {
     if (this.abort.signal.aborted || !this.figure || this.pressed) return;
     const changed = this.wish.change(this.figure);
     const { data, layout } = fitted(zoomed(changed, this.wish.range), this.place.clientWidth, COARSE.matches, this.margins);
+    if (this.dragMode) layout.dragmode = this.dragMode;
     this.place.style.height = layout.height ? `${layout.height}px` : "";
     this.size = this.sizeNow();
     const begun = performance.now();
@@ -118,7 +120,7 @@ export class Drawing {
     if (!this.bound) this.bind();
     this.frame.dataset.lastStep = String(layout.meta.last_step ?? 0);
     this.frame.dataset.drawn = String((this.drawn += 1));
-    this.wish.onStatus({ state: isEmpty(changed) ? "empty" : "drawn" });
+    this.wish.onStatus({ state: !isEmpty(changed) ? "drawn" : isEmpty(this.figure) ? "empty" : "filtered" });
     this.wish.onFigure?.(changed);
     this.hoverAgain();
   }
@@ -131,7 +133,7 @@ export class Drawing {
       if (range !== undefined) this.wish.onRange?.(range);
     });
     plot.on("plotly_doubleclick", () => void this.reset());
-    plot.on("plotly_click", (/** @type {any} */ event) => this.wish.onPoint?.(event.points[0]));
+    plot.on("plotly_click", (/** @type {any} */ event) => this.wish.onPoint?.(event.points[0], plot.layout.meta));
   }
 
   hoverAgain() {
@@ -162,8 +164,8 @@ export class Drawing {
 
   /** @param {string} mode */
   async drag(mode) {
-    const Plotly = await plotly();
-    await Plotly.relayout(this.place, { dragmode: mode });
+    this.dragMode = mode;
+    await this.draw();
   }
 
   /** Show all again: both axes. */

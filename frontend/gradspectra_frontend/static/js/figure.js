@@ -1,6 +1,7 @@
 // A panel with one figure: title, menu, the plot, and in words what is loading, missing or wrong.
 
-import { address } from "./api.js";
+import { address, get } from "./api.js";
+import { copied } from "./clipboard.js";
 import { useTheme } from "./data.js";
 import { Drawing } from "./drawing.js";
 import { figureCall } from "./figure_calls.js";
@@ -27,7 +28,7 @@ const NOTHING = {
 
 /**
  * @param {{run: string, name: string, title?: string, params?: Record<string, any>, range?: [number, number] | null,
- *   onRange?: (range: [number, number] | null) => void, onPoint?: (point: any) => void, onFigure?: (figure: any) => void,
+ *   onRange?: (range: [number, number] | null) => void, onPoint?: (point: any, meta: any) => void, onFigure?: (figure: any) => void,
  *   onSettled?: () => void, change?: (figure: any) => any, wide?: boolean, note?: any, tall?: boolean}} props
  */
 export function Figure({ run, name, title, params = {}, range = null, onRange, onPoint, onFigure, onSettled, change = same, wide, note, tall }) {
@@ -35,13 +36,12 @@ export function Figure({ run, name, title, params = {}, range = null, onRange, o
   const place = useRef(/** @type {any} */ (null));
   const drawing = useRef(/** @type {Drawing | null} */ (null));
   const [status, setStatus] = useState(/** @type {{state: string, failure?: any}} */ ({ state: "loading" }));
-  const [heading, setHeading] = useState(title ?? "");
-  const [said, setSaid] = useState("");
+  const [meta, setMeta] = useState(/** @type {any} */ (null));
   const theme = useTheme();
   const [path, asked] = figureCall(run, name, params, { wide, range, theme, width: innerWidth });
+  const heading = title ?? meta?.title ?? "";
   const shown = (/** @type {any} */ figure) => {
-    setHeading(title ?? figure.layout.meta.title ?? "");
-    setSaid(figure.layout.meta.note ?? "");
+    setMeta(figure.layout.meta);
     onFigure?.(figure);
   };
   const stepless = name === "spectrum" || name === "suggestions";
@@ -73,27 +73,33 @@ export function Figure({ run, name, title, params = {}, range = null, onRange, o
       <figcaption>
         <h3>${heading || " "}</h3>
         ${note && html`<span class="muted small hint">${note}</span>`}
-        ${said && html`<span class="muted small hint" data-note>${said}</span>`}
-        <${Menu} drawing=${drawing} run=${run} name=${name} params=${asked} />
+        ${meta?.note && html`<span class="muted small hint" data-note>${meta.note}</span>`}
+        ${meta && html`<${Menu} drawing=${drawing} name=${name} call=${dataCall(run, name, asked, meta.series)} />`}
       </figcaption>
       <div class="plot" ref=${place}></div>
       ${status.state === "loading" && html`<p class="overlay">Loading …</p>`}
-      ${status.state === "empty" && html`<p class="overlay">${NOTHING[/** @type {keyof typeof NOTHING} */ (name)]}</p>`}
+      ${status.state === "empty" && html`<p class="overlay">${asked.start === undefined || stepless ? NOTHING[/** @type {keyof typeof NOTHING} */ (name)] : "Nothing of this was recorded in these steps."}</p>`}
+      ${status.state === "filtered" && html`<p class="overlay">No layer's name or role fits the filter.</p>`}
       ${status.state === "failed" && html`<div class="overlay"><${Problem} failure=${status.failure} /></div>`}
     </figure>`;
 }
 
-/** @param {{drawing: {current: Drawing | null}, run: string, name: string, params: Record<string, any>}} props */
-function Menu({ drawing, run, name, params }) {
+/** What can be done with a figure that is drawn. @param {{drawing: {current: Drawing | null}, name: string, call: import("./figure_calls.js").Call}} props */
+function Menu({ drawing, name, call }) {
   const [said, say] = useState("");
   const menu = useRef(/** @type {any} */ (null));
   const [panning, setPanning] = useState(false);
-  const call = location.origin + address(...dataCall(run, name, params));
-  const act = (/** @type {() => unknown} */ what, done = "") => () => {
-    what();
-    say(done);
-    setTimeout(() => say(""), 1600);
+  const url = location.origin + address(...call);
+  const act = (/** @type {() => unknown} */ what) => async () => {
     menu.current.open = false;
+    const done = await what();
+    say(typeof done === "string" ? done : "");
+    setTimeout(() => say(""), 1600);
+  };
+  const copyCall = async () => {
+    const me = await get("/me").catch(() => null);
+    const token = me?.tokens_required ? ' -H "Authorization: Bearer $GRADSPECTRA_TOKEN"' : "";
+    return (await copied(`curl${token} '${url}'`)) ? "copied" : "not copied";
   };
   const leave = (/** @type {KeyboardEvent} */ event) => {
     if (event.key !== "Escape" || !menu.current.open) return;
@@ -120,8 +126,8 @@ function Menu({ drawing, run, name, params }) {
         <button type="button" onClick=${act(pan)}>${panning ? "Drag to zoom" : "Drag to pan"}</button>
         <button type="button" onClick=${act(() => drawing.current?.save("png", name))}>Save as PNG</button>
         <button type="button" onClick=${act(() => drawing.current?.save("svg", name))}>Save as SVG</button>
-        <button type="button" onClick=${act(() => navigator.clipboard?.writeText(`curl '${call}'`), "copied")}>Copy the call for its data</button>
-        <a href=${call} target="_blank" rel="noreferrer">Open its data</a>
+        <button type="button" onClick=${act(copyCall)}>Copy the call for its data</button>
+        <a href=${url} target="_blank" rel="noreferrer">Open its data</a>
       </div>
     </details>`;
 }

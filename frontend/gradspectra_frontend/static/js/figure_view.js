@@ -12,7 +12,9 @@ const NAMES_SHARE = 0.35;
 export function rowsOf(z) {
   if (Array.isArray(z)) return z;
   const [rows, columns] = z.shape.split(",").map(Number);
-  const bytes = Uint8Array.from(atob(z.bdata), (letter) => letter.charCodeAt(0));
+  const letters = atob(z.bdata);
+  const bytes = new Uint8Array(letters.length);
+  for (let i = 0; i < letters.length; i += 1) bytes[i] = letters.charCodeAt(i);
   const values = new Float32Array(bytes.buffer);
   return Array.from({ length: rows }, (_, i) => values.subarray(i * columns, (i + 1) * columns));
 }
@@ -35,7 +37,10 @@ export function filterRows(figure, text) {
       const pick = (/** @type {any[]} */ list) => list.filter((_, i) => inside[i]);
       return { ...trace, x: pick(trace.x), y: pick(trace.y) };
     }
-    const pick = (/** @type {any} */ list) => keep.map((/** @type {number} */ i) => rowsOf(list)[i]);
+    const pick = (/** @type {any} */ list) => {
+      const rows = rowsOf(list);
+      return keep.map((/** @type {number} */ i) => rows[i]);
+    };
     const more = trace.customdata ? { customdata: pick(trace.customdata) } : {};
     return { ...trace, y: keep.map((/** @type {number} */ i) => trace.y[i]), z: pick(trace.z), ...more };
   });
@@ -47,6 +52,9 @@ export function filterRows(figure, text) {
   const meta = { ...figure.layout.meta, layers: keep.map((/** @type {number} */ i) => layers[i]) };
   return { data: keep.length ? data : [], layout: { ...figure.layout, height, meta, yaxis: { ...axis, ...shown, range } } };
 }
+
+/** A comma separates names in the interface; one inside a name, a space at its end and what looks so are escaped. @param {string} name */
+export const escaped = (name) => name.replace(/\\(?=[\\, ]|$)|,|^ | $/g, "\\$&");
 
 /** @param {number[]} keep @param {Figure} figure */
 function plainTicks(keep, figure) {
@@ -127,22 +135,16 @@ export function rangeFrom(event) {
   const low = event["xaxis.range[0]"] ?? event["xaxis.range"]?.[0];
   const high = event["xaxis.range[1]"] ?? event["xaxis.range"]?.[1];
   if (low === undefined || high === undefined) return undefined;
-  return [Math.max(0, Math.floor(Number(low))), Math.ceil(Number(high))];
+  return [Math.max(0, Math.floor(Number(low))), Math.max(1, Math.ceil(Number(high)))];
 }
 
-/** The call that gives the numbers of a figure. @param {string} run @param {string} name @param {Record<string, any>} params
+/** The call that gives the numbers of a figure. series: the scalars that it is drawn from, if it is.
+ * @param {string} run @param {string} name @param {Record<string, any>} params @param {string[]} [series]
  * @returns {[string, Record<string, any>]} */
-export function dataCall(run, name, params) {
+export function dataCall(run, name, params, series) {
   const path = `/runs/${encodeURIComponent(run)}`;
   const { start, stop, columns, layer, of, statistic } = params;
-  const series = {
-    loss: "loss,eval_loss",
-    grad_norm: "grad_norm,clip_threshold",
-    learning_rate: "learning_rate",
-    noise_scale: "noise_scale,noise_scale_low,noise_scale_high,examples",
-    step_time: "step_seconds,data_seconds,agent_seconds",
-  };
-  if (name in series) return [`${path}/series`, { names: series[/** @type {keyof typeof series} */ (name)], start, stop, columns }];
+  if (series) return [`${path}/series`, { names: series.map(escaped).join(","), start, stop, columns }];
   if (name === "spectrum" || name === "ranks") return [`${path}/spectra`, { layer, of, start, stop }];
   if (name === "suggestions") return [`${path}/suggestions`, {}];
   const metric = name === "effective_rank" ? name : statistic || "grad_norm";

@@ -1,8 +1,9 @@
 // Small pieces that several pages show.
 
 import { send } from "./api.js";
+import { copied } from "./clipboard.js";
 import { asNumber, number, percent, whole, words } from "./format.js";
-import { html, useEffect, useState } from "./html.js";
+import { html, useEffect, useRef, useState } from "./html.js";
 
 const HEALTH_MARKS = { ok: "●", warning: "▲", critical: "◆" };
 const STATE_WORDS = { running: "running", finished: "finished", failed: "failed", lost: "lost" };
@@ -81,24 +82,23 @@ export function Sparkline({ values, label, width = 110, height = 28, mark }) {
 /** A button that asks once more before it does something that cannot be undone. @param {{label: string, sure: string, onSure: () => void, kind?: string}} props */
 export function Sure({ label, sure, onSure, kind = "danger" }) {
   const [asked, ask] = useState(false);
+  const no = useRef(/** @type {any} */ (null));
+  useEffect(() => no.current?.focus(), [asked]);
   if (!asked) return html`<button type="button" class=${kind} onClick=${() => ask(true)}>${label}</button>`;
-  return html`<span class="sure" role="group">${sure}
+  return html`<span class="sure" role="group" aria-label=${sure}>${sure}
     <button type="button" class=${kind} onClick=${() => (ask(false), onSure())}>Yes</button>
-    <button type="button" onClick=${() => ask(false)}>No</button></span>`;
+    <button type="button" ref=${no} onClick=${() => ask(false)}>No</button></span>`;
 }
 
 /** Text that can be copied. @param {{text: string, label?: string}} props */
 export function Copied({ text, label = "Copy" }) {
-  const [done, setDone] = useState(false);
+  const [said, say] = useState("");
   useEffect(() => {
-    const timer = setTimeout(() => setDone(false), 1500);
+    const timer = setTimeout(() => say(""), 1500);
     return () => clearTimeout(timer);
-  }, [done]);
-  const copy = async () => {
-    await navigator.clipboard?.writeText(text);
-    setDone(true);
-  };
-  return html`<button type="button" class="copy" onClick=${copy}>${done ? "Copied" : label}</button>`;
+  }, [said]);
+  const copy = async () => say((await copied(text)) ? "Copied" : "Not copied");
+  return html`<button type="button" class="copy" onClick=${copy}>${said || label}</button>`;
 }
 
 /** Change something on the server; failures are said beside the button. @returns {[(method: any, path: string, body?: unknown) => Promise<any>, any]} */

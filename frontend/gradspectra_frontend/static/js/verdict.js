@@ -10,13 +10,19 @@ export function standing(alerts) {
   return alerts.filter((alert) => alert.state !== "closed" && !alert.muted).sort((a, b) => rank(b) - rank(a) || a.opened_step - b.opened_step);
 }
 
-/** @param {any} run @param {any[]} alerts @param {number} now seconds since 1970 @returns {{health: string, text: string}} */
-export function verdict(run, alerts, now) {
+/** @param {any} run @param {any[] | null} known its alerts; null: what the run says of itself @param {number} now seconds since 1970
+ * @returns {{health: string, text: string}} */
+export function verdict(run, known, now) {
+  const alerts = known ?? [];
   const open = standing(alerts);
   const losses = run.sparkline ?? [];
   const loss = losses.length ? asNumber(losses[losses.length - 1]) : null;
   const at = run.last_step ? `at step ${whole(run.last_step)}` : "before its first step";
   const more = open.length > 1 ? ` ${open.length - 1} more alert${open.length > 2 ? "s" : ""}.` : "";
+  if (known === null && (run.health !== "ok" || run.open_alerts)) {
+    const count = run.open_alerts === 1 ? "1 open alert" : `${run.open_alerts || "no"} open alerts`;
+    return { health: run.health, text: `${run.health === "ok" ? "Healthy" : named(run.health)} ${at}: ${count}.` };
+  }
   if (open.length) {
     const worst = open[0];
     const what = worst.message || words(worst.rule);

@@ -4,7 +4,7 @@ import { rangeOf } from "../address.js";
 import { useGet } from "../data.js";
 import { Figure } from "../figure.js";
 import { layersParams } from "../figure_calls.js";
-import { filterRows } from "../figure_view.js";
+import { escaped, filterRows } from "../figure_view.js";
 import { html, useCallback, useState } from "../html.js";
 import { setView } from "../router.js";
 import { Range } from "./overview.js";
@@ -24,7 +24,7 @@ export function Layers({ run, view }) {
   const range = rangeOf(view);
   const zoom = (/** @type {[number, number] | null} */ next) => setView({ start: next?.[0], stop: next?.[1] });
   const narrowed = useCallback((/** @type {any} */ figure) => filterRows(figure, filter), [filter]);
-  const pick = (/** @type {any} */ point) => typeof point.y === "string" && setView({ layer: point.y });
+  const pick = (/** @type {any} */ point, /** @type {any} */ meta) => setView({ layer: layerAt(point, meta) ?? layer });
   const [settled, setSettled] = useState(false); // thousands of names to choose from are made when the heatmap stands
   const names = useLayerNames(settled ? run.id : null);
   return html`
@@ -47,8 +47,9 @@ export function Layers({ run, view }) {
     </div>`;
 }
 
-/** A comma separates layers in the interface; one inside a name is escaped. @param {string} name */
-export const escaped = (name) => name.replaceAll(",", "\\,");
+/** The layer of the row that was clicked in a heatmap. Its label is no name: what Plotly would take as markup is escaped.
+ * @param {any} point @param {any} meta @returns {string | undefined} */
+export const layerAt = (point, meta) => (Array.isArray(point.pointNumber) ? meta.layers[point.pointNumber[0]] : undefined);
 
 /** Layers of a run in their order: name, role and whether they have spectra; none are asked for while it is null.
  * @param {string | null} run @returns {any[]} */

@@ -5,7 +5,7 @@ import { Figure } from "../figure.js";
 import { number, whole } from "../format.js";
 import { html, useEffect, useState } from "../html.js";
 import { setView } from "../router.js";
-import { LayerChoice, useLayerNames } from "./layers.js";
+import { layerAt, LayerChoice, useLayerNames } from "./layers.js";
 
 /** @param {{run: any, view: Record<string, string>}} props */
 export function Spectra({ run, view }) {
@@ -18,7 +18,7 @@ export function Spectra({ run, view }) {
   const step = view.step === undefined ? null : Number(view.step);
   const choose = (/** @type {string} */ name) => setView({ layer: name });
   useEffect(() => setFacts(null), [layer, of]);
-  const pick = (/** @type {any} */ point) => typeof point.y === "string" && choose(point.y);
+  const pick = (/** @type {any} */ point, /** @type {any} */ meta) => choose(layerAt(point, meta) ?? layer);
   return html`
     <div class="controls">
       <label>layer <${LayerChoice} names=${names} value=${layer} onChange=${choose} empty="no layer has a spectrum yet" /></label>
