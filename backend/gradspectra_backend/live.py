@@ -144,4 +144,4 @@ async def stream(
 
 
 def _position(entry: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(entry.get(name) for name in ("batch", "step", "derived_step", "state"))
+    return tuple(entry.get(name) for name in ("batch", "step", "derived_step", "state", "changed_at"))

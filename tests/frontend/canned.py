@@ -85,7 +85,8 @@ class CannedServer:
             "id": f"demo{i + 1:08d}", "project": "shakespeare" if i != 3 else "imagenet", "name": names[i % 5],
             "state": states[i % 5], "health": ("critical", "critical", "ok", "warning", "ok")[i % 5],
             "attempt": 1 + (i == 4), "last_step": self.last, "total_steps": None if i == 3 else 2000,
-            "derived_step": self.last, "created_at": now - 3600 * (i + 1) ** 3, "updated_at": now - 2 - 9000 * (i > 0),
+            "derived_step": self.last, "created_at": now - 3600 * (i + 1) ** 3, "attempt_first_step": 1,
+            "attempt_created_at": now - 3600 * (i + 1), "updated_at": now - 2 - 9000 * (i > 0),
             "config": {"lr": 3e-3, "optimizer": {"name": "AdamW", "betas": [0.9, 0.95]}, "note": MARKUP},
             "environment": {"torch": "2.13.0", "python": "3.11", "git": {"commit": "4f1c0de", "dirty": False}},
             "tags": ["baseline", "byte-level"] if i % 2 == 0 else [], "notes": "", "overhead": 0.0084 + 0.002 * i,
@@ -108,12 +109,16 @@ class CannedServer:
     def advance(self, steps: int = 1) -> int:
         """Let the first run take some steps and announce it; returns its last step."""
         self.last += steps
-        self.runs[0]["last_step"] = self.runs[0]["derived_step"] = self.last
-        event = {"run": self.runs[0]["id"], "batch": self.last, "step": self.last, "derived_step": self.last}
+        run = self.runs[0]
+        run["last_step"] = run["derived_step"] = self.last
         self.announced = time.monotonic()
+        self.announce({"run": run["id"], "batch": self.last, "step": self.last, "derived_step": self.last})
+        return self.last
+
+    def announce(self, event: dict[str, Any]) -> None:
+        """Tell every page of a run."""
         for listener in self.listeners:
             listener.put(f"event: run\ndata: {json.dumps(event)}\n\n")
-        return self.last
 
     def lately(self) -> dict[str, Any]:
         """What a stream begins with: seconds since the first run was announced, and since the server began."""
@@ -246,7 +251,9 @@ class CannedServer:
             return reply(handler, 201, self.made[kind][-1])
         if handler.path == "/login":
             right = body["token"] == "gs_right"
-            return reply(handler, 200 if right else 401, {"title": "No valid token", "detail": "the token is unknown"})
+            if body["token"] in ("gs_right", "gs_ingest"):
+                return reply(handler, 200, {"scopes": ["admin" if right else "ingest"]})
+            return reply(handler, 401, {"title": "No valid token", "detail": "the token is unknown"})
         if kind.startswith("mutes/"):
             for alert in self.alerts:
                 if kind == f"mutes/{alert['run']}/{alert['rule']}":

@@ -26,6 +26,24 @@ def test_the_keyboard_goes_everywhere(page: Page) -> None:
     expect(page.locator("dialog")).to_have_count(0)
 
 
+def test_keys_are_switched_off_for_who_has_no_use_for_them(page: Page) -> None:
+    page.goto(f"{RUN}/overview")
+    expect_drawn(page, "loss")
+    page.keyboard.press("?")
+    page.get_by_label("Obey these keys").uncheck()
+    page.keyboard.press("Escape")
+    expect(page.locator("dialog")).to_have_count(0)
+    page.reload()
+    expect_drawn(page, "loss")
+    page.keyboard.press("6")
+    page.get_by_role("button", name="Keyboard help").click()
+    expect(page.locator('[data-tab="overview"]')).to_have_attribute("aria-current", "page")
+    page.get_by_label("Obey these keys").check()
+    page.get_by_role("button", name="Close").click()
+    page.keyboard.press("6")
+    expect(page.locator('[data-tab="details"]')).to_have_attribute("aria-current", "page")
+
+
 def test_keys_work_from_the_moment_that_a_list_is_shown(own_page: Page) -> None:
     own_page.add_init_script(
         """new MutationObserver((_, watcher) => {

@@ -63,7 +63,8 @@ def test_the_overview_draws_five_curves_and_one_sentence(page: Page) -> None:
             r"Critical: NaN in the gradient of transformer\.h\.3\.attn\.q_proj\.weight; since step 990\. 1 more alert\."
         )
     )
-    expect(page.locator(".tiles")).to_contain_text("every 4th")
+    expect(page.locator(".tiles")).to_contain_text("layers measuredevery 4th")
+    expect(page.locator(".tiles")).to_contain_text("spectraevery 200th")
     expect(figure(page, "loss").locator(".shapelayer path")).to_have_count(3)
 
 
@@ -308,10 +309,13 @@ def test_signing_in_goes_on_to_where_one_was(page: Page, server: CannedServer) -
     page.get_by_label("Token").fill("gs_wrong")
     page.get_by_role("button", name="Sign in").click()
     expect(page.locator('[role="alert"]')).to_contain_text("the token is unknown")
+    page.get_by_label("Token").fill("gs_ingest")
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.locator('[role="alert"]')).to_contain_text("This token may only send records")
     assert server.streams == 0
     page.get_by_label("Token").fill("gs_right")
     page.get_by_role("button", name="Sign in").click()
-    expect(page).to_have_url(re.compile(rf"{RUN}/alerts$"))
+    expect(page).to_have_url(re.compile(rf"{RUN}/alerts\?alert=\w+$"))
     expect_live(page)
     page.goto("/login?next=//elsewhere.example/x")
     page.get_by_label("Token").fill("gs_right")

@@ -106,7 +106,7 @@ def change_run(context: Shared, run: RunId, change: RunChange) -> Response:
         changed = run_object(conn, run)
     if ends:
         context.dispatcher.request(run)
-        context.announce({"type": "run", "run": run, "state": state})
+    context.announce({"type": "run", "run": run, "state": changed["state"], "changed_at": context.clock()})
     return answer(plain(changed))
 
 

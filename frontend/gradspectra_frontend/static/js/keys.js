@@ -14,6 +14,28 @@ export const KEYS = [
   ["Esc", "close, leave a field"],
 ];
 
+const STORED = "gradspectra.keys";
+let off = readOff();
+
+/** Whether this reader has no use for single keys, as many who speak to their machine. */
+function readOff() {
+  try {
+    return localStorage.getItem(STORED) === "off";
+  } catch {
+    return false;
+  }
+}
+
+/** @param {boolean} on */
+function switchKeys(on) {
+  off = !on;
+  try {
+    localStorage.setItem(STORED, on ? "on" : "off");
+  } catch {
+    // without storage the choice holds until the page is loaded again
+  }
+}
+
 /** Whether a key press belongs to a field. @param {EventTarget | null} target */
 const typing = (target) => target instanceof HTMLElement && Boolean(target.closest("input, textarea, select, [contenteditable]"));
 
@@ -24,7 +46,7 @@ export function useKeys(actions) {
   useLayoutEffect(() => {
     const press = (/** @type {KeyboardEvent} */ event) => {
       if (event.key === "Escape" && typing(event.target)) return void (/** @type {HTMLElement} */ (event.target).blur());
-      if (event.ctrlKey || event.metaKey || event.altKey || typing(event.target)) return undefined;
+      if (off || event.ctrlKey || event.metaKey || event.altKey || typing(event.target)) return undefined;
       const action = latest.current[event.key];
       if (!action) return undefined;
       event.preventDefault();
@@ -67,6 +89,7 @@ export function Help({ onClose }) {
   return html`<dialog ref=${dialog} class="help" onClose=${onClose} onClick=${(/** @type {any} */ e) => e.target === dialog.current && dialog.current.close()}>
     <h2>Keyboard</h2>
     <dl>${KEYS.map(([key, what]) => html`<div><dt>${key.split(" ").map((one) => (one === "–" ? " – " : html`<kbd>${one}</kbd> `))}</dt><dd>${what}</dd></div>`)}</dl>
+    <p><label class="check"><input type="checkbox" data-control="keys" defaultChecked=${!off} onChange=${(/** @type {any} */ e) => switchKeys(e.target.checked)} /> Obey these keys</label></p>
     <form method="dialog"><button>Close</button></form>
   </dialog>`;
 }

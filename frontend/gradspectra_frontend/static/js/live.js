@@ -1,6 +1,9 @@
 // The one stream of events: tells who asks that a run has advanced or an alert has changed.
 
 const LONGEST_WAIT = 10_000;
+const BEAT_MS = 5_000;
+/** Timers that stood still for so long: the machine slept, and its stream may be dead without knowing. */
+const SLEPT_MS = 30_000;
 
 /**
  * @typedef {{run: string, batch?: number, step?: number, derived_step?: number, state?: string}} RunEvent
@@ -131,5 +134,11 @@ export function startLive() {
   const connect = () => location.pathname !== "/login" && live.connect();
   document.addEventListener("visibilitychange", () => (document.hidden ? live.hide() : connect()));
   addEventListener("online", () => live.state === "offline" && connect());
+  let beat = Date.now();
+  setInterval(() => {
+    const slept = Date.now() - beat > SLEPT_MS;
+    beat = Date.now();
+    if (slept && live.state === "live") connect();
+  }, BEAT_MS);
   if (!document.hidden) connect();
 }

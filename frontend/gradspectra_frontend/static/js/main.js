@@ -1,5 +1,6 @@
 // Starts the page: address, live stream, keys, and the frame around every view.
 
+import { get } from "./api.js";
 import { useConnection, useGet, useTheme } from "./data.js";
 import { html, render, useEffect, useState } from "./html.js";
 import { focusSearch, Help, useKeys } from "./keys.js";
@@ -81,6 +82,7 @@ function Unknown() {
 
 startRouter();
 startLive();
+live.onState(() => live.state === "offline" && void get("/me").catch(() => {})); // a session that has ended leads to the sign-in
 warmUp();
 const place = /** @type {HTMLElement} */ (document.getElementById("app"));
 place.replaceChildren();

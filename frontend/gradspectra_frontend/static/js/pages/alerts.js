@@ -3,15 +3,15 @@
 import { runPath } from "../address.js";
 import { evidenceCurve, evidenceRows } from "../evidence.js";
 import { date, number, whole, words } from "../format.js";
-import { html, useEffect, useRef, useState } from "../html.js";
+import { html, useEffect, useLayoutEffect, useRef, useState } from "../html.js";
 import { Loaded, Severity, Sparkline, useSend } from "../parts.js";
 import { setView } from "../router.js";
 
 /** @param {{run: any, view: Record<string, string>, alerts: any}} props */
 export function RunAlerts({ run, view, alerts }) {
+  const chosen = useChosen(alerts.data?.items ?? [], view.alert);
   return html`<${Loaded} answer=${alerts}>${(/** @type {any} */ data) => {
     if (!data.items.length) return html`<p class="panel pad note">No alert so far. The rules follow every step: not finite numbers, a loss that diverges, spikes of loss, gradient and update, dead layers.</p>`;
-    const chosen = data.items.find((/** @type {any} */ one) => one.id === view.alert) ?? data.items[0];
     return html`
       <${Timeline} run=${run} items=${data.items} chosen=${chosen} />
       <div class="split">
@@ -19,6 +19,16 @@ export function RunAlerts({ run, view, alerts }) {
         <${Alert} key=${chosen.id} alert=${chosen} run=${run.id} onChanged=${alerts.again} />
       </div>`;
   }}</${Loaded}>`;
+}
+
+/** The alert that is shown: the one that the address names, else the newest. Its name goes into the address, so that
+ * one that opens meanwhile does not take its place under the reader's hands.
+ * @param {any[]} items @param {string | undefined} named */
+export function useChosen(items, named) {
+  const chosen = items.find((one) => one.id === named) ?? items[0];
+  const id = chosen?.id;
+  useLayoutEffect(() => void (id && id !== named && setView({ alert: id })), [id, named]);
+  return chosen;
 }
 
 /** Episodes over the steps of the run, one bar each. @param {{run: any, items: any[], chosen: any}} props */

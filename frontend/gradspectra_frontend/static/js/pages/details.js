@@ -3,7 +3,7 @@
 import { address } from "../api.js";
 import { useGet } from "../data.js";
 import { date, flattened, percent, whole, words } from "../format.js";
-import { html, useState } from "../html.js";
+import { html, useEffect, useState } from "../html.js";
 import { Loaded, Sure, useSend } from "../parts.js";
 import { navigate } from "../router.js";
 
@@ -50,24 +50,31 @@ function Table({ rows, none }) {
 function Edit({ run, path, onChanged }) {
   const [send, problem] = useSend();
   const [said, say] = useState("");
-  const [draft, setDraft] = useState(() => ({ name: run.name, tags: run.tags.join(", "), notes: run.notes }));
+  const [draft, setDraft] = useState(/** @type {Record<string, string>} */ ({})); // what was typed, and nothing else, is sent
+  const [saved, setSaved] = useState(/** @type {any} */ (null));
+  useEffect(() => setSaved(null), [run]);
+  const now = saved ?? run;
+  const { name, tags, notes } = { name: now.name, tags: now.tags.join(", "), notes: now.notes, ...draft };
   const type = (/** @type {any} */ event) => {
     setDraft({ ...draft, [event.target.name]: event.target.value });
     say("");
   };
   const save = async (/** @type {Event} */ event) => {
     event.preventDefault();
-    const tags = draft.tags.split(",").map((/** @type {string} */ tag) => tag.trim()).filter(Boolean);
-    const done = await send("PATCH", path, { ...draft, tags });
+    const named = draft.tags === undefined ? {} : { tags: draft.tags.split(",").map((tag) => tag.trim()).filter(Boolean) };
+    const done = await send("PATCH", path, { ...draft, ...named });
     say(done ? "Saved." : "");
-    if (done) onChanged();
+    if (!done) return;
+    setSaved(done);
+    setDraft({});
+    onChanged();
   };
   return html`
     <form class="panel pad edit" onSubmit=${save}>
       <h3>Name, tags and notes</h3>
-      <label>Name <input name="name" required maxlength="200" value=${draft.name} onInput=${type} /></label>
-      <label>Tags, separated by commas <input name="tags" value=${draft.tags} onInput=${type} /></label>
-      <label>Notes <textarea name="notes" rows="5" value=${draft.notes} onInput=${type}></textarea></label>
+      <label>Name <input name="name" required maxlength="200" value=${name} onInput=${type} /></label>
+      <label>Tags, separated by commas <input name="tags" value=${tags} onInput=${type} /></label>
+      <label>Notes <textarea name="notes" rows="5" value=${notes} onInput=${type}></textarea></label>
       ${problem}<div class="actions"><button class="primary">Save</button><span role="status" class="muted">${said}</span></div>
     </form>`;
 }

@@ -6,7 +6,7 @@ import { html, useEffect } from "../html.js";
 import { useKeys } from "../keys.js";
 import { Loaded } from "../parts.js";
 import { setView } from "../router.js";
-import { Alert, Line } from "./alerts.js";
+import { Alert, Line, useChosen } from "./alerts.js";
 
 /** @param {{address: import("../address.js").Address}} props */
 export function AlertsInbox({ address }) {
@@ -15,7 +15,9 @@ export function AlertsInbox({ address }) {
   const runs = useGet("/runs", { limit: 500 });
   const names = new Map((runs.data?.items ?? []).map((/** @type {any} */ run) => [run.id, run.name]));
   const items = answer.data?.items ?? [];
-  const chosen = items.find((/** @type {any} */ one) => one.id === alert) ?? items[0];
+  const unknown = runs.data ? [...new Set(items.map((/** @type {any} */ one) => one.run))].filter((run) => !names.has(run)).join() : "";
+  useEffect(() => void (unknown && runs.again()), [unknown]);
+  const chosen = useChosen(items, alert);
   const step = (/** @type {number} */ by) => () => {
     const next = items[Math.min(items.length - 1, Math.max(0, items.indexOf(chosen) + by))];
     if (next) setView({ alert: next.id });

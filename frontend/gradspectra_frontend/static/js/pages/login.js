@@ -16,7 +16,10 @@ export function Login({ address }) {
     const token = new FormData(event.currentTarget).get("token");
     const response = await fetch("/login", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ token }) }).catch(() => null);
     setBusy(false);
-    if (response?.ok) {
+    const scopes = response?.ok ? (await response.json()).scopes : [];
+    if (response?.ok && !scopes.some((/** @type {string} */ one) => one !== "ingest")) {
+      setFailure({ title: "This token may only send records", detail: "Sign in with one that may read." });
+    } else if (response?.ok) {
       navigate(safe(address.view.next), { replace: true });
       live.connect();
     } else if (response) {

@@ -9,7 +9,7 @@ import { html, useEffect, useState } from "../html.js";
 import { Tile } from "../parts.js";
 import { navigate, setView } from "../router.js";
 
-const NAMES = ["loss", "grad_norm", "learning_rate", "noise_scale", "step_seconds", "tokens", "examples", "cadence_layers", "cadence_spectra"];
+const NAMES = ["loss", "grad_norm", "learning_rate", "noise_scale", "step_seconds", "tokens", "examples", "cadence_layers", "cadence_second", "cadence_spectra"];
 
 /** @param {{run: any, view: Record<string, string>}} props */
 export function Overview({ run, view }) {
@@ -55,6 +55,8 @@ function Now({ run }) {
       <${Tile} name="step time" value=${stepTime(last("step_seconds"))} />
       <${Tile} name=${last("tokens") !== null ? "tokens per second" : "examples per second"} value=${speed} />
       <${Tile} name="layers measured" value=${every(last("cadence_layers"))} hint="kept by the budget" />
+      ${last("cadence_second") !== null && html`<${Tile} name="second tier" value=${every(last("cadence_second"))} hint="of each layer; kept by the budget" />`}
+      ${last("cadence_spectra") !== null && html`<${Tile} name="spectra" value=${every(last("cadence_spectra"))} hint="of each layer; kept by the budget" />`}
       <${Tile} name="agent overhead" value=${percent(run.overhead)} hint="share of step time the agent has spent" />
     </div>`;
 }
@@ -69,11 +71,17 @@ export function Range({ range, onRange, last }) {
   const shown = () => ({ start: String(range?.[0] ?? 0), stop: String(range?.[1] ?? "") });
   const [draft, setDraft] = useState(shown);
   useEffect(() => setDraft(shown()), [String(range)]);
-  const type = (/** @type {any} */ event) => setDraft({ ...draft, [event.target.name]: event.target.value });
-  const set = (/** @type {Event} */ event) => {
+  const type = (/** @type {any} */ event) => {
+    event.target.form.elements.stop.setCustomValidity("");
+    setDraft({ ...draft, [event.target.name]: event.target.value });
+  };
+  const set = (/** @type {any} */ event) => {
     event.preventDefault();
     const [start, stop] = [Number(draft.start), draft.stop === "" ? (last ?? 0) + 1 : Number(draft.stop)]; // an empty end is the last step
-    if (stop > start) onRange([start, stop]);
+    if (stop > start) return onRange([start, stop]);
+    const field = event.currentTarget.elements.stop;
+    field.setCustomValidity(draft.stop === "" ? `The run has no step after ${whole(start - 1)} yet.` : `This must be more than ${whole(start)}, where the steps begin.`);
+    return field.reportValidity();
   };
   return html`
     <form class="range" onSubmit=${set}>

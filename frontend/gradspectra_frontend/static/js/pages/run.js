@@ -55,9 +55,9 @@ export function Run({ address }) {
   useEffect(() => void document.querySelector(".tabs [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" }), [address.tab, answer.data === null]);
   const Tab = VIEWS[/** @type {keyof typeof VIEWS} */ (address.tab)];
   const data = answer.data ?? { id: run, last_step: null, overhead: null, open_alerts: 0 };
-  if (answer.data === null && answer.failure) return html`<${Unread} run=${run} failure=${answer.failure} />`;
+  if (answer.failure && (answer.data === null || answer.failure.status === 404)) return html`<${Unread} run=${run} failure=${answer.failure} />`;
   return html`<div class="page">
-    ${answer.data === null ? html`<p class="note run-head">Loading …</p>` : html`<${Header} run=${data} alerts=${alerts.data?.items ?? []} />`}
+    ${answer.data === null ? html`<p class="note run-head">Loading …</p>` : html`<${Header} run=${data} alerts=${alerts.data?.items ?? null} />`}
     ${answer.failure && html`<${Problem} failure=${answer.failure} />`}
     <nav class="tabs" aria-label="Views of this run">${TABS.map((tab, i) => html`
       <a href=${runPath(run, tab, kept(address.view))} aria-current=${tab === address.tab ? "page" : undefined} title=${`key ${i + 1}`} data-tab=${tab}>
@@ -71,7 +71,7 @@ function Unread({ run, failure }) {
   return html`<div class="page narrow"><${Problem} failure=${failure.status === 404 ? missing : failure} /><p><a class="button" href="/">All runs</a></p></div>`;
 }
 
-/** @param {{run: any, alerts: any[]}} props */
+/** @param {{run: any, alerts: any[] | null}} props alerts: null while they are not known */
 function Header({ run, alerts }) {
   const now = useNow(1);
   const said = verdict(run, alerts, now);

@@ -52,19 +52,27 @@ const Choice = ({ name, values, value, onChange }) => html`
 /** @param {{data: any, asked: Record<string, unknown>}} props */
 function List({ data, asked }) {
   const now = useNow(1);
-  const [chosen, choose] = useState(-1);
+  const [chosen, choose] = useState("");
   const [cursors, setCursors] = useState(/** @type {string[]} */ ([]));
   const runs = data.items;
   const table = useRef(/** @type {any} */ (null));
-  const move = (/** @type {number} */ by) => () => choose((old) => Math.min(runs.length - 1, Math.max(0, old + by)));
-  useKeys({ j: move(1), k: move(-1), Enter: () => runs[chosen] && navigate(runPath(runs[chosen].id)) });
-  useEffect(() => void table.current?.querySelector(".row.chosen")?.scrollIntoView({ block: "nearest" }), [chosen]);
+  const beside = (/** @type {string} */ old, /** @type {number} */ by) => {
+    const at = runs.findIndex((/** @type {any} */ one) => one.id === old);
+    return runs[Math.min(runs.length - 1, Math.max(0, at + by))].id;
+  };
+  const move = (/** @type {number} */ by) => () => choose((old) => beside(old, by));
+  useKeys({ j: move(1), k: move(-1) });
+  useEffect(() => {
+    const row = table.current?.querySelector(".row.chosen");
+    row?.scrollIntoView({ block: "nearest" });
+    row?.querySelector("a").focus({ preventScroll: true }); // Enter opens what has the focus
+  }, [chosen]);
   const next = cursors.length ? null : data.next;
   return html`
     <div class="panel runs" ref=${table}>
       <table>
         <thead><tr><th>Health</th><th>Run</th><th>State</th><th>Loss</th><th>Progress</th><th class="right">Overhead</th><th class="right">Age</th></tr></thead>
-        <tbody>${runs.map((/** @type {any} */ run, /** @type {number} */ i) => html`<${Row} key=${run.id} run=${run} now=${now} chosen=${i === chosen} />`)}
+        <tbody>${runs.map((/** @type {any} */ run) => html`<${Row} key=${run.id} run=${run} now=${now} chosen=${run.id === chosen} />`)}
           ${cursors.map((cursor, i) => html`<${More} key=${cursor} asked=${{ ...asked, cursor }} now=${now} last=${i === cursors.length - 1} onMore=${(/** @type {string} */ next) => setCursors([...cursors, next])} />`)}</tbody>
       </table>
       ${next && html`<button type="button" class="more" onClick=${() => setCursors([next])}>Show more runs</button>`}

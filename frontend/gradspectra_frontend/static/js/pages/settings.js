@@ -4,7 +4,9 @@ import { runPath } from "../address.js";
 import { useGet } from "../data.js";
 import { bytes, date } from "../format.js";
 import { html, useEffect, useState } from "../html.js";
-import { Copied, Loaded, Sure, useSend } from "../parts.js";
+import { Copied, Loaded, Problem, Sure, useSend } from "../parts.js";
+
+const MAY = { ingest: "send records", read: "read everything", admin: "change, delete, make tokens" };
 
 export function Settings() {
   useEffect(() => void (document.title = "Settings · gradspectra"), []);
@@ -30,9 +32,10 @@ function Tokens() {
   return html`
     <section class="panel pad edit"><h2>Tokens</h2>
       ${me.data && !me.data.tokens_required && html`<p class="muted">This server listens on its own machine only and asks nobody for a token.</p>`}
+      ${me.data?.how === "cookie" && html`<${SignOut} scopes=${me.data.scopes} />`}
       <form onSubmit=${make}><label>What it is for <input name="name" required maxlength="200" placeholder="training cluster" /></label>
-        <fieldset><legend>It may</legend>${[["ingest", "send records", true], ["read", "read everything", true], ["admin", "change, delete, make tokens", false]].map(([scope, what, on]) => html`
-          <label class="check"><input type="checkbox" name="scope" value=${scope} defaultChecked=${on} /> ${what}</label>`)}</fieldset>
+        <fieldset><legend>It may</legend>${Object.entries(MAY).map(([scope, what]) => html`
+          <label class="check"><input type="checkbox" name="scope" value=${scope} defaultChecked=${scope !== "admin"} /> ${what}</label>`)}</fieldset>
         <button class="primary">Make a token</button></form>
       ${made && html`<div class="problem good" role="status"><strong>Copy it now, it is shown only once:</strong><div class="code"><${Copied} text=${made.token} /><pre>${made.token}</pre></div></div>`}
       ${problem}
@@ -40,6 +43,20 @@ function Tokens() {
         <tbody>${data.items.map((/** @type {any} */ one) => html`<tr class=${one.revoked_at ? "unsure" : ""}><td>${one.name}</td><td>${[...one.scopes].join(", ")}</td><td>${date(one.created_at)}</td>
           <td>${one.revoked_at ? "revoked" : html`<${Sure} label="Revoke" sure="Revoke it?" onSure=${revoke(one.id)} />`}</td></tr>`)}</tbody></table></div>` : html`<p class="note">No token yet.</p>`}</${Loaded}>
     </section>`;
+}
+
+/** @param {{scopes: string[]}} props */
+function SignOut({ scopes }) {
+  const [failure, setFailure] = useState(/** @type {any} */ (null));
+  const leave = async () => {
+    const response = await fetch("/logout", { method: "POST" }).catch(() => null);
+    if (response?.ok || response?.status === 401) location.assign("/login"); // loaded anew: nothing of what was read stays
+    else setFailure({ title: response ? response.statusText : "The server does not answer" });
+  };
+  const may = scopes.map((one) => MAY[/** @type {keyof typeof MAY} */ (one)] ?? one).join("; ");
+  return html`<p>You are signed in. Your token may ${may}.</p>
+    ${failure && html`<${Problem} failure=${failure} />`}
+    <div><button type="button" data-action="sign-out" onClick=${leave}>Sign out</button></div>`;
 }
 
 function Channels() {
@@ -50,7 +67,9 @@ function Channels() {
     event.preventDefault();
     const form = new FormData(event.currentTarget);
     const body = { kind: "webhook", name: form.get("name"), url: form.get("url"), min_severity: form.get("min_severity"), ...(form.get("secret") ? { secret: form.get("secret") } : {}) };
-    if (await send("POST", "/channels", body)) answer.again();
+    if (!(await send("POST", "/channels", body))) return;
+    event.target.reset();
+    answer.again();
   };
   const test = (/** @type {string} */ id) => async () => {
     const done = await send("POST", `/channels/${encodeURIComponent(id)}/test`);
