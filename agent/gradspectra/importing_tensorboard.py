@@ -44,7 +44,7 @@ class _Points:
 @dataclass(slots=True)
 class TensorBoardLog:
     """The event files of one folder, or one event file; they are one run, as in TensorBoard. All points are kept in
-    memory, about 100 bytes each. columns: the tags to import, None for all. config: the hyperparameters that its
+    memory, about 70 bytes each. columns: the tags to import, None for all. config: the hyperparameters that its
     plugin was told, known after `survey`.
     """
 

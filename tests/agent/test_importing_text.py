@@ -87,7 +87,9 @@ def test_a_finished_last_line_needs_no_mark_of_its_end(tmp_path: Path) -> None:
     assert len(rows(log)) == 2
 
 
-@pytest.mark.parametrize("content", [gzip.compress(b"step,loss\n1,2\n"), "step,loss\n1,2\n".encode("utf-16")])
+@pytest.mark.parametrize(
+    "content", [gzip.compress(b"step,loss\n1,2\n"), "step,loss\n1,2\n".encode("utf-16")], ids=["gzip", "utf-16"]
+)
 def test_what_is_packed_or_written_otherwise_is_refused_with_the_remedy(content: bytes, tmp_path: Path) -> None:
     with pytest.raises(BadLog, match=r"is not UTF-8 text: .*; unpack it \(gunzip\) or convert it \(iconv -t utf-8\)"):
         log_of(tmp_path, content).survey()

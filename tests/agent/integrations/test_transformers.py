@@ -158,10 +158,12 @@ def test_a_language_model_whose_loss_is_divided_by_all_tokens_of_the_step(kept, 
 @way("Hugging Face Trainer (GradSpectraCallback)")
 def test_bfloat16_with_evaluations_and_a_resumed_training(kept, tmp_path, the_way: Way):
     arguments = {"bf16": True, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
+    arguments["label_names"] = ["y"]
     expected, trainer, _ = fit(Regression(), examples(64), tmp_path, mean_of_parts, 2, **arguments)
     for record, step in zip(kept(), expected, strict=True):
         assert record.scalars["grad_norm"] == pytest.approx(step.norm, rel=0.05)
     evaluated = {entry["step"]: entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry}
+    assert set(evaluated) == {2, 4}
     assert {r.step: r.scalars["eval_loss"] for r in kept() if "eval_loss" in r.scalars} == evaluated
     through = [record.scalars["grad_norm"] for record in kept()]
     fit(Regression(), examples(64), tmp_path, mean_of_parts, 2, str(tmp_path / "checkpoint-2"), **arguments)
