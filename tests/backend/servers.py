@@ -93,11 +93,11 @@ def serving(data: Path, *arguments: str, **settings: str) -> Iterator[Running]:
 
 
 @contextmanager
-def working(database_url: str, redis_url: str) -> Iterator[subprocess.Popen[str]]:
+def working(database_url: str, redis_url: str, *options: str, **settings: str) -> Iterator[subprocess.Popen[str]]:
     """A Celery worker with one process of its own until the end of the block."""
     process = subprocess.Popen(
-        [sys.executable, "-c", MAIN, "worker", "--concurrency", "1"],
-        env=environment(database_url=database_url, redis_url=redis_url),
+        [sys.executable, "-c", MAIN, "worker", "--concurrency", "1", *options],
+        env=environment(database_url=database_url, redis_url=redis_url, **settings),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         text=True,

@@ -23,6 +23,7 @@ from gradspectra_backend.app import create_app
 from gradspectra_backend.doctor import examine
 from gradspectra_backend.problems import KINDS
 from gradspectra_backend.settings import load_settings
+from gradspectra_store import Store
 from gradspectra_store.errors import StoreError, StoreFull, StoreUnavailable
 from gradspectra_worker import heartbeat
 from gradspectra_worker.announce import LIVE_CHANNEL
@@ -170,6 +171,19 @@ def test_a_server_is_ready_while_a_worker_lives_and_beat_has_it_sweep(tmp_path, 
             monkeypatch.setattr(heartbeat, "SILENT_SECONDS", 0.1)
             becomes((503, 0))
         assert examine(lambda: app.state.settings)[-2]["remedy"] == "gradspectra worker"
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_beat_too_sweeps(tmp_path, redis_url):
+    database = f"sqlite:///{tmp_path}/gradspectra.db"
+    Store.open(database).close()
+    workers = heartbeat.LivingWorkers(redis_url)
+    with working(database, redis_url, "--beat", data=str(tmp_path)):
+        deadline = time.monotonic() + PATIENCE
+        while not workers.sweeping():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    workers.close()
 
 
 def test_an_answer_says_whether_anybody_looks_here_or_at_another_process(tmp_path, redis_url):
