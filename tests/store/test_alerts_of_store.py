@@ -210,6 +210,23 @@ def test_alerts_are_listed_newest_first_in_pages(store: Store) -> None:
             list_alerts(conn, state="x")
 
 
+def test_incidents_are_whole_on_whichever_page_they_come(store: Store) -> None:
+    run, other = started(store).run, started(store).run
+    apply(store, other, found("open", 15))
+    rules = ("loss_spike", "gradient_spike", "divergence")
+    for step in (10, 20, 30):
+        opened = [found("open", step + at, rule=rule, opened=step + at) for at, rule in enumerate(rules)]
+        apply(store, run, *opened, *(found("close", step + 5, rule=one.rule, opened=one.step) for one in opened))
+    pages, cursor = [], None
+    for _ in range(3):
+        with store.read() as conn:
+            items, cursor = list_incidents(conn, run, 1, cursor)
+        pages.append(items)
+    assert cursor is None
+    assert [[alert["opened_step"] for alert in page] for page in pages] == [[30, 31, 32], [20, 21, 22], [10, 11, 12]]
+    assert [{alert["incident"] for alert in page} for page in pages] == [{page[0]["id"]} for page in pages]
+
+
 def test_an_alert_is_put_up_for_delivery_once_per_severity_where_it_is_wanted(store: Store) -> None:
     run = started(store).run
     with store.write() as conn:
@@ -237,23 +254,6 @@ def test_an_alert_is_put_up_for_delivery_once_per_severity_where_it_is_wanted(st
     ("wrong", "field"),
     [
         ({"url": "file:///etc/passwd"}, "url"),
-def test_incidents_are_whole_on_whichever_page_they_come(store: Store) -> None:
-    run, other = started(store).run, started(store).run
-    apply(store, other, found("open", 15))
-    rules = ("loss_spike", "gradient_spike", "divergence")
-    for step in (10, 20, 30):
-        opened = [found("open", step + at, rule=rule, opened=step + at) for at, rule in enumerate(rules)]
-        apply(store, run, *opened, *(found("close", step + 5, rule=one.rule, opened=one.step) for one in opened))
-    pages, cursor = [], None
-    for _ in range(3):
-        with store.read() as conn:
-            items, cursor = list_incidents(conn, run, 1, cursor)
-        pages.append(items)
-    assert cursor is None
-    assert [[alert["opened_step"] for alert in page] for page in pages] == [[30, 31, 32], [20, 21, 22], [10, 11, 12]]
-    assert [{alert["incident"] for alert in page} for page in pages] == [{page[0]["id"]} for page in pages]
-
-
         ({"url": "http://"}, "url"),
         ({"url": "http://h:99999/"}, "url"),
         ({"url": "x" * 2001}, "url"),
