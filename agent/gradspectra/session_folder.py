@@ -98,9 +98,15 @@ def make_folder(spool: Path, request: RunRequest, server: str) -> tuple[SessionF
 
 
 def session_directories(path: Path) -> Iterator[Path]:
-    """Give `path` itself if it is a session's directory, else the session directories in it, oldest first."""
-    if (path / RUN_FILE).exists():
-        yield path
-        return
-    with suppress(OSError):
-        yield from sorted(entry for entry in path.iterdir() if (entry / RUN_FILE).exists())
+    """Give `path` itself if it is a session's directory, else the session directories in it, oldest first.
+
+    Raises ValueError for a folder that is there and cannot be read.
+    """
+    try:
+        if (path / RUN_FILE).exists():
+            yield path
+            return
+        with suppress(FileNotFoundError, NotADirectoryError):
+            yield from sorted(entry for entry in path.iterdir() if (entry / RUN_FILE).exists())
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error

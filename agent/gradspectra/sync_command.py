@@ -7,6 +7,7 @@ import dataclasses
 import json
 from typing import Any
 
+from gradspectra.session_folder import session_directories
 from gradspectra.settings import spool_folder
 from gradspectra.sync import Synced, sync
 
@@ -21,9 +22,13 @@ def register(subparsers: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    results = sync(options.directory or spool_folder(), options.server)
+    folder: Any = options.directory or spool_folder()
+    nothing = not options.directory and not any(session_directories(folder))
+    results = [] if nothing else sync(folder, options.server)
     if options.json:
         print(json.dumps({"items": [dataclasses.asdict(result) for result in results]}))
+    elif nothing:
+        print(f"nothing to send: {folder} holds no spooled session")
     else:
         for result in results:
             print(_line(result))

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -193,6 +194,29 @@ def test_the_command_prints_what_it_sent(
     assert capsys.readouterr().err == (
         f"gradspectra sync: {tmp_path} holds no spooled session (no run.json in it or in a directory of it)\n"
     )
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_an_empty_default_spool_is_nothing_to_send_and_no_error(
+    there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spool = tmp_path / "spool"
+    if there:
+        spool.mkdir()
+    monkeypatch.setenv("GRADSPECTRA_SPOOL", str(spool))
+    assert cli.main(["sync"]) == 0
+    assert capsys.readouterr().out == f"nothing to send: {spool} holds no spooled session\n"
+    assert cli.main(["sync", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"items": []}
+    assert cli.main(["sync", str(spool)]) == 1, "who names a folder means that there is something in it"
+
+
+def test_a_spool_folder_that_cannot_be_read_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GRADSPECTRA_SPOOL", "x" * 300)
+    assert cli.main(["sync"]) == 1
+    assert f"{'x' * 300} cannot be read: [Errno {errno.ENAMETOOLONG}]" in capsys.readouterr().err
 
 
 def test_the_real_service_gets_a_killed_job_whole(tmp_path: Path) -> None:
