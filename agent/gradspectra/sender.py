@@ -44,7 +44,7 @@ class _Later(Exception):
 
 
 class Sender:
-    """One session on its way to the server. `advance` does the next thing that is due; nothing here sleeps.
+    """One session on its way to the server. `advance` does the next thing that is due; `end` alone sleeps.
 
     on_answer gets each answer to records and heartbeats. refused_folder: where batches that the server refuses are
     kept with the reason, None to forget them. kept: what becomes of the records meanwhile, for the one warning that
@@ -78,6 +78,8 @@ class Sender:
         self._random = random.Random()
         self._warned: set[str] = set()
         self._failures = 0
+        self._busy = False
+        """Whether the wait until next_try is one that a busy server has asked for."""
         self._gaps_back = 0
         self._replacement: tuple[int, bytes, bool] | None = None
 
@@ -119,12 +121,38 @@ class Sender:
         """Tell the server how the run ended; False if it could not be told."""
         if self.run is None:
             return False
+        body = json.dumps({"session": self.run["session"], "state": state}).encode()
         try:
-            self.http.call("POST", f"/runs/{self.run['id']}/finish", {"session": self.run["session"], "state": state})
+            answer = self.http.request("POST", f"/runs/{self.run['id']}/finish", body)
+            if not 200 <= answer.status < 300:
+                raise _trouble(answer)
+        except _Later as error:
+            self._wait("busy", str(error), error.seconds)
         except (ServerAway, ServerRefused) as error:
-            self.last_error = str(error)
-            return False
-        return True
+            self.last_error, self._busy = str(error), False
+        else:
+            return True
+        return False
+
+    def end(self, state: str, deadline: float, tell: Callable[[], None], while_waiting: Idle) -> bool:
+        """Send all that waits, `tell`, and say how the run ended; False if that was not done by the deadline.
+
+        deadline: of time.monotonic. A busy server is waited for until then; one that is away or refuses is not.
+        """
+        if not self._busy or self.next_try >= deadline:
+            self.retry_now()
+        while True:
+            left = deadline - time.monotonic()
+            self.http.set_timeout(max(0.1, min(10.0, left)))
+            if left > 0 and self.advance(while_waiting):
+                continue
+            if not self.spool.waiting_bytes and time.monotonic() >= self.next_try:
+                tell()
+                if self.finish(state):
+                    return True
+            if not self._busy or self.next_try >= deadline or time.monotonic() >= deadline:
+                return False
+            time.sleep(max(0.0, self.next_try - time.monotonic()))
 
     def retry_now(self) -> None:
         """Forget a wait that is going on."""
@@ -213,15 +241,19 @@ class Sender:
         if self._failures:
             logger.info("gradspectra: %s answers again", self.http.server)
         self._failures = 0
+        self._busy = False
         self.last_error = None
+        self.turned_away = False
 
     def _wait(self, kind: str, reason: str, seconds: float | None) -> None:
         """Try again after `seconds`, or after a wait that doubles with each failure, at random up to a half shorter."""
         self.last_error = reason
+        self._busy = kind == "busy"
         if seconds is None:
             longest = min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(self._failures, 10))
             seconds = longest * self._random.uniform(0.5, 1.0)
         self._failures += 1
+        self.turned_away = kind == "refused"
         self.next_try = time.monotonic() + seconds
         if kind not in self._warned and (kind != "busy" or self._failures >= BUSY_BEFORE_WARNING):
             self._warned.add(kind)
@@ -234,5 +266,3 @@ def _trouble(answer: Answer) -> Exception:
     if answer.status in (408, 425, 429) or answer.status >= 500:
         return _Later(str(problem), answer.retry_after)
     return problem
-        self.turned_away = False
-        self.turned_away = kind == "refused"

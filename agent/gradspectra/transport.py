@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from gradspectra.errors import ServerAway, exit_state, uncaught
@@ -288,16 +289,9 @@ class Transport:
     def _end(self, sender: Sender) -> None:
         """Send the rest until the deadline, say that the run is over, and leave the spool as it then is."""
         self._spool(sender)
-        sender.retry_now()
-        while time.monotonic() < self._deadline:
-            self._http.set_timeout(max(0.1, min(10.0, self._deadline - time.monotonic())))
-            if not sender.advance(lambda: self._while_waiting(sender)):
-                break
-            self._learn(sender)
-        done = not sender.spool.waiting_bytes
-        if done:  # the overhead of the whole run, also of one shorter than the time between two heartbeats
-            sender.heartbeat(self._overhead, self._last_step)
-            done = sender.finish(self._end_state)
+        tell = partial(sender.heartbeat, self._overhead, self._last_step)  # of a run shorter than HEARTBEAT too
+        done = sender.end(self._end_state, self._deadline, tell, lambda: self._while_waiting(sender))
+        self._learn(sender)
         sender.spool.close()
         self._http.close()
         if self._folder is not None:

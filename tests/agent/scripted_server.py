@@ -20,6 +20,8 @@ Script = Callable[["Handler"], bool]
 class ScriptedServer:
     """Keeps runs by session key and batches by session. `scripts` decide over the POSTs of records, one over each.
 
+    on_finish: the same over the POSTs that say how a run ended.
+
     away: refuse connections, on a port that nobody else can take, until `listen` is called.
     """
 
@@ -32,6 +34,7 @@ class ScriptedServer:
         self.requests: list[tuple[str, str, float]] = []
         self.scripts: list[Script] = []
         self.on_make_run: Script | None = None
+        self.on_finish: list[Script] = []
         self.alerts: list[dict[str, Any]] = []
         self.stop_at_step: int | None = None
         self.viewed = True
@@ -131,7 +134,7 @@ class Handler(BaseHTTPRequestHandler):
         elif self.path.endswith("/heartbeat"):
             owner.heartbeats.append(json.loads(self.body))
             self.answer(200, {"alerts": [], "stop_at_step": owner.stop_at_step})
-        elif self.path.endswith("/finish"):
+        elif self.path.endswith("/finish") and not (owner.on_finish and owner.on_finish.pop(0)(self)):
             owner.finished.append(json.loads(self.body))
             self.answer(200, {})
 

@@ -214,6 +214,39 @@ def test_retry_after_is_honoured(server: ScriptedServer, tmp_path: Path) -> None
     assert all(later - earlier >= 0.4 for earlier, later in itertools.pairwise(times))
 
 
+def busy(seconds: float) -> Any:
+    """The server asks to come again after so many seconds."""
+    return lambda handler: handler.answer(503, {"title": "busy"}, Retry_After=str(seconds))
+
+
+@pytest.mark.usefixtures("quick")
+def test_closing_waits_for_a_busy_server_as_long_as_it_asks(server: ScriptedServer, tmp_path: Path) -> None:
+    server.scripts = [busy(0.3), refuse(503), busy(0.3)]
+    server.on_finish = [busy(0.3), refuse(500)]
+    transport = started(server, tmp_path)
+    transport.record(scalar_record(1))
+    transport.close(timeout=60.0)
+    assert server.steps() == [1]
+    assert server.finished == [{"session": "session1", "state": "finished"}]
+    assert list(tmp_path.iterdir()) == []
+    times = {name: [at for _, path, at in server.requests if path.endswith(name)] for name in ("/records", "/finish")}
+    assert [len(found) for found in times.values()] == [4, 3]
+    waited = [later - earlier for found in times.values() for earlier, later in itertools.pairwise(found)]
+    assert min(waited[0], waited[2], waited[3]) >= 0.3
+
+
+def test_closing_does_not_wait_for_a_server_that_is_busy_for_longer(
+    server: ScriptedServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.scripts = [busy(3600)] * 3
+    transport = started(server, tmp_path)
+    transport.record(scalar_record(1))
+    server.wait_for(lambda: len(server.scripts) < 3)
+    transport.close(timeout=600.0)
+    assert len(server.scripts) == 1, "it was asked once more, since the job ends"
+    assert "1 steps are not sent yet" in caplog.messages[-1]
+
+
 def test_a_sequence_gap_sends_the_sender_back_to_its_spool(server: ScriptedServer, tmp_path: Path) -> None:
     transport = started(server, tmp_path)
     for step in (1, 2, 3):
