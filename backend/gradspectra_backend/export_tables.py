@@ -12,6 +12,7 @@ from gradspectra_core.statistics import RUN_METRICS, SCALARS
 from gradspectra_core.views import Spectrum
 from gradspectra_store import Store, read, run_views
 from gradspectra_store.names import whole_names
+from gradspectra_store.next_steps import next_step
 from numpy.typing import NDArray
 from sqlalchemy import Connection
 
@@ -133,7 +134,7 @@ def series_table(
             )
         return cells, len(every) * (len(chosen) + 1)
 
-    return Table(beside(SERIES, kinds), pieces(store, spans, rows, len(chosen) + 1))
+    return Table(beside(SERIES, kinds), pieces(store, (run, "scalars"), spans, rows, len(chosen) + 1))
 
 
 def spectra_table(
@@ -141,13 +142,15 @@ def spectra_table(
 ) -> Table:
     """One row per spectrum, by layer and then by step, with its singular values and their indices as lists.
 
-    layers: those asked for, known ones. of: what was decomposed, None for all.
+    layers: those asked for, known ones. of: what was decomposed, None for all. Raises with its piece Problem 500 for
+    spectra that cannot be read back, unless they are to be skipped.
     """
 
     def every() -> Iterator[Piece]:
         for layer in layers:
             for one in SPECTRUM_OF if of is None else (of,):
-                yield from pieces(store, spans, _spectra_reader(run, layer, one, skip_damaged), SPECTRUM_VALUES)
+                rows = _spectra_reader(run, layer, one, skip_damaged)
+                yield from pieces(store, (run, "spectra"), spans, rows, SPECTRUM_VALUES)
 
     return Table(SPECTRUM, every())
 
@@ -162,11 +165,14 @@ def _spectra_reader(run: str, layer: str, of: str, skip_damaged: bool) -> Read:
     return rows
 
 
-def pieces(store: Store, spans: Sequence[Span], rows: Read, width: int, whole: int = 1) -> Iterator[Piece]:
+def pieces(
+    store: Store, of: tuple[str, str], spans: Sequence[Span], rows: Read, width: int, whole: int = 1
+) -> Iterator[Piece]:
     """Read range by range, each in a transaction of its own: a slow reader holds up nothing.
 
-    width: numbers that one step has at most. Ranges are made so long that they hold about VALUES_AT_ONCE numbers,
-    going by how many the last one held, and end at a multiple of `whole` steps.
+    of: the run and the kind of its numbers. width: numbers that one step has at most. Ranges are made so long that they
+    hold about VALUES_AT_ONCE numbers, going by how many the last one held, and end at a multiple of `whole` steps.
+    After one that holds nothing the next begins where the run goes on, however far that is.
     """
     shortest = max(VALUES_AT_ONCE // width, 1)
     steps = shortest
@@ -176,9 +182,10 @@ def pieces(store: Store, spans: Sequence[Span], rows: Read, width: int, whole: i
             end = min(-(-(at + min(steps, MOST_STEPS)) // whole) * whole, span.stop)
             with store.read() as conn:
                 piece, values = rows(conn, Span(span.attempt, at, end))
+                following = end if len(piece[0]) else next_step(conn, *of, span.attempt, end, whole)
             if len(piece[0]):
                 yield piece
-            at = end
+            at = span.stop if following is None else max(following // whole * whole, end)
             if values < VALUES_AT_ONCE // 4:
                 steps = min(steps * 2, shortest * MOST_GROWTH)
             elif values > VALUES_AT_ONCE:

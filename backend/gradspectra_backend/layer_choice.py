@@ -44,9 +44,15 @@ class LayerChoice:
         self.depths = [_range(part) for part in (depth or "").split(",") if part]
 
     @property
+    def given(self) -> set[str]:
+        """Names of the parameters that say something."""
+        said = {"layers": self.names, "pattern": self.pattern, "role": self.roles, "depth": self.depths}
+        return {name for name, value in said.items() if value}
+
+    @property
     def filtered(self) -> bool:
         """Whether anything but names was said."""
-        return bool(self.pattern or self.roles or self.depths)
+        return bool(self.given - {"layers"})
 
     def of(self, conn: Connection, run: str) -> list[str] | None:
         """Return the names of the layers that fit, None for all; those named but unknown are left to the reader.

@@ -29,6 +29,11 @@ router = APIRouter(prefix="/api/v1", tags=["numbers"])
 
 What = Literal["series", "layers", "spectra"]
 Of = Literal["gradient", "weight", "update"]
+CHOSEN_BY: dict[What, set[str]] = {
+    "series": {"names"},
+    "layers": {"names", "layers", "pattern", "role", "depth"},
+    "spectra": {"layers", "pattern", "role", "depth", "of"},
+}
 _CONTENT: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The file, sent while it is read.",
@@ -65,17 +70,16 @@ def export_run(
     """
     if format in ("parquet", "arrow"):
         require_pyarrow(f"format={format}")
+    _refuse_others(what, choice.given | {name for name, value in (("names", names), ("of", of)) if value is not None})
     with context.store.read() as conn:
         members = run_object(conn, run)
         spans = spans_of(conn, run, attempt, start, stop)
         if what == "series":
-            _refuse(choice.filtered or choice.names is not None, "layers", what)
             table = series_table(conn, context.store, run, spans, names_of(names), skip_damaged)
         elif what == "layers":
             layers = _layers(conn, run, choice)
             table = layers_table(conn, context.store, run, spans, names_of(names), layers, skip_damaged)
         else:
-            _refuse(names is not None, "names", what)
             table = spectra_table(context.store, run, spans, _layers(conn, run, choice, spectra=True), of, skip_damaged)
     label = re.sub(r"[^A-Za-z0-9._-]+", "-", members["name"]).strip("-.") or "run"
     headers = {"Content-Disposition": f'attachment; filename="{label}-{run}-{what}.{format}"'}
@@ -94,8 +98,9 @@ def _layers(conn: Connection, run: str, choice: LayerChoice, *, spectra: bool = 
     return list(dict.fromkeys(chosen))
 
 
-def _refuse(given: bool, field: str, what: str) -> None:
-    if given:
+def _refuse_others(what: What, given: set[str]) -> None:
+    """Raise Problem 422 for what an export of this kind would leave out of account."""
+    for field in sorted(given - CHOSEN_BY[what]):
         raise Problem("bad-request", f"{field}: an export of {what} is not chosen by {field}", field=field)
 
 
