@@ -120,6 +120,8 @@ def get_alert(conn: sa.Connection, alert: str) -> dict[str, Any]:
     if row is None:
         raise UnknownAlert(alert)
     return shown(row)
+
+
 def list_incidents(
     conn: sa.Connection, run: str, limit: int = 100, cursor: str | None = None
 ) -> tuple[list[dict[str, Any]], str | None]:
@@ -135,8 +137,6 @@ def list_incidents(
     own = _all.where(alerts.c.run == run, alerts.c.incident.in_(order))
     members = conn.execute(own.order_by(alerts.c.opened_step, alerts.c.opened_at, alerts.c.id)).all()
     return [shown(row) for row in sorted(members, key=lambda row: order[row.incident])], following
-
-
 
 
 def patch_alert(
