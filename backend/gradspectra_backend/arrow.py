@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from gradspectra_core.pages import wide_array
 from gradspectra_core.views import LayerSeries, Series
 from numpy.typing import NDArray
 
 from gradspectra_backend.arrow_arrays import numbers, text
 
 
-def stream(table: Any) -> bytes:
-    """The table in the form of an Arrow IPC stream."""
-    sink = io.BytesIO()
+def stream(table: Any) -> memoryview:
+    """The table in the form of an Arrow IPC stream, written once into room of its size: to grow takes longer."""
+    counted = pa.MockOutputStream()
+    _write(table, counted)
+    size = counted.size()
+    room = wide_array((-(-size // 8),)).view(np.uint8)[:size]
+    _write(table, pa.FixedSizeBufferWriter(pa.py_buffer(room)))
+    return room.data.toreadonly()
+
+
+def _write(table: Any, sink: Any) -> None:
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
-    return sink.getvalue()
 
 
 def series_table(series: Series, place: Mapping[str, NDArray[Any]]) -> Any:
