@@ -1,13 +1,13 @@
 """What blocks and the pyramid cost and give: bytes per value, and reading at any zoom of runs of any length.
 
-python benchmarks/storage.py [--parts reading layers peers server] [--layers 200] [--lengths 1000 100000 10000000]
+python benchmarks/storage.py [--parts reading layers forms peers server] [--layers 200] [--lengths 1000 100000 10000000]
 
 reading: runs of several lengths, and layers: of several widths, written as blocks directly by the functions that
 compaction uses, and read with the memory settings of a server. Where their numbers would be too many (--most-values),
 all but the newest 65,536 steps or fewer have layer numbers at every 2nd, 4th, 8th … step alone: the levels of the
-pyramid that an answer reads are the same. peers: the same numbers taken in and read back by this and by what other
-trackers are installed (peers.py). server: the memory of a real server under ingest and questions. Prints one JSON
-object.
+pyramid that an answer reads are the same. forms: what it takes to write an answer in each form. peers: the same
+numbers taken in and read back by this and by what other trackers are installed (peers.py). server: the memory of a
+real server under ingest and questions. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 import peers
 import sqlalchemy as sa
+from gradspectra_backend.forms import FORMS, answer_layers
 from gradspectra_backend.memory import give_back_freed
 from gradspectra_core.blocks import Recorded
 from gradspectra_core.layers import Layer, LayerTable
@@ -45,8 +46,9 @@ from gradspectra_store.read import read_layers, read_series
 from gradspectra_store.runs import RunRequest, start_run
 from gradspectra_store.schema import runs
 from gradspectra_store.segment_cache import SegmentCache
+from starlette.requests import Request
 
-PARTS = ("reading", "layers", "peers", "server")
+PARTS = ("reading", "layers", "forms", "peers", "server")
 AT_ONCE = 13_000_000
 """Numbers made and written at a time."""
 
@@ -217,6 +219,8 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
                 result[f"{steps} steps"] = of_length(store, steps, options)
     if "layers" in options.parts:
         result["layers"] = {f"{layers} layers": of_width(layers, options) for layers in options.widths}
+    if "forms" in options.parts:
+        result["forms"] = in_forms(options)
     if "peers" in options.parts:
         result["peers"] = peers.beside_each_other(options.peer_steps)
     if "server" in options.parts:
@@ -238,6 +242,25 @@ def of_width(layers: int, options: argparse.Namespace) -> dict[str, Any]:
             f"{kind}_ns_a_cell": round(whole[f"{kind}_cpu_ms"] * 1e6 / cells, 1) for kind in ("cold", "warm", "again")
         }
         found[f"{steps} steps"] = whole | per_cell
+    return found
+
+
+def in_forms(options: argparse.Namespace) -> dict[str, Any]:
+    """Milliseconds of CPU to write an answer of 1,000 columns, ETag included, of numbers that were read already."""
+    with fresh_store() as store:
+        run = filled(store, 7999, options.layers, 1)
+        with store.read() as conn:
+            values = read_layers(conn, run, "grad_norm", columns=1000)
+    found: dict[str, Any] = {"cells": values.mean.size}
+    for form in FORMS:
+        headers = [(b"accept", form.encode())]
+        request = Request({"type": "http", "method": "GET", "path": "/", "headers": headers})
+        taken = []
+        for _ in range(options.repeat):
+            begin = time.thread_time()
+            size = len(answer_layers(request, values, values.x).body)
+            taken.append((time.thread_time() - begin) * 1e3)
+        found[form] = {"cpu_ms": round(statistics.median(taken), 2), "bytes": size}
     return found
 
 
