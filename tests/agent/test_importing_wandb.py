@@ -92,3 +92,17 @@ def test_what_is_no_log_of_wandb_is_refused(tmp_path: Path, capsys: Any) -> None
     (tmp_path / "a.wandb").write_text("something else")
     assert cli.main(["import", "wandb", str(tmp_path)]) == 1
     assert "a.wandb: is not a log of W&B" in capsys.readouterr().err
+
+
+def test_the_files_of_a_run_that_was_resumed_become_attempts_of_one(url: str, tmp_path: Path, capsys: Any) -> None:
+    settings = wandb.Settings(console="off", silent=True, x_disable_stats=True)
+    for start in (0, 3):
+        options = {"mode": "offline", "dir": str(tmp_path), "id": "abc123", "resume": "allow", "settings": settings}
+        with wandb.init(**options) as run:
+            for step in range(start, start + 3):
+                run.log({"loss": float(step)}, step=step)
+    first, second = sorted(tmp_path.glob("wandb/offline-*/*.wandb"))
+    one, _ = imported(url, capsys, "wandb", str(first), "--project", "again")
+    both, _ = imported(url, capsys, "wandb", str(second), "--project", "again", "--resume", "--step-offset", "1")
+    assert (one.id, both.info["attempt"]) == (both.id, 2)
+    assert values(both, "loss") == {step: step - 1.0 for step in range(1, 7)}
