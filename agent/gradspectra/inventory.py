@@ -7,17 +7,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gradspectra_core.identity import FusedBlock, block_shape, fused_blocks
+from gradspectra_core.identity import FusedBlock, block_shape
 from gradspectra_core.layers import Layer, LayerTable
+from gradspectra_core.limits import DEFAULT_LIMITS
 from gradspectra_core.roles import depths_of, role_of
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from gradspectra.chosen_blocks import can_be_recorded, chosen_blocks
 from gradspectra.shards import local, rows_here
 
 Choice = Callable[[str], bool | Sequence[FusedBlock]]
 """Whether a parameter is watched, by its name; or the blocks (suffix, axis, start, stop) it is split into."""
 Models = Mapping[str, nn.Module]
+Home = tuple[int, dict[str, Any]]
+"""Which optimizer updates a parameter, and its group there."""
 Signature = tuple[tuple[int, ...], ...]
 """Identities of the parameters of each optimizer, or of the models where there is none; negative of what is frozen."""
 
@@ -27,7 +31,7 @@ class WatchedTensor:
     """One parameter. pieces: per layer its elements [start, stop) in `flat(tensor, axis)`; first: index of the first.
 
     optimizer, group: where the parameter is updated (-1 and None without an optimizer). Of a sharded parameter pieces
-    are those of the shard that is here; whole: those of the whole tensor.
+    are those of the shard that is here; whole: those of the whole tensor. kind: what the parameter was like.
     """
 
     name: str
@@ -38,6 +42,7 @@ class WatchedTensor:
     axis: int
     pieces: tuple[tuple[int, int], ...]
     whole: tuple[tuple[int, int], ...]
+    kind: tuple[Any, ...]
 
 
 @dataclass(slots=True)
@@ -45,8 +50,9 @@ class Inventory:
     """The watched tensors, the table of their L layers, and what must stay the same for both to hold.
 
     parameters: identities of the watched ones.
-    trainable: all that could be watched, chosen or not.
-    sharded: tensors left out because this process has only its shard of them.
+    trainable: all that could be watched, chosen or not. complete: whether the layers have every number of these.
+    sharded: tensors left out because this process has only its shard of them. left_out: layers that were chosen and
+    cannot be recorded, in words. sizes: of the tensors; looks, looked_at: of `changed`.
     """
 
     tensors: tuple[WatchedTensor, ...]
@@ -55,6 +61,32 @@ class Inventory:
     parameters: frozenset[int]
     trainable: tuple[Tensor, ...]
     sharded: int
+    complete: bool
+    left_out: tuple[str, ...]
+    sizes: list[int]
+
+    looks: int = 0
+    looked_at: int = -1
+
+    def changed(self, step: int) -> bool:
+        """Whether a tensor has got another shape or type, or has moved to another device; asked again at a step: no.
+
+        The first look is at all of that, a later one at the sizes of all tensors and the rest of one, in turn: what
+        gives another type to a model, or moves it, does so with all.
+        """
+        if step == self.looked_at or not self.tensors:
+            return False
+        at = self.looks % len(self.tensors)
+        some = self.tensors[at : at + 1] if self.looks else self.tensors
+        self.looks, self.looked_at = self.looks + 1, step
+        if [tensor.parameter.numel() for tensor in self.tensors] != self.sizes:
+            return True
+        return any(kind_of(tensor.parameter) != tensor.kind for tensor in some)
+
+
+def kind_of(parameter: Tensor) -> tuple[Any, ...]:
+    """What decides how a tensor is measured: shape, type, device."""
+    return parameter.shape, parameter.dtype, parameter.device
 
 
 def choice_of(layers: str | Choice | None) -> Choice:
@@ -123,7 +155,7 @@ def take_inventory(
 
     With optimizers only what they update is watched (a parameter they update that is in no model is named
     `param_groups.<group>.<index>`). shards: sharded ones are measured, not left out. signature: says which are
-    trained, by default those that are not frozen now.
+    trained, by default those that are not frozen now. Raises TypeError or ValueError for a choice of wrong blocks.
     """
     signature = signature or Trained(models, optimizers).signature()
     trained = frozenset([mark for marks in signature for mark in marks])
@@ -135,7 +167,7 @@ def take_inventory(
     tensors: list[WatchedTensor] = []
     layers: list[Layer] = []
     trainable: list[Tensor] = []
-    sharded = 0
+    sharded = beyond = unnamed = 0
     for (name, parameter, kind), depth in zip(ordered, depths, strict=True):
         if id(parameter) not in trained or not (parameter.is_floating_point() or parameter.is_complex()):
             continue
@@ -143,15 +175,17 @@ def take_inventory(
             sharded += 1
             continue
         trainable.append(parameter)
-        chosen = choose(name)
-        if not chosen or parameter.numel() == 0:
+        split = chosen_blocks(choose(name), name, tuple(parameter.shape), kind) if parameter.numel() else None
+        if split is None:
             continue
-        split = fused_blocks(name, tuple(parameter.shape), kind) if chosen is True else tuple(chosen)
-        optimizer, group = homes.get(id(parameter), (-1, None))
-        axis = split[0][1] if split else 0
-        here, whole = _pieces(parameter, split, True), _pieces(parameter, split, False)
-        tensors.append(WatchedTensor(name, parameter, optimizer, group, len(layers), axis, here, whole))
-        layers.extend(_layers(name, tuple(parameter.shape), kind, depth, split))
+        own = _layers(name, tuple(parameter.shape), kind, depth, split)
+        if not all(can_be_recorded(layer.name) for layer in own):
+            unnamed += len(own)
+        elif beyond or len(layers) + len(own) > DEFAULT_LIMITS.max_layers:
+            beyond += len(own)
+        else:
+            tensors.append(_watched(name, parameter, homes, len(layers), split))
+            layers += own
     return Inventory(
         tuple(tensors),
         LayerTable.of(layers),
@@ -159,10 +193,34 @@ def take_inventory(
         frozenset([id(tensor.parameter) for tensor in tensors]),
         tuple(trainable),
         sharded,
+        not sharded and _numbers_in(tensors) == sum([_width(p) * p.numel() for p in trainable]),
+        _left_out(beyond, unnamed),
+        [tensor.parameter.numel() for tensor in tensors],
     )
 
 
-def _homes(optimizers: Sequence[Any]) -> dict[int, tuple[int, dict[str, Any]]]:
+def _watched(
+    name: str, parameter: Tensor, homes: Mapping[int, Home], first: int, split: Sequence[FusedBlock]
+) -> WatchedTensor:
+    optimizer, group = homes.get(id(parameter), (-1, None))
+    axis = split[0][1] if split else 0
+    here, whole = _pieces(parameter, split, True), _pieces(parameter, split, False)
+    return WatchedTensor(name, parameter, optimizer, group, first, axis, here, whole, kind_of(parameter))
+
+
+def _numbers_in(tensors: Sequence[WatchedTensor]) -> int:
+    return sum([stop - start for tensor in tensors for start, stop in tensor.whole])
+
+
+def _left_out(beyond: int, unnamed: int) -> tuple[str, ...]:
+    """Say how many layers are too many, and how many have names that cannot be sent."""
+    most, longest = DEFAULT_LIMITS.max_layers, DEFAULT_LIMITS.max_name
+    too_many = f"{beyond} layers after the first {most} are left out, as many as a run can have: choose some by layers="
+    unsendable = f"{unnamed} layers are left out: a name has 1 to {longest} printable characters"
+    return (*([too_many] if beyond else []), *([unsendable] if unnamed else []))
+
+
+def _homes(optimizers: Sequence[Any]) -> dict[int, Home]:
     return {
         id(parameter): (number, group)
         for number, optimizer in enumerate(optimizers)
@@ -217,10 +275,15 @@ def _strangers(optimizers: Sequence[Any], known: set[int]) -> list[tuple[str, Te
     return found
 
 
+def _width(parameter: Tensor) -> int:
+    """Real numbers of an entry."""
+    return 2 if parameter.is_complex() else 1
+
+
 def _pieces(parameter: Tensor, split: Sequence[FusedBlock], here: bool) -> tuple[tuple[int, int], ...]:
     """Elements of each block in the flattened parameter; here: in the shard of it that this process has."""
     numel = (local(parameter) if here else parameter).numel()
-    width = 2 if parameter.is_complex() else 1
+    width = _width(parameter)
     if not split:
         return ((0, numel * width),)
     axis = split[0][1]

@@ -46,18 +46,18 @@ class FirstTier:
         self._sorted: dict[int, list[tuple[WatchedTensor, ...]]] = {}
         self._columns: dict[int, Tensor] = {}
         for tensor in inventory.tensors:
-            device = tensor.parameter.device
-            results = self._on(device, layers)
-            columns = results.unbind(1)[tensor.first : tensor.first + len(tensor.pieces)]
-            self._slots.extend(column.unbind(0) for column in columns)
-            self._column_device.extend([device] * len(tensor.pieces))
+            device, first, count = tensor.parameter.device, tensor.first, len(tensor.pieces)
+            self._slots.extend(row.unbind(0) for row in self._on(device, layers)[:, first : first + count].unbind(1))
+            self._column_device.extend([device] * count)
         self.marks = LayerMarks.none(layers)
 
     def _on(self, device: torch.device, layers: int) -> Tensor:
         if device not in self._results and device.type != "cpu":
             self._accelerators[device] = AcceleratorRows(device, self.inventory)
             self._results[device] = self._accelerators[device].results
-        return self._results.setdefault(device, torch.zeros(5, layers, dtype=torch.float32, device=device))
+        elif device not in self._results:
+            self._results[device] = torch.zeros(5, layers, dtype=torch.float32, device=device)
+        return self._results[device]
 
     def finish(self) -> LayerMarks:
         """End a step: returns its marks and starts with new ones. The results stay until they are written again."""

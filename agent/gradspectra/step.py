@@ -156,7 +156,7 @@ class ClosedStep:
         self._describe(scalars, counts, totals)
         record = StepRecord(step.number, self._time, scalars, counts)
         norm = step.clips.grad_norm(totals, self._needed)
-        foreign = scalars.get("grad_norm")
+        foreign = scalars.get("grad_norm") if self._tier.inventory.complete else None
         if norm is not None:
             scalars.setdefault("grad_norm", norm)
         found = [pending.record(self._host[id(pending.gram)]) for pending in step.grams]
@@ -243,6 +243,7 @@ class ClosedStep:
         rows = self._tier.rows([self._host[id(results)] for results in self._results], self._marks)
         if self.step.skipped:
             rows[UPDATE] = 0.0  # a fused optimizer is called, but found_inf keeps it from doing anything
+            self._marks.update |= self._marks.gradient
         part_sq = None
         weights = self._weights() if self._parts is not None else None
         if self._parts is not None and weights is not None:
@@ -278,7 +279,7 @@ class ClosedStep:
             record.scalars["update_norm"] = rows.update_norm
         if rows.norm is not None:
             record.scalars.setdefault("grad_norm", rows.norm)
-            if total is not None and 0 < total < math.inf:
+            if total is not None and 0 < total < math.inf and self._tier.inventory.complete:
                 self.disagreement = abs(rows.norm - total) / total
 
 

@@ -7,6 +7,7 @@ Adam family: ΔW = −η(u + λW_old) with u = m̂/(√v̂ + ε), and W_old = (W
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,6 +19,8 @@ from gradspectra.flat import joined, widest
 from gradspectra.inventory import WatchedTensor
 from gradspectra.shards import local
 
+LEAST_LEFT = 1e-3
+"""Of the weights before, the decay must leave this part at least: by its inverse grows what was rounded away."""
 Number = float | Tensor
 Group = dict[str, Any]
 State = dict[str, Any]
@@ -55,7 +58,8 @@ class UpdateTerms:
         self.coefficients: list[Coefficients] = []
         self._optimizer = optimizer
         self._state = optimizer.state
-        self._adam = _RULES[type(optimizer)] is _adam
+        self._adam = type(optimizer) in _ADAM
+        self._decoupled = type(optimizer) is torch.optim.AdamW
         self._current = {id(group) for group in optimizer.param_groups}
         self._places: dict[tuple[int, Any], int | None] = {}
 
@@ -83,7 +87,9 @@ class UpdateTerms:
         step = key[1]
         if isinstance(step, Tensor) or isinstance(group["lr"], Tensor):
             return None
-        found = _adam_coefficients(group, step) if self._adam else _sgd_coefficients(group)
+        found = None
+        with suppress(ZeroDivisionError):
+            found = _adam_coefficients(group, step, self._decoupled) if self._adam else _sgd_coefficients(group)
         if found is None:
             return None
         self.coefficients.append(found)
@@ -112,30 +118,30 @@ def unknown_update(optimizer: Any) -> str | None:
 
 def betas(optimizers: Sequence[Any]) -> list[list[float]]:
     """β₁ and β₂ of all groups of the optimizers whose moments are measured, each pair once."""
-    groups = [
-        group for optimizer in optimizers if _RULES.get(type(optimizer)) is _adam for group in optimizer.param_groups
-    ]
+    groups = [group for optimizer in optimizers if type(optimizer) in _ADAM for group in optimizer.param_groups]
     return [list(pair) for pair in dict.fromkeys((float(a), float(b)) for a, b in (group["betas"] for group in groups))]
 
 
 def intended_update(optimizer: Any, tensors: Sequence[WatchedTensor]) -> Update | None:
     """The update that the step just taken made to tensors of one group that have a gradient, one after another.
 
-    None where the optimizer's type is not known, or the tensors have not taken the same number of steps.
+    None where its type is not known, the tensors took different numbers of steps, or the decay took all of the weights.
     """
     rule = _RULES.get(type(optimizer))
     group = None if rule is None else current_group(optimizer, tensors[0])
     if rule is None or group is None:
         return None
-    return rule(group, [optimizer.state.get(tensor.parameter, {}) for tensor in tensors], tensors)
+    with suppress(ZeroDivisionError):
+        return rule(group, [optimizer.state.get(tensor.parameter, {}) for tensor in tensors], tensors)
+    return None
 
 
-def _adam_coefficients(group: Group, step: Any) -> Coefficients | None:
+def _adam_coefficients(group: Group, step: Any, decoupled: bool) -> Coefficients | None:
     beta1, beta2 = group["betas"]
-    if step is None or isinstance(beta1, Tensor) or isinstance(beta2, Tensor):
+    if not step or isinstance(beta1, Tensor) or isinstance(beta2, Tensor):
         return None
     first, second = 1 - beta1**step, 1 - beta2**step
-    decay, factor = _decay(group, bool(group.get("decoupled_weight_decay", False)))
+    decay, factor = decay_of(group, decoupled)
     assert not isinstance(factor, Tensor)
     corrections = None if group.get("amsgrad") else (first, second)
     return Coefficients(ADAM, first / second**0.5, group["eps"] * first, decay, factor, corrections)
@@ -144,7 +150,7 @@ def _adam_coefficients(group: Group, step: Any) -> Coefficients | None:
 def _sgd_coefficients(group: Group) -> Coefficients:
     if group["momentum"] and not group["nesterov"]:
         return Coefficients(LINEAR, 0.0, 1.0, 0.0, group["lr"], None)
-    decay, factor = _decay(group, True)
+    decay, factor = decay_of(group, True)
     assert not isinstance(factor, Tensor)
     sign = -1.0 if group["maximize"] else 1.0
     return Coefficients(LINEAR, sign, float(group["momentum"]), decay, factor, None)
@@ -155,7 +161,7 @@ def adam_moments(optimizer: Any, tensors: Sequence[WatchedTensor]) -> tuple[Tens
 
     None where the optimizer is not of the Adam family, or the tensors have not taken the same number of steps.
     """
-    group = current_group(optimizer, tensors[0]) if _RULES.get(type(optimizer)) is _adam else None
+    group = current_group(optimizer, tensors[0]) if type(optimizer) in _ADAM else None
     if group is None:
         return None
     states = [optimizer.state.get(tensor.parameter, {}) for tensor in tensors]
@@ -190,14 +196,14 @@ def square_into(slot: Tensor, direction: Direction, start: int, stop: int, scrat
             slot.add_(torch.dot(d, d))
 
 
-def _adam(group: Group, states: list[State], tensors: Sequence[WatchedTensor]) -> Update | None:
+def _adam(group: Group, states: list[State], tensors: Sequence[WatchedTensor], apart: bool = False) -> Update | None:
     step, axis = _common_step(states), tensors[0].axis
     if step is None:
         return None
     beta1, beta2 = group["betas"]
     correction = 1 - beta1**step
     scale = correction / (1 - beta2**step) ** 0.5
-    decay, factor = _decay(group, bool(group.get("decoupled_weight_decay", False)))
+    decay, factor = decay_of(group, apart)
     second = "max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"
     m, v = (joined([local(state[name]) for state in states], axis) for name in ("exp_avg", second))
     weight = joined([local(tensor.parameter) for tensor in tensors], axis)
@@ -210,9 +216,12 @@ def _adam(group: Group, states: list[State], tensors: Sequence[WatchedTensor]) -
 def _common_step(states: list[State]) -> Any:
     """The number of steps that all of them have taken: a number, or a tensor where it is kept on the device.
 
-    None where it is not one number; of several kept on the device that is not known without waiting for it.
+    None where it is not one number, or 0, as long as a fused optimizer has skipped every step; of several kept on the
+    device that is not known without waiting for it.
     """
     steps = [_step(state.get("step")) for state in states]
+    if not isinstance(steps[0], Tensor) and not steps[0]:
+        return None
     if len(steps) > 1 and (isinstance(steps[0], Tensor) or steps.count(steps[0]) < len(steps)):
         return None
     return steps[0]
@@ -259,7 +268,7 @@ def _sgd(group: Group, states: list[State], tensors: Sequence[WatchedTensor]) ->
         return None
     if momentum and not group["nesterov"]:
         return partial(_sum_direction, [(joined(buffers, axis), 1.0)]), group["lr"]
-    decay, factor = _decay(group, True)
+    decay, factor = decay_of(group, True)
     gradient = joined([local(t.parameter.grad) for t in tensors if t.parameter.grad is not None], axis)
     terms = [(gradient, -1.0 if group["maximize"] else 1.0)]
     if momentum:
@@ -279,14 +288,22 @@ def _sum_direction(terms: list[tuple[Tensor, float]], start: int, stop: int, out
     return out
 
 
-def _decay(group: Group, decoupled: bool) -> tuple[float, Number]:
-    """Decay λ to add to the direction and the factor of the whole: η/(1 − ηλ), or η without decay."""
-    decay = float(group["weight_decay"]) if decoupled else 0.0
-    return decay, group["lr"] / (1 - group["lr"] * decay)
+def decay_of(group: Group, decoupled: bool) -> tuple[float, Number]:
+    """Decay λ to add to the direction and the factor of the whole: η/(1 − ηλ), or η without decay.
+
+    decoupled: whether weights decay apart from the gradient, where the group does not say it (torch before 2.7). Raises
+    ZeroDivisionError where 1 − ηλ is about 0; of a rate on the device that is not known.
+    """
+    decay = float(group["weight_decay"]) if group.get("decoupled_weight_decay", decoupled) else 0.0
+    left = 1 - group["lr"] * decay
+    if not (isinstance(left, Tensor) and not left.is_cpu) and abs(left) < LEAST_LEFT:
+        raise ZeroDivisionError(f"lr {float(group['lr']):g} · weight_decay {decay:g} takes all of the weights a step")
+    return decay, group["lr"] / left
 
 
+_ADAM = (torch.optim.Adam, torch.optim.AdamW)
 _RULES: dict[type, Callable[[Group, list[State], Sequence[WatchedTensor]], Update | None]] = {
     torch.optim.Adam: _adam,
-    torch.optim.AdamW: _adam,
+    torch.optim.AdamW: partial(_adam, apart=True),
     torch.optim.SGD: _sgd,
 }

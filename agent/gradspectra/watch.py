@@ -137,7 +137,8 @@ class Watch:
             return
         self._hooks = Hooks(self._session, self._guard, self._start, self._react)
         for reason in self._session.not_measured():
-            log.info("gradspectra: %s", reason)
+            left_out = reason in self._session.measuring.inventory.left_out
+            log.log(logging.WARNING if left_out else logging.INFO, "gradspectra: %s", reason)
         if not self._hooks.complete:
             who = ", ".join(type(o).__name__ for o in optimizers if not hasattr(o, "register_step_post_hook"))
             text = f"{who} cannot be hooked" if who else "no optimizer was given"
@@ -278,9 +279,9 @@ class Watch:
         if self._start_step != (self._options.start_step or 0):
             self._transport = self._make_transport(**self._sending, start_step=self._start_step)
         self._transport.start()
-
         atexit.unregister(self._at_exit)  # the last registered is called first: steps are ended before the sending
         atexit.register(self._at_exit)
+
     def _emit(self, closed: ClosedStep) -> None:
         """Hand a step on: its record is made here where something reacts to it, else in the sending thread."""
         self._transport.set_overhead(self.overhead)

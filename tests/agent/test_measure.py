@@ -20,6 +20,9 @@ from agent.watched_training import (
     watched,
     weights,
 )
+from gradspectra.inventory import choice_of, take_inventory
+from gradspectra.measure import FirstTier
+from gradspectra.updates import UpdateTerms, intended_update
 from torch import nn
 
 pytestmark = pytest.mark.usefixtures("either_way")
@@ -62,6 +65,111 @@ def test_gradient_weight_and_update_norms_are_those_of_float64(kind, kept):
         root = math.sqrt(sum(update_sq.values()))
         assert record.scalars["update_norm"] == pytest.approx(root, rel=1e-3)
         assert set(column(record, "grad_nonfinite").values()) == {0, None}
+
+
+DECAYS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1, weight_decay=10.0),
+    "sgd-nesterov": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=10.0),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=10.0),
+    "adamw-tensor-rate": lambda p: torch.optim.AdamW(p, lr=torch.tensor(0.1), weight_decay=10.0, foreach=False),
+}
+
+
+@pytest.mark.parametrize("kind", DECAYS)
+def test_a_decay_that_takes_all_of_the_weights_leaves_out_that_step_s_update_alone(kind, kept, caplog):
+    model = attention()
+    del model.unused
+    optimizer = DECAYS[kind](model.parameters())
+    moved, reasons = [], []
+    with watched(model, optimizer) as watch:
+        for step in range(6):
+            optimizer.param_groups[0]["weight_decay"] = 10.0 if step < 4 else 0.1
+            loss_of(model, 6, step).backward()
+            before, gradient = weights(model), gradients(model)
+            optimizer.step()
+            moved.append(squares({name: now - before[name] for name, now in weights(model).items()}))
+            optimizer.zero_grad()
+            reasons.append(watch.status()["not_measured"])
+    reason = f"some updates of {type(optimizer).__name__} are not measured: "
+    assert reasons == [[reason + "lr 0.1 · weight_decay 10 takes all of the weights a step"]] * 4 + [[], []]
+    assert caplog.messages == []
+    for record in kept()[:4]:
+        assert set(column(record, "update_sq").values()) == {None}
+        assert "update_norm" not in record.scalars
+        assert set(column(record, "weight_sq").values()) != {None}
+    for record, update_sq in zip(kept()[4:], moved[4:], strict=True):
+        assert_close(column(record, "update_sq"), update_sq, 2e-3, 1e-12)
+    assert_close(column(kept()[-1], "grad_sq"), squares(gradient), 1e-5, 1e-12)
+
+
+def test_what_it_takes_to_make_a_tier_grows_with_the_layers_and_not_with_their_square(monkeypatch):
+    made = []
+    zeros = torch.zeros
+
+    def counted(*shape, **options):
+        made.append(shape)
+        return zeros(*shape, **options)
+
+    inventory = take_inventory({"": nn.Sequential(*[nn.Linear(2, 2) for _ in range(50)])}, [], choice_of(None))
+    monkeypatch.setattr(torch, "zeros", counted)
+    FirstTier(inventory)
+    assert made == [(5, 100)]
+
+
+def test_momentum_without_nesterov_tells_its_update_whatever_the_decay(kept):
+    model = attention()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=10.0)
+    with watched(model, optimizer) as watch:
+        loss_of(model, 6, 0).backward()
+        before = weights(model)
+        optimizer.step()
+        assert watch.status()["not_measured"] == []
+    moved = squares({name: now - before[name] for name, now in weights(model).items()})
+    assert_close(column(kept()[0], "update_sq"), moved, 2e-3, 1e-12)
+
+
+@pytest.mark.usefixtures("kept")
+def test_adamw_of_a_torch_that_does_not_say_it_by_group_decays_apart_from_the_gradient():
+    model = nn.Linear(5, 4, bias=False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.03, weight_decay=0.5)
+    model(torch.ones(2, 5)).square().sum().backward()
+    before = model.weight.detach().double().clone()
+    optimizer.step()
+    moved = float((model.weight.detach().double() - before).square().sum())
+    del optimizer.param_groups[0]["decoupled_weight_decay"]
+    (tensor,) = take_inventory({"": model}, [optimizer], choice_of(None)).tensors
+    direction, factor = intended_update(optimizer, (tensor,))
+    with torch.no_grad():
+        d = direction(0, 20, torch.empty(20))
+    assert float(d.double().square().sum()) * factor**2 == pytest.approx(moved, rel=1e-4)
+    terms = UpdateTerms(optimizer)
+    assert terms.of(tensor) is not None
+    assert terms.coefficients[0].decay == 0.5
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_steps_that_a_scaler_skips_before_any_is_taken_have_an_update_of_zero(fused, kept, caplog):
+    model = attention()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.03, fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    with watched(model, optimizer) as watch:
+        for step in range(6):
+            scaler.scale(loss_of(model, 6, step)).backward()
+            if step < 4:
+                model.head.weight.grad[0, 0] = math.inf
+            before = weights(model)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+        assert watch.status()["not_measured"] == []
+    moved = squares({name: now - before[name] for name, now in weights(model).items()})
+    assert caplog.messages == []
+    assert [record.counts["skipped"] for record in kept()] == [1] * 4 + [0] * 2
+    with_gradient = [name for name in moved if not name.startswith("unused")]
+    for record in kept()[:4]:
+        assert {value(record, "update_sq", name) for name in with_gradient} == {0.0}
+        assert "moment_sq" not in record.statistics or set(column(record, "moment_sq").values()) == {None}
+    assert_close(column(kept()[-1], "update_sq"), moved, 2e-3, 1e-12)
 
 
 def test_a_layer_without_gradient_has_weights_and_no_update(kept):
