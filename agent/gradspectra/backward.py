@@ -1,14 +1,16 @@
 """Backward passes between two steps: how many of them brought something to the gradient that the step takes.
 
-They are seen by a hook that runs before the node which adds to `.grad`. A hook on the tensor would also run for
-autograd.grad, which brings nothing; this one does not, and runs once for tied weights.
+They are seen by hooks on a few parameters, which run before something is added to `.grad`, once for tied weights. They
+also run for autograd.grad, which adds nothing and is told apart. A hook on the node that adds would not, but it keeps
+the node alive, and that has the shape and type which the parameter had when it was made.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import get_gradient_edge
 from torch.nn.modules.module import register_module_forward_hook
+from torch.utils.hooks import unserializable_hook
 
 from gradspectra.capture import capturing
 from gradspectra.guard import Guard
@@ -42,7 +45,8 @@ class Backward:
         self._guard = guard
         self._task = getattr(torch._C, "_current_graph_task_id", None)
         self._last = self._counted = -1
-        self._nodes: list[Any] = []
+        self._by_parameters = False
+        """Whether parameters are followed, and not outputs."""
         self._handles: list[Any] = []
         self._reached: set[int] = set()
         """Identities of the parameters that passes came to first."""
@@ -56,9 +60,10 @@ class Backward:
         self._fruitless = every
         count = len(parameters)
         chosen = range(count) if every else sorted({0, count // 2, count - 1} & set(range(count)))
-        for index in chosen:
-            self._nodes.append(node_of(parameters[index]))
-            self._handles.append(self._nodes[-1].register_prehook(self._hook(parameters[index])))
+        self._by_parameters = count > 0
+        for parameter in [parameters[index] for index in chosen]:
+            with _trainable(parameter):
+                self._handles.append(parameter.register_hook(self._hook(parameter)))  # type: ignore[no-untyped-call]
 
     def follow_outputs(self, models: Sequence[nn.Module]) -> None:
         """Count by the models' outputs, where the nodes of parameters never run: those of sharded ones."""
@@ -82,14 +87,20 @@ class Backward:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._nodes.clear()
 
-    def _hook(self, parameter: Tensor | None) -> Callable[[Sequence[Tensor | None]], None]:
-        def prehook(gradients: Sequence[Tensor | None]) -> None:
+    def _hook(self, parameter: Tensor | None) -> Callable[[Any], None]:
+        """A hook on a parameter, or on the node that an output comes from."""
+
+        def hook(gradient: Any) -> None:
             if (self._task is None or self._task() != self._last) and not capturing():
-                self._guard.run("backward", self.saw, None if gradients[0] is None else parameter)
+                self._guard.run("backward", self._comes, parameter, gradient is not None)
 
-        return prehook
+        return unserializable_hook(hook)  # type: ignore[no-any-return, no-untyped-call]
+
+    def _comes(self, parameter: Tensor | None, brings: bool) -> None:
+        """A pass has come to a parameter, or to an output. brings: whether with a gradient."""
+        if parameter is None or _adds(parameter):
+            self.saw(parameter if brings else None)
 
     @property
     def counted(self) -> bool:
@@ -117,7 +128,7 @@ class Backward:
     def _begins(self, parameter: Tensor | None) -> None:
         """Count a pass that has just come to its first parameter."""
         self._fruitless = False
-        if parameter is not None and self._nodes:
+        if parameter is not None and self._by_parameters:
             if parameter.grad is None and id(parameter) in self._reached:
                 self._drop()
             self._reached.add(id(parameter))
@@ -154,15 +165,28 @@ def _within_another() -> bool:
     return False
 
 
-def node_of(parameter: Tensor) -> Any:
-    """The node that adds to the parameter's `.grad`; it must be kept alive for its hooks to stay.
-
-    A parameter that is frozen at this moment, as one of two models that train in turn, has it all the same.
-    """
-    if parameter.requires_grad:
-        return get_gradient_edge(parameter).node
-    parameter.requires_grad_(True)
+def _adds(parameter: Tensor) -> bool:
+    """Whether the pass that runs now adds to the parameter's `.grad`; one of autograd.grad does not."""
     try:
+        return bool(torch._C._will_engine_execute_node(get_gradient_edge(parameter).node))
+    except RuntimeError:  # so torch says that a leaf was asked for by autograd.grad
+        return False
+
+
+def node_of(parameter: Tensor) -> Any:
+    """The node that adds to the parameter's `.grad`; it must be kept alive for its hooks to stay."""
+    with _trainable(parameter):
         return get_gradient_edge(parameter).node
+
+
+@contextmanager
+def _trainable(parameter: Tensor) -> Iterator[None]:
+    """Let a parameter be hooked that is frozen at this moment, as one of two models that train in turn."""
+    frozen = not parameter.requires_grad
+    if frozen:
+        parameter.requires_grad_(True)
+    try:
+        yield
     finally:
-        parameter.requires_grad_(False)
+        if frozen:
+            parameter.requires_grad_(False)

@@ -12,7 +12,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -34,6 +34,18 @@ class Clip:
     euclidean: bool
 
 
+class Clipped(NamedTuple):
+    """A clipping. gradient: that of one of the parameters, a small one; parameters: identities of all.
+
+    passes: backward passes before it, and how often such were dropped.
+    """
+
+    parameter: Tensor
+    gradient: Tensor
+    parameters: frozenset[int]
+    passes: tuple[int, int]
+
+
 class ClippingObserver(Protocol):
     """What hears of clipping, just before it happens; must not raise."""
 
@@ -51,6 +63,10 @@ class StepClips:
         """How many clips a parameter had seen when its gradient was measured, where that was before the step's end."""
         self.spoiled: set[int] = set()
         """Those of them whose gradient was then changed in a way that a factor does not undo."""
+        self.noted: list[Clipped] = []
+        """What was clipped, by norm or by value."""
+        self.stepped = False
+        """Whether an optimizer has stepped since."""
 
     def totals(self) -> list[Tensor]:
         """Norms before each clip, on the device."""
@@ -107,7 +123,7 @@ _norm_type = 2.0
 
 
 def _wrap(name: str, original: Function) -> Function:
-    return functools.wraps(original)(_WRAPPERS[name](original))
+    return functools.wraps(original)((_WRAPPERS | _PUBLIC)[name](original))
 
 
 def _total_norm(original: Function) -> Function:
@@ -120,6 +136,8 @@ def _total_norm(original: Function) -> Function:
 
 
 def _clip_with_norm(original: Function) -> Function:
+    observers = patch.observers
+
     def clip_grads_with_norm_(parameters: Any, max_norm: float, total_norm: Tensor, *rest: Any, **named: Any) -> Any:
         if torch.compiler.is_compiling():
             return original(parameters, max_norm, total_norm, *rest, **named)
@@ -127,7 +145,7 @@ def _clip_with_norm(original: Function) -> Function:
         clipped = frozenset([id(p) for p in parameters if p.grad is not None])
         if clipped:
             clip = Clip(clipped, total_norm.detach(), float(max_norm), _norm_type == 2.0)
-            for observer in tuple(patch.observers):
+            for observer in tuple(observers):
                 observer.clips_norm(clip)
         return original(parameters, max_norm, total_norm, *rest, **named)
 
@@ -137,10 +155,11 @@ def _clip_with_norm(original: Function) -> Function:
 def _group(original: Function) -> Function:
     """torch's grouping by device, which clip_grad_value_ calls with the gradients it is about to clip."""
     code = getattr(clip_grad.clip_grad_value_, "__wrapped__", clip_grad.clip_grad_value_).__code__
+    observers = patch.observers
 
     def group_tensors(tensors: Any, *rest: Any, **named: Any) -> Any:
         if not torch.compiler.is_compiling() and sys._getframe(1).f_code is code:
-            for observer in tuple(patch.observers):
+            for observer in tuple(observers):
                 observer.clips_value(tensors[0])
         return original(tensors, *rest, **named)
 
@@ -153,7 +172,15 @@ _WRAPPERS: dict[str, Callable[[Function], Function]] = {
     "_group_tensors_by_device_and_dtype": _group,
 }
 
-patch: Patch[ClippingObserver] = Patch([(clip_grad, name) for name in _WRAPPERS], _wrap)
+_PUBLIC: dict[str, Callable[[Function], Function]] = {
+    "get_total_norm": _total_norm,
+    "clip_grads_with_norm_": _clip_with_norm,
+}
+"""Names under which torch.nn.utils has the first two, where this torch has them."""
+
+patch: Patch[ClippingObserver] = Patch(
+    [*((clip_grad, name) for name in _WRAPPERS), *((torch.nn.utils, name) for name in _PUBLIC)], _wrap
+)
 
 
 def missing() -> str | None:

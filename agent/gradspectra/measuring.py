@@ -17,6 +17,7 @@ from gradspectra.clipping import Clip
 from gradspectra.device_rows import DeviceRows
 from gradspectra.device_time import DeviceClock
 from gradspectra.drift import TURN, Drift
+from gradspectra.dropped import NOBODY, forget_clips, note_clip
 from gradspectra.flat import OneThread
 from gradspectra.fused import FusedRows
 from gradspectra.guard import Guard
@@ -27,7 +28,8 @@ from gradspectra.parts import PartSquares
 from gradspectra.second_measuring import Job, SecondMeasuring
 from gradspectra.sharded import Sharded
 from gradspectra.shards import local
-from gradspectra.spectra import Candidate, Spectra
+from gradspectra.spectra import Spectra
+from gradspectra.spectra_turn import SpectraTurn
 from gradspectra.starts import Start
 from gradspectra.step import OpenStep
 
@@ -58,7 +60,7 @@ class Measuring:
         self._ranks = ranks
         self._group = group
         self._several_parts = (options.parts or 1) * ranks > 1
-        self._due_spectra: list[Candidate] | None = None
+        self._turn = SpectraTurn()
         self._measured = 0
         self.drift: Drift | None = None
         self.second: SecondMeasuring | None = None
@@ -70,6 +72,7 @@ class Measuring:
         models, optimizers, shards = self._models, self._optimizers, self._group is not None
         self.inventory = take_inventory(models, optimizers, self._options.choose, shards, self.trained.signature())
         tensors, layers = self.inventory.tensors, len(self.inventory.table)
+        self._small_first = sorted(tensors, key=lambda tensor: tensor.parameter.numel())
         self.clock.follow([local(tensor.parameter).device for tensor in tensors])
         self._of_optimizer = [[t for t in tensors if t.optimizer == i] for i in range(len(self._optimizers))]
         self._identities = [frozenset(id(t.parameter) for t in own) for own in self._of_optimizer]
@@ -115,7 +118,7 @@ class Measuring:
 
     def begins(self, step: OpenStep) -> None:
         """Make ready for a step: what has its turn is still to be planned, its parts are measured if it is theirs."""
-        self._due_spectra = None
+        self._turn.begins()
         if self.second is not None:
             self.second.begins(step)
         if self.sharded is not None:
@@ -127,8 +130,20 @@ class Measuring:
         else:
             self._parts.rest()
 
+    def _look(self, step: OpenStep, clipped: frozenset[int] = NOBODY) -> None:
+        """Before something of a step is measured, or clipped: forget other gradients' clips, and see tensors anew."""
+        if forget_clips(step, self.backward, self.tier, clipped):
+            (self._turn.begins if self.sharded is None else self.sharded.spectra.forget_early)()
+        if clipped:
+            note_clip(step, clipped, self._small_first, self.backward)
+        if step.due and self.sharded is None and self.inventory.changed(step.number):
+            self._guard.run("inventory", self._renew)
+            self.begins(step)
+
     def stepped(self, step: OpenStep, index: int, skipped: bool) -> None:
         """An optimizer has stepped, or its step was skipped: measure what is due of its layers."""
+        self._look(step)
+        step.clips.stepped = True
         if self.sharded is not None:
             return
         self.trained.look(index, step.due)
@@ -138,10 +153,11 @@ class Measuring:
             if self.second is not None:
                 self.second.take(step, self._identities[index], optimizer, self.tier.marks, skipped, fused)
         if not skipped and self._options.spectra != 0:
-            self._guard.run("spectra", self._take_spectra, step, self._identities[index])
+            self._guard.run("spectra", self._turn.take, self.spectra, step, self._identities[index])
 
     def all_stepped(self, step: OpenStep) -> None:
         """A step is over of which no optimizer told: measure what is due of all layers."""
+        self._look(step)
         for index in range(len(self._optimizers)):
             self.trained.look(index, step.due)
         if step.due and self.inventory.tensors:
@@ -149,13 +165,15 @@ class Measuring:
             if self.second is not None:
                 self.second.take(step, self.inventory.parameters, None, self.tier.marks, False, fused)
         if self._options.spectra != 0:
-            self._guard.run("spectra", self._take_spectra, step, self.inventory.parameters)
+            self._guard.run("spectra", self._turn.take, self.spectra, step, self.inventory.parameters)
 
     def before_clipping(self, step: OpenStep, clip: Clip) -> None:
         """A norm is about to be clipped; what a norm that is not finite would spoil is measured now.
 
         On an accelerator it is not known yet whether the norm is finite, and it is measured now in any case.
         """
+        self._look(step, clip.parameters)
+        step.clips.clips.append(clip)
         if not step.due:
             return
         on_host = clip.divisor.device.type == "cpu"
@@ -169,10 +187,11 @@ class Measuring:
         """Values are about to be clipped, which cannot be undone: what is due is measured now."""
         clipped = {id(gradient) for gradient in gradients}
         found = frozenset(id(t.parameter) for t in self.inventory.tensors if id(t.parameter.grad) in clipped)
+        self._look(step, found)
         if self.sharded is not None:
             self.sharded.before_clipping_values(found)
         elif self._options.spectra != 0:
-            self._take_spectra(step, found)
+            self._turn.take(self.spectra, step, found)
         if step.due:
             self._early(step, found, len(step.clips.clips))
             step.clips.spoiled |= found
@@ -204,26 +223,9 @@ class Measuring:
 
     def opens(self, step: OpenStep, index: int) -> None:
         """An optimizer is about to step."""
+        self._look(step)
         if self.second is not None:
             self.second.opens(step, self._identities[index])
-
-    def _take_spectra(self, step: OpenStep, parameters: frozenset[int]) -> None:
-        if self._due_spectra is None:
-            self._due_spectra = self.spectra.due(step.number)
-        if not self._due_spectra:
-            return
-        began, started = time.perf_counter(), step.device.start()
-        waiting = []
-        for candidate in self._due_spectra:
-            if id(candidate.tensor.parameter) not in parameters:
-                waiting.append(candidate)
-                continue
-            with OneThread(), torch.no_grad():
-                spectrum = self.spectra.take(candidate, step.number)
-            step.take_in(spectrum)
-        self._due_spectra = waiting
-        step.device.stop("spectra", started)
-        step.spectra_cost += time.perf_counter() - began
 
     def cadences(self) -> dict[str, int | None]:
         """Steps from one measurement of a layer to its next, of what comes in turn; None before it has come twice."""
@@ -279,19 +281,23 @@ class Measuring:
         """A step has ended: count the backward passes anew, and look whether the layers have changed."""
         if step.due and not step.measured:
             self.tier.finish()
+            self.inventory.looks = 0
         self._guard.run("inventory", self._follow_on, step, self.backward.end())
 
     def _follow_on(self, step: OpenStep, passes: int) -> None:
         if self.sharded is not None:
             return
         if (step.measured or not self.inventory.tensors) and self.trained.signature() != self.inventory.signature:
-            self.backward.stop()
-            self._parts.rest()
-            self._take_inventory()
-            self.begin({})
+            self._renew()
         unseen = step.measured and not step.replayed and not passes and self.backward.worth_following
         if unseen and any(tensor.parameter.grad is not None for tensor in self.inventory.tensors):
             self.backward.follow(self.inventory.trainable, every=True)
+
+    def _renew(self) -> None:
+        self.backward.stop()
+        self._parts.rest()
+        self._take_inventory()
+        self.begin({})
 
     def close(self) -> None:
         """Take the hooks in the backward passes away, and end what is done beside the training."""

@@ -12,7 +12,8 @@ Function = Callable[..., Any]
 class Patch(Generic[Observer]):
     """Replaces attributes of a module or class by wrappers that tell every observer.
 
-    wrap(name, original) makes the wrapper; places are (owner, attribute) pairs, those that this torch lacks are left.
+    wrap(name, original) makes the wrapper, for the observers of this time: one that others wrapped is left behind, and
+    must not tell those who come later. places are (owner, attribute) pairs, those that this torch lacks are left.
     """
 
     def __init__(self, places: list[tuple[Any, str]], wrap: Callable[[str, Function], Function]) -> None:
@@ -24,6 +25,7 @@ class Patch(Generic[Observer]):
     def open(self, observer: Observer) -> None:
         """Add an observer; the first one puts the wrappers in place."""
         if not self.observers:
+            self.observers = []
             for owner, name in self._places:
                 original = getattr(owner, name)
                 wrapper = self._wrap(name, original)

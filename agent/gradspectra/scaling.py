@@ -22,14 +22,16 @@ class ScalerObserver(Protocol):
 
 
 def _wrap(_: str, original: Function) -> Function:
+    observers = patch.observers
+
     @functools.wraps(original)
     def step(self: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
         if not self.is_enabled() or torch.compiler.is_compiling():
             return original(self, optimizer, *args, **kwargs)
-        for observer in tuple(patch.observers):
+        for observer in tuple(observers):
             observer.scaler_steps(self, optimizer)
         result = original(self, optimizer, *args, **kwargs)
-        for observer in tuple(patch.observers):
+        for observer in tuple(observers):
             observer.scaler_stepped(optimizer)
         return result
 

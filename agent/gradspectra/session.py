@@ -233,7 +233,6 @@ class Session:
     def clips_norm(self, clip: Clip) -> bool:
         """A norm is about to be clipped."""
         if not self.measuring.inventory.parameters.isdisjoint(clip.parameters):
-            self.open.clips.clips.append(clip)
             self.measuring.before_clipping(self.open, clip)
         return True
 

@@ -154,6 +154,10 @@ class ShardSpectra(Spectra):
             if id(candidate.tensor.parameter) in parameters and candidate.layer not in self._early:
                 self._early[candidate.layer] = self._numbers(candidate)
 
+    def forget_early(self) -> None:
+        """What was taken early was of a gradient that the step does not take."""
+        self._early.clear()
+
     def numbers(self, planned: Sequence[Candidate]) -> Tensor:
         """What this rank brings to the spectra of these layers: (N,) float64."""
         began = time.perf_counter()

@@ -125,6 +125,121 @@ def test_the_norm_is_known_at_steps_whose_layers_are_not_measured(kept):
     assert record.scalars["grad_norm"] == pytest.approx(total_norm(before), rel=1e-6)
 
 
+def skipping(kept, clip, to_none, spoil=None):
+    """Steps of which every second batch is clipped, then left out; gives the gradients before and the records."""
+    model = attention()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = []
+    with watched(model, optimizer, spectra=1) as watch:
+        for batch in range(6):
+            ((1000 if batch % 2 else 10) * loss_of(model, 6, batch)).backward()
+            taken = batch % 2 == 0
+            if taken:
+                before.append(gradients(model))
+            elif spoil is not None:
+                model.head.weight.grad[0, 0] = spoil
+            clip(model)
+            if taken:
+                optimizer.step()
+            optimizer.zero_grad(set_to_none=to_none)
+        watch.log(loss=1.0)
+    return before, kept(), watch
+
+
+@pytest.mark.usefixtures("either_way")
+@pytest.mark.parametrize("spoil", [None, math.nan, math.inf])
+@pytest.mark.parametrize("to_none", [True, False])
+@pytest.mark.parametrize("by", ["norm", "value"])
+def test_a_batch_that_is_clipped_and_then_left_out_is_no_part_of_the_step(by, to_none, spoil, kept):
+    clip = {
+        "norm": lambda model: clip_grad_norm_(model.parameters(), 0.5),
+        "value": lambda model: clip_grad_value_(model.parameters(), 0.1),
+    }
+    before, records, watch = skipping(kept, clip[by], to_none, spoil)
+    for gradient, record in zip(before, records, strict=True):
+        assert_close(column(record, "grad_sq"), squares(gradient), 1e-5)
+        assert record.scalars["grad_norm"] == pytest.approx(total_norm(gradient), rel=1e-5)
+        assert set(column(record, "grad_nonfinite").values()) <= {0, None}
+        layers = [record.table.names[spectrum.layer] for spectrum in record.spectra]
+        assert len(layers) == len(set(layers)) > 0
+        for spectrum in record.spectra:
+            square = float(np.square(gradient[record.table.names[spectrum.layer]]).sum())
+            assert spectrum.aggregates[1] == pytest.approx(square, rel=1e-3)
+    assert watch.status()["norms_that_disagreed"] == 0
+
+
+def test_a_clip_that_is_left_out_of_the_step_has_no_part_in_one_without_a_clip(kept):
+    def sometimes(model):
+        if total_norm(gradients(model)) > 100:
+            clip_grad_norm_(model.parameters(), 0.5)
+
+    before, records, _ = skipping(kept, sometimes, True)
+    for gradient, record in zip(before, records, strict=True):
+        assert_close(column(record, "grad_sq"), squares(gradient), 1e-5)
+        assert record.scalars["grad_norm"] == pytest.approx(total_norm(gradient), rel=1e-5)
+        assert "clip_coefficient" not in record.scalars
+
+
+def test_a_clip_stays_while_another_model_s_pass_comes_after_it(kept):
+    """Two models, each clipped after its own pass, before both optimizers step."""
+    models = {"one": attention(1), "other": attention(2)}
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in models.values()]
+    with watched(models, optimizers) as watch:
+        for step in range(2):
+            before = {}
+            for name, model in models.items():
+                model.zero_grad()
+                (10 * loss_of(model, 6, step)).backward()
+                before |= {f"{name}.{layer}": square for layer, square in squares(gradients(model)).items()}
+                clip_grad_norm_(model.parameters(), 0.5)
+            for optimizer in optimizers:
+                optimizer.step()
+        watch.log(loss=1.0)
+    assert_close(column(kept()[-1], "grad_sq"), before, 1e-5)
+
+
+def test_each_call_of_a_closure_is_clipped_on_its_own(kept):
+    model = attention()
+    optimizer = torch.optim.LBFGS([p for n, p in model.named_parameters() if "unused" not in n], max_iter=3)
+    before = []
+
+    def closure():
+        optimizer.zero_grad()
+        loss = 10 * loss_of(model, 6, 0)
+        loss.backward()
+        before.append(gradients(model))
+        clip_grad_norm_(model.parameters(), 0.5)
+        return loss
+
+    with watched(model, optimizer):
+        optimizer.step(closure)
+    assert len(before) > 1
+    assert value(kept()[0], "grad_sq", "head.weight") == pytest.approx(squares(before[-1])["head.weight"], rel=1e-5)
+    assert kept()[0].scalars["grad_norm"] == pytest.approx(total_norm(before[-1]), rel=1e-5)
+
+
+def test_a_norm_that_the_user_takes_apart_from_the_clip_is_seen(kept):
+    def apart(model, _):
+        parameters = [p for p in model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+        torch.nn.utils.clip_grads_with_norm_(parameters, 0.5, norm)
+
+    before, record = step_clipped(apart, kept)
+    assert_close(column(record, "grad_sq"), squares(before), 1e-5)
+    assert record.scalars["grad_norm"] == pytest.approx(total_norm(before), rel=1e-6)
+    assert record.scalars["clip_threshold"] == 0.5
+
+
+def test_a_wrapper_that_others_wrapped_tells_no_later_watch(kept, monkeypatch):
+    model = attention()
+    first = watched(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    ours = clip_grad._clip_grads_with_norm_
+    monkeypatch.setattr(clip_grad, "_clip_grads_with_norm_", lambda *args, **kwargs: ours(*args, **kwargs))
+    first.close()
+    before, record = step_clipped(lambda m, _: torch.nn.utils.clip_grad_norm_(m.parameters(), 0.5), kept)
+    assert_close(column(record, "grad_sq"), squares(before), 1e-5)
+
+
 def test_layer_norms_that_do_not_give_the_total_norm_are_counted(kept):
     model = attention()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -69,6 +69,27 @@ def test_bfloat16_autocast(kept, the_way):
         the_way.check(record, step)
 
 
+@way("A model given another type after the watch was made (model.to)")
+@pytest.mark.parametrize("at", [0, 2])
+def test_a_model_that_becomes_wider(at, kept, the_way):
+    model = attention()
+    plain, optimizer = Plain(model), torch.optim.SGD(model.parameters(), lr=0.3)
+    expected = []
+    with watched(model, optimizer):
+        for step in range(5):
+            if step == at:
+                model.to(torch.float64)
+            losses = [lambda m, s=2 * step + j: loss_of(m, 4, s) / 2 for j in range(2)]
+            expected.append(plain.step(model, *losses))
+            for loss in losses:
+                loss(model).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            expected[-1].after = plain.weights(model)
+    for step, (record, numbers) in enumerate(zip(kept(), expected, strict=True)):
+        the_way.check(record, numbers, parts=step not in (0, at))
+
+
 @way("bfloat16 weights")
 def test_weights_in_bfloat16_are_summed_in_float32(kept, the_way):
     model = attention().bfloat16()

@@ -1,0 +1,41 @@
+"""The spectra whose turn it is at one step: each is taken once the optimizer of its layer has stepped."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from gradspectra.flat import OneThread
+from gradspectra.spectra import Candidate, Spectra
+from gradspectra.step import OpenStep
+
+
+class SpectraTurn:
+    """Takes them, and keeps those that are still to come in the step."""
+
+    def __init__(self) -> None:
+        self._due: list[Candidate] | None = None
+
+    def begins(self) -> None:
+        """A step begins: what has its turn is still to be planned."""
+        self._due = None
+
+    def take(self, spectra: Spectra, step: OpenStep, parameters: frozenset[int]) -> None:
+        """Take those of these parameters' layers, by identity, into the step."""
+        if self._due is None:
+            self._due = spectra.due(step.number)
+        if not self._due:
+            return
+        began, started = time.perf_counter(), step.device.start()
+        waiting = []
+        for candidate in self._due:
+            if id(candidate.tensor.parameter) not in parameters:
+                waiting.append(candidate)
+                continue
+            with OneThread(), torch.no_grad():
+                spectrum = spectra.take(candidate, step.number)
+            step.take_in(spectrum)
+        self._due = waiting
+        step.device.stop("spectra", started)
+        step.spectra_cost += time.perf_counter() - began
