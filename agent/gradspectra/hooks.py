@@ -109,6 +109,7 @@ class Hooks:
         """The scaler has stepped the optimizer; if no hook was called meanwhile it skipped it."""
         index = self._session.index_of(optimizer)
         if index is not None and not self._calls and not capturing():
+            self._guard.run("start", self._start)
             self._timed("step", self._session.opens, index)
             self._react()
             self._timed("measure", self._session.stepped, index, True)

@@ -15,6 +15,8 @@ Number = float | Tensor
 
 log = logging.getLogger("gradspectra")
 
+MOST_CALLS = 10_000
+"""Calls of log that are kept of one step: while no step ends, as after the optimizer was replaced, they add up."""
 SUMMED = ("tokens", "examples")
 RESERVED = frozenset(("parts", "skipped", "cadence_layers", "cadence_second", "cadence_spectra"))
 
@@ -61,9 +63,15 @@ class StepLog:
         self.sums: dict[str, list[Number]] = {}
         self.last: dict[str, Number] = {}
         self.part_weights: list[Number] = []
+        self._calls = 0
 
     def add(self, values: Mapping[str, Number]) -> None:
-        """Add one call of log."""
+        """Add one call of log; beyond MOST_CALLS it is left out, and said once."""
+        self._calls += 1
+        if self._calls > MOST_CALLS:
+            if self._calls == MOST_CALLS + 1:
+                log.warning("gradspectra: log was called %d times within one step; the rest is left out", MOST_CALLS)
+            return
         weights = {name: values[name] for name in SUMMED if name in values}
         for name, value in values.items():
             if name == "loss":
@@ -128,6 +136,8 @@ class HeldCalls:
 
     def hold(self, values: Mapping[str, Any]) -> bool:
         """Keep the numbers of a call as they are now; False where not all are plain ones under good names."""
+        if len(self._calls) >= MOST_CALLS:
+            return False
         kept: dict[str, Number] = {}
         for name, value in values.items():
             plain = value.is_cpu if isinstance(value, Tensor) else type(value) in (float, int)

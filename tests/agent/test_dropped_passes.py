@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from agent.watched_training import column, value, watched
+from gradspectra import scalars
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -110,6 +111,28 @@ def test_an_optimizer_that_took_the_place_of_the_watched_one_is_said_once(kept, 
     assert len(said) == 1
     assert "if the optimizer was replaced, close this watch and make another one" in said[0]
     assert [record.step for record in kept()] == [1, 2]
+
+
+def test_nothing_adds_up_while_no_step_ends(kept, caplog, monkeypatch):
+    monkeypatch.setattr(scalars, "MOST_CALLS", 5)
+    model = model_of_one_layer()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watched(model, optimizer) as watch:
+        for batch in range(40):
+            loss = loss_at(model, batch)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            watch.log(loss=loss, examples=5, part_weight=1.0)
+            optimizer.zero_grad()
+        held = watch._session.open
+        kept_of_it = len(held.log.losses), len(held.log.sums["examples"]), len(held.log.part_weights)
+        assert max(kept_of_it) == 5
+        assert len(watch._session._held._calls) <= 5
+        assert len(held.clips.clips) == len(held.clips.noted) == 1
+        loss_at(model, 0).backward()
+        optimizer.step()
+    assert sum("log was called 5 times within one step" in message for message in caplog.messages) == 1
+    assert len(kept()) == 1
 
 
 def test_a_pass_that_goes_on_after_one_within_it_is_counted_once(kept):

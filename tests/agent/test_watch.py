@@ -321,6 +321,28 @@ def test_no_layers_at_all_still_records_the_run(kept):
     assert kept()[0].table is None
 
 
+def test_steps_that_are_skipped_before_anything_is_logged_are_counted_once(kept):
+    model = attention()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    with watched(model, optimizer) as watch:
+        for step in range(4):
+            scaler.scale(loss_of(model, 4, step)).backward()
+            if step < 2:
+                model.head.weight.grad[0, 0] = math.inf
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            watch.log(loss=step)
+        assert watch.status()["not_measured"] == []
+    assert [(r.step, r.scalars["loss"], r.counts["skipped"]) for r in kept()] == [
+        (1, 0.0, 1),
+        (2, 1.0, 1),
+        (3, 2.0, 0),
+        (4, 3.0, 0),
+    ]
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_gradients_are_unscaled_and_skipped_steps_count(fused, kept):
     model = attention()
