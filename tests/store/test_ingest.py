@@ -217,15 +217,19 @@ def test_names_are_known_without_opening_segments(store: Store) -> None:
 def test_a_session_that_waits_for_another_sees_what_that_one_stored(store: Store) -> None:
     run = started(store)
     other = started(store, resume=run.run, rank=1)
-    block = layer_block([1], {"grad_sq": np.ones((1, 3))})
-    later: dict[str, object] = {"layer_table": TABLE, "layers": block, "spectra": spectrum_block([(1, 2)])}
-    waiting = threading.Thread(target=stored, args=(store, run.run, a_batch(other.session, 1, [1], **later)))
-    with store.write() as conn:
-        first = a_batch(run.session, 1, [1], layer_table=TABLE, layers=block, spectra=spectrum_block([(1, 0)]))
-        ingest(conn, run.run, first, 1001.0)
-        waiting.start()
-        wait_until_blocked(store, waiting)
-    waiting.join(60)
+    with_all = {"layer_table": TABLE, "layers": layer_block([1], {"grad_sq": np.ones((1, 3))})}
+    for sequence, of_first, of_second in ((1, 0, 0), (2, 1, 2)):  # the table is new, and then what has a spectrum
+        first, second = (
+            a_batch(one.session, sequence, [sequence], **with_all, spectra=spectrum_block([(sequence, layer)]))
+            for one, layer in ((run, of_first), (other, of_second))
+        )
+        waiting = threading.Thread(target=stored, args=(store, run.run, second))
+        with store.write() as conn:
+            ingest(conn, run.run, first, 1001.0)
+            waiting.start()
+            wait_until_blocked(store, waiting)
+        waiting.join(60)
     with store.read() as conn:
-        assert conn.execute(sa.select(segments.c.rank).where(segments.c.kind == "layers")).scalars().all() == [0, 1]
-        assert [layer["spectra"] for layer in layer_list(conn, run.run)] == [True, False, True]
+        ranks = conn.execute(sa.select(segments.c.rank).where(segments.c.kind == "spectra").order_by(segments.c.batch))
+        assert ranks.scalars().all() == [0, 1, 0, 1]
+        assert [layer["spectra"] for layer in layer_list(conn, run.run)] == [True, True, True]
