@@ -54,3 +54,14 @@ def test_a_run_of_one_step_is_drawn(page: Page, server: CannedServer) -> None:
         expect(figure(page, name)).to_have_attribute("data-last-step", "1")
     low, high = figure(page, "learning_rate").locator(".plot").evaluate("plot => plot.layout.yaxis.range")
     assert (low, 0 < high < 1e-4) == (0, True), "the only rate, 3e-5, is no zero"
+
+
+@pytest.mark.parametrize("width", [390, 700, 1280])
+def test_the_last_values_fill_their_rows(page: Page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    page.goto(f"{RUN}/overview")
+    expect(page.locator(".tiles")).to_contain_text("every 200th")
+    panel, last = page.locator(".tiles").bounding_box(), page.locator(".tile").last.bounding_box()
+    assert panel is not None
+    assert last is not None
+    assert panel["x"] + panel["width"] - (last["x"] + last["width"]) < 2
