@@ -74,7 +74,7 @@ def layers_table(
 
     size = len(chosen) * len(layers)
     columns = beside(LAYER | {"width": "integer"} if widest > 1 else LAYER, kinds)
-    return Table(columns, pieces(store, (run, "layers"), spans if size else (), rows, max(size, 1), widest))
+    return Table(columns, pieces(store, (run, "layers"), spans if chosen else (), rows, max(size, 1), widest))
 
 
 def _chosen(conn: Connection, run: str, names: Sequence[str], layers: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 from gradspectra_store.engines import insert_into
+from gradspectra_store.layer_tables import lost_tables
 from gradspectra_store.schema import attempts, cursors, metadata, runs, segments
 
 
@@ -21,6 +22,9 @@ def disagreements(conn: sa.Connection) -> list[str]:
             found.append(f"run {run} is derived up to batch {batch}, and has only {last}")
         elif (there := _batches_after(conn, run, batch)) != last - batch:
             found.append(f"of the {last - batch} batches of run {run} that are not derived yet {there} are there")
+    found += [
+        f"run {run} has lost a table of its layers: what was recorded of them is damaged" for run in lost_tables(conn)
+    ]
     found += [f"{count} rows of {table} are of runs that are gone" for table, count in _orphans(conn).items()]
     return found
 

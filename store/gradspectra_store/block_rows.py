@@ -112,8 +112,11 @@ def _bound(source: Source, **more: Any) -> dict[str, Any]:
     return {f"of_{field}": value for field, value in source._asdict().items()} | more
 
 
-def load_blocks(conn: sa.Connection, rows: Sequence[BlockRow]) -> dict[int, Content]:
-    """Read blocks by id, from the cache where they are kept; a damaged one is given as the error that says so."""
+def load_blocks(conn: sa.Connection, rows: Sequence[BlockRow], most: int | None = None) -> dict[int, Content]:
+    """Read blocks by id, from the cache where they are kept; a damaged one is given as the error that says so.
+
+    most: how many rows of numbers there are; a block of more is damaged, since nobody can tell what they are of.
+    """
     cache: SegmentCache | None = conn.get_execution_options().get("segment_cache")
     found: dict[int, Content] = {}
     missing: dict[int, BlockRow] = {}
@@ -129,7 +132,14 @@ def load_blocks(conn: sa.Connection, rows: Sequence[BlockRow]) -> dict[int, Cont
             found[identity] = content = _content(payload, missing[identity])
             if cache is not None and not isinstance(content, DamagedBlock):
                 cache.put(("block", identity), content)
-    return found
+    return found if most is None else {identity: _of_known(content, most) for identity, content in found.items()}
+
+
+def _of_known(content: Content, most: int) -> Content:
+    if isinstance(content, DamagedBlock):
+        return content
+    rows = content.rows if isinstance(content, Level) else content.values.shape[0]
+    return content if rows <= most else DamagedBlock(f"a block has {rows} rows, and {most} are known")
 
 
 def _content(payload: bytes, row: BlockRow) -> Content:

@@ -253,9 +253,12 @@ def _stored(conn: sa.Connection, run: str, rows: dict[str, sa.Row[Any]]) -> Stor
     row = rows["scalars"]
     read: dict[str, Any] = {}
     damaged = []
+    table = None
     for kind, own in rows.items():
         try:
-            read[kind] = opened(_READ[kind], own.payload, own.checksum)
+            found = opened(_READ[kind], own.payload, own.checksum)
+            table = table if own.digest is None else read_table(conn, run, own.digest)
+            read[kind] = found
         except StoreDamaged:
             place = kind, own.attempt, own.rank, own.first_step, own.last_step
             damaged.append(DamagedSegment(run, False, own.id, *place))
@@ -271,7 +274,7 @@ def _stored(conn: sa.Connection, run: str, rows: dict[str, sa.Row[Any]]) -> Stor
         times=times,
         scalars=scalars,
         counts=counts,
-        layer_table=None if block is None else read_table(conn, run, block.digest),
+        layer_table=None if block is None else table,
         layers=layers,
         spectra=spectra,
     )

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from gradspectra_store import attempts
 from gradspectra_store.kept_parts import STANDING, Standing
-from gradspectra_store.layer_tables import RunLayers, layers_of
+from gradspectra_store.layer_tables import RunLayers, layers_of, unbroken
 from gradspectra_store.prepared import PreparedAmong
 from gradspectra_store.ranges import Range
 from gradspectra_store.retired import Coarse, coarse_of, select_of_names
@@ -56,7 +56,7 @@ def layer_facts(
     spans = attempts.spans_of(run, [row[:2] for row in rows[_ATTEMPT]], attempt)
     return LayerFacts(
         spans,
-        layers_of(conn, run, tuple(row[-1] for row in sorted(rows[_TABLE]))),
+        layers_of(conn, run, unbroken((row[0], row[-1]) for row in rows[_TABLE])),
         reaches_of(row[:3] for row in rows[_REACH]),
         coarse_of(row[:4] for row in rows[_RETIRED]),
         found_of(rows[_SEGMENT], spans, wanted.start, wanted.stop, derived=derived),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,12 @@ import sqlalchemy as sa
 from gradspectra_core.layers import Layer, LayerTable
 from gradspectra_core.records import Bool, Int64
 
+from gradspectra_store.errors import StoreDamaged
 from gradspectra_store.prepared import Prepared
-from gradspectra_store.schema import layer_tables
+from gradspectra_store.schema import derived_segments, layer_tables, segments
 
 _of_run = Prepared(
-    sa.select(layer_tables.c.digest, layer_tables.c.since_step, layer_tables.c.spectra)
+    sa.select(*(layer_tables.c[name] for name in ("position", "digest", "since_step", "spectra")))
     .where(layer_tables.c.run == sa.bindparam("of_run"))
     .order_by(layer_tables.c.position)
 )
@@ -39,12 +40,13 @@ def known_table(conn: sa.Connection, run: str, digest: str) -> KnownTable | None
 
 def store_table(conn: sa.Connection, run: str, table: LayerTable, since_step: int) -> None:
     """Keep a layer table of a run that does not have it."""
-    count = sa.select(sa.func.count()).select_from(layer_tables).where(layer_tables.c.run == run)
+    newest = sa.select(sa.func.max(layer_tables.c.position)).where(layer_tables.c.run == run)
+    last = conn.execute(newest).scalar_one()
     conn.execute(
         sa.insert(layer_tables).values(
             run=run,
             digest=table.digest,
-            position=conn.execute(count).scalar_one(),
+            position=0 if last is None else last + 1,
             since_step=since_step,
             size=len(table),
             spectra=bytes((len(table) + 7) // 8),
@@ -80,7 +82,9 @@ class RunTable:
 def run_tables(conn: sa.Connection, run: str) -> dict[str, RunTable]:
     """Return the run's tables by digest, in order of arrival."""
     found = {}
-    for digest, since, bits in _of_run.rows(conn, {"of_run": run}):
+    rows = _of_run.rows(conn, {"of_run": run})
+    kept = unbroken(row[:2] for row in rows)
+    for _, digest, since, bits in rows[: len(kept)]:
         table = read_table(conn, run, digest)
         spectra = np.unpackbits(np.frombuffer(bits, np.uint8), count=len(table), bitorder="little").view(np.bool_)
         found[digest] = RunTable(table, since, spectra)
@@ -101,7 +105,15 @@ class RunLayers:
 
 def run_layers(conn: sa.Connection, run: str) -> RunLayers:
     """Return the run's layers. What is made of the same tables before is kept, whichever run they were of."""
-    return layers_of(conn, run, tuple(digest for digest, _, _ in _of_run.rows(conn, {"of_run": run})))
+    return layers_of(conn, run, unbroken(row[:2] for row in _of_run.rows(conn, {"of_run": run})))
+
+
+def unbroken(rows: Iterable[tuple[int, str]]) -> tuple[str, ...]:
+    """Return the digests of tables in order of arrival, up to the first that the disk has lost.
+
+    rows: positions and digests. Where blocks have the layers that came after a lost table nobody can tell.
+    """
+    return tuple(digest for place, (position, digest) in enumerate(sorted(rows)) if position == place)
 
 
 def layers_of(conn: sa.Connection, run: str, digests: tuple[str, ...]) -> RunLayers:
@@ -144,11 +156,13 @@ def layer_list(conn: sa.Connection, run: str) -> list[dict[str, Any]]:
 
 
 def read_table(conn: sa.Connection, run: str, digest: str) -> LayerTable:
-    """Return one table of a run that has it."""
+    """Return one table of a run; raises StoreDamaged where it is gone, as only a disk takes it away."""
     table = _parsed.get(digest)
     if table is None:
         query = sa.select(layer_tables.c.content).where(layer_tables.c.run == run, layer_tables.c.digest == digest)
-        entries = conn.execute(query).scalar_one()
+        entries = conn.execute(query).scalar_one_or_none()
+        if entries is None:
+            raise StoreDamaged(f"the layer table {digest} of run {run!r} is gone")
         table = LayerTable(
             tuple(Layer(entry["name"], entry["role"], entry["depth"], tuple(entry["shape"])) for entry in entries)
         )
@@ -156,6 +170,19 @@ def read_table(conn: sa.Connection, run: str, digest: str) -> LayerTable:
             _parsed.clear()
         _parsed[digest] = table
     return table
+
+
+def lost_tables(conn: sa.Connection) -> list[str]:
+    """Return the runs of which a table is gone that others came after, or that numbers are of."""
+    positions = sa.select(layer_tables.c.run).group_by(layer_tables.c.run)
+    gaps = positions.having(sa.func.max(layer_tables.c.position) >= sa.func.count())
+    found = set(conn.execute(gaps).scalars())
+    for table in (segments, derived_segments):
+        known = sa.exists().where(layer_tables.c.run == table.c.run, layer_tables.c.digest == table.c.digest)
+        found.update(
+            conn.execute(sa.select(table.c.run).distinct().where(table.c.digest.is_not(None), ~known)).scalars()
+        )
+    return sorted(found)
 
 
 _PARSED = 64

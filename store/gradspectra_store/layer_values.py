@@ -82,7 +82,8 @@ def _read(
     quantity = replace(quantity, rows=len(every.layers))
     segments = partial(_segments, conn, derived, every.places)
     retired = [own for one in coarse for own in one.stretches]
-    levels = Levels(conn, Source(run, "layers", derived, 0, 0), beside(found, coarse), segments, reach, places, retired)
+    source, most = Source(run, "layers", derived, 0, 0), len(every.layers)
+    levels = Levels(conn, source, beside(found, coarse), segments, reach, places, retired, most)
     if coarse:  # there segments are not looked at
         gone = damaged_stretches(conn, run, "layers", derived=derived)
         levels.damaged.update(piece for one in wanted.stretches(spans) for piece in within(gone, one))
@@ -133,10 +134,10 @@ def _segments(
     conn: sa.Connection, derived: bool, places: dict[str, Int64], name: str, found: Sequence[Found]
 ) -> Iterator[tuple[Found, Recorded | None]]:
     for segment, part in load(conn, found, partial(layer_part, statistic=name), name, derived=derived):
-        if part is None:
+        if part is None or segment.digest not in places:
             yield segment, None
         elif len(part.steps):
-            yield segment, placed(part, places[segment.digest or ""])
+            yield segment, placed(part, places[segment.digest])
 
 
 def _chosen(every: RunLayers, names: Sequence[str]) -> Int64:

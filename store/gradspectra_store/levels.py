@@ -96,7 +96,8 @@ class Levels:
 
     found: the segments that are not compacted and lie in what will be asked for; segments: reads them. reaches: first
     and last step of each attempt. chosen: the rows to give of each quantity, None for all. retired: the steps of which
-    damaged buckets cannot be made again. damaged: afterwards, the steps that a damaged block or segment has lost,
+    damaged buckets cannot be made again. most: rows that there are, where blocks may have more of them, which nobody
+    knows any more. damaged: afterwards, the steps that a damaged block or segment has lost,
     also before a bucket was made of it.
     """
 
@@ -109,9 +110,11 @@ class Levels:
         reaches: Reaches | None = None,
         chosen: Int64 | None = None,
         retired: Sequence[Stretch] = (),
+        most: int | None = None,
     ) -> None:
         self.damaged: set[Stretch] = set()
         self.reaches = reaches or {}
+        self._most = most
         self._conn = conn
         self._source = source
         self._found = found
@@ -151,7 +154,7 @@ class Levels:
             wholes = [whole(one, width_of(level)) for one in _all(rest.values())]
             rows = find_blocks(self._conn, self._source, list(rest), level, wholes)
             wanted = {row.id: (row, self._clean(row, rest[row.name])) for row in rows}
-            contents = load_blocks(self._conn, [row for row, parts in wanted.values() if parts])
+            contents = load_blocks(self._conn, [row for row, parts in wanted.values() if parts], self._most)
             for row, parts in wanted.values():
                 content = contents.get(row.id)
                 if isinstance(content, Level):
@@ -239,7 +242,7 @@ class Levels:
         """What was recorded of each quantity's inputs over its own stretches, later pieces over earlier ones."""
         names = sorted({name for quantity in wanted for name in quantity.inputs})
         rows = find_blocks(self._conn, self._source, names, 0, _all(wanted.values())) if names else []
-        contents = load_blocks(self._conn, rows)
+        contents = load_blocks(self._conn, rows, self._most)
         return [
             [self._pieces_of(name, stretches, rows, contents) for name in quantity.inputs]
             for quantity, stretches in wanted.items()

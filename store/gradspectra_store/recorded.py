@@ -85,12 +85,12 @@ def read_recorded_layers(
 
     def segments(name: str, own: Sequence[Found]) -> Iterator[tuple[Found, Recorded | None]]:
         for segment, part in load(conn, own, partial(layer_part, statistic=name), name, derived=False):
-            if part is None:
+            if part is None or segment.digest not in every.places:
                 yield segment, None
             elif len(part.steps):
-                yield segment, placed(part, every.places[segment.digest or ""])
+                yield segment, placed(part, every.places[segment.digest])
 
-    levels = Levels(conn, Source(run, "layers", False, 0, 0), found, segments)
+    levels = Levels(conn, Source(run, "layers", False, 0, 0), found, segments, most=len(every.layers))
     own = [name for name in dict.fromkeys(statistics) if known.get(name) is False]
     parts = levels.recorded(own, len(every.layers), wanted.stretches(spans))
     chosen = (

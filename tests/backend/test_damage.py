@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 import sqlalchemy as sa
-from backend.callers import API, Caller, batch, spectrum_block, table
+from backend.callers import API, Caller, batch, layer_block, spectrum_block, table
 from fastapi.testclient import TestClient
 from gradspectra_backend.app import create_app
 from gradspectra_backend.doctor import examine, report
@@ -135,3 +135,24 @@ def test_the_doctor_names_a_block_whose_row_is_damaged_too(caller: Caller, setti
         conn.commit()
     (found,) = [entry for entry in examine(lambda: settings) if entry["name"] == "blocks"]
     assert f"1 damaged: run {run['id']} attempt 1 loss level 0 steps 1 to 1" in found["detail"]
+
+
+def test_layers_whose_table_is_lost_are_damage_and_the_doctor_names_the_run(caller: Caller, settings: Settings):
+    run, of = caller.start(), table()
+    steps = list(range(1, 17))
+    squares = layer_block(of, steps, grad_sq=[[1.0, 2.0]] * 16)
+    caller.must_send(run["id"], batch(run["session"], 1, steps, layer_table=of, layers=squares))
+    caller.derived(run["id"], 16)
+    store = Store.open(settings.database)
+    with store.write() as conn:
+        conn.execute(sa.text("DELETE FROM layer_tables"))
+    store.close()
+    for statistic in ("grad_sq", "grad_norm"):
+        answer = caller.get(f"/runs/{run['id']}/layers/{statistic}")
+        assert (answer["damaged"], answer["layers"], answer["x"]) == ([[1, 16]], [], [])
+    assert len(caller.get(f"/runs/{run['id']}/series", names="loss")["x"]) == 16
+    for path in ("/layers", "/figures/layers", "/export", "/export?what=spectra"):
+        assert caller.client.get(f"{API}/runs/{run['id']}{path}").status_code == 200, path
+    refused = caller.client.get(f"{API}/runs/{run['id']}/export?what=layers")
+    assert (refused.status_code, refused.json()["type"]) == (500, "/problems/damaged")
+    assert f"run {run['id']} has lost a table of its layers" in report(examine(lambda: settings))
