@@ -175,6 +175,8 @@ def test_a_stream_that_a_sleeping_machine_left_is_opened_anew(page: Page, server
 def test_a_session_that_has_ended_leads_to_the_sign_in(page: Page, server: CannedServer) -> None:
     page.goto(f"{RUN}/details")
     expect_live(page)
+    for answered in ("No step was lost.", "Critical: NaN", "first step"):
+        expect(page.get_by_text(answered).first).to_be_visible()
     page.route("**/api/v1/**", lambda route: route.fulfill(status=401, json={"title": "No valid token"}))
     server.drop_streams()
     expect(page).to_have_url(re.compile(r"/login\?next=%2Fruns%2Fdemo00000001%2Fdetails$"))
