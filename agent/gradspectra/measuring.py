@@ -52,8 +52,7 @@ class Measuring:
     ) -> None:
         self.backward = Backward(guard)
         self.clock = DeviceClock()
-        self._models = models
-        self._optimizers = optimizers
+        self._models, self._optimizers = models, optimizers
         self._options = options
         self._budget = budget
         self._guard = guard
@@ -87,7 +86,8 @@ class Measuring:
         if self._options.drift != "off":
             known = self.drift.starts if self.drift is not None else {}
             self.drift = Drift(self.inventory, self._options.drift == "exact", known, self.tier.fused)
-        self.spectra: Spectra = Spectra(self.inventory, self._options.spectra or None, self._budget, self.beside)
+        interval, of = self._options.spectra or None, self._options.spectra_of
+        self.spectra: Spectra = Spectra(self.inventory, interval, self._budget, self.beside, of)
         self.sharded = None if self._group is None else self._shards()
         if self.sharded is None:
             self.backward.follow(self.inventory.trainable)
@@ -147,13 +147,13 @@ class Measuring:
         if self.sharded is not None:
             return
         self.trained.look(index, step.due)
+        optimizer = self._optimizers[index]
         if step.due and self.inventory.tensors:
-            optimizer = self._optimizers[index]
             fused = self._guard.run("layers", self._layers, step, self._of_optimizer[index], optimizer, skipped)
             if self.second is not None:
                 self.second.take(step, self._identities[index], optimizer, self.tier.marks, skipped, fused)
         if not skipped and self._options.spectra != 0:
-            self._guard.run("spectra", self._turn.take, self.spectra, step, self._identities[index])
+            self._guard.run("spectra", self._turn.take, self.spectra, step, self._identities[index], optimizer)
 
     def all_stepped(self, step: OpenStep) -> None:
         """A step is over of which no optimizer told: measure what is due of all layers."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from gradspectra_core.records import SPECTRUM_OF
 from torch import nn
 
 from gradspectra.inventory import Choice, choice_of
@@ -20,7 +21,8 @@ SECOND_TIERS = ("auto", "off")
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to measure. spectra: interval in steps, None for "auto", 0 for "off". parts: None for "auto".
+    """How to measure. spectra: interval in steps, None for "auto", 0 for "off"; spectra_of: some of
+    SPECTRUM_OF. parts: None for "auto".
 
     drift: one of DRIFTS; second_tier: of SECOND_TIERS.
     """
@@ -28,6 +30,7 @@ class Options:
     every: int
     budget: float | None
     spectra: int | None
+    spectra_of: tuple[str, ...]
     choose: Choice
     batch_size: float | Callable[..., Any] | None
     parts: int | None
@@ -48,6 +51,7 @@ def options(
     every: int,
     budget: float | None,
     spectra: str | int,
+    spectra_of: str | Sequence[str],
     layers: str | Choice | None,
     batch_size: float | Callable[..., Any] | None,
     parts: str | int,
@@ -75,6 +79,7 @@ def options(
         every=_whole("every", every, 1),
         budget=None if budget is None else float(budget),
         spectra=_spectra(spectra),
+        spectra_of=_spectra_of(spectra_of),
         choose=choice_of(layers),
         batch_size=batch_size,
         parts=None if parts == "auto" else _whole("parts", parts, 1, '"auto" or '),
@@ -114,6 +119,13 @@ def _spectra(spectra: Any) -> int | None:
     if spectra == "auto":
         return None
     return 0 if spectra == "off" else _whole("spectra", spectra, 1, '"auto", "off" or ')
+
+
+def _spectra_of(given: Any) -> tuple[str, ...]:
+    names = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Sequence) else ()
+    if not names or not all(name in SPECTRUM_OF for name in names):
+        raise ValueError(f"spectra_of must be one or several of {', '.join(SPECTRUM_OF)}, got {given!r}")
+    return tuple(name for name in SPECTRUM_OF if name in names)
 
 
 def _whole(name: str, value: Any, least: int, also: str = "") -> int:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Any
 
 from gradspectra_core.layers import LayerTable
-from gradspectra_core.records import Bool, Float32, Float64, Int64
+from gradspectra_core.records import SPECTRUM_OF, Bool, Float32, Float64, Int64
 from numpy.typing import NDArray
+
+GRADIENT, WEIGHT, UPDATE = SPECTRUM_OF
 
 
 @dataclass(slots=True)
 class SpectrumRecord:
-    """One spectrum. layer: index into the record's table; of: "gradient", "weight" or "update".
+    """One spectrum. layer: index into the record's table; of: one of SPECTRUM_OF.
 
     rows, columns: shape of the matrix. aggregates: (7,) float64 in the order of core's AGGREGATES.
     index, values: (P,), P ≤ 96, the singular values kept for drawing (descending) with their index among all.
@@ -52,3 +55,9 @@ class StepRecord:
     counts_values: Int64 | None = None
     counts_present: Bool | None = None
     spectra: list[SpectrumRecord] = field(default_factory=list)
+
+    def withhold(self, statistics: Container[str]) -> None:
+        """Leave these statistics out at this step."""
+        for row, name in enumerate(self.statistics):
+            if name in statistics and self.values is not None and self.present is not None:
+                self.values[row], self.present[row] = 0.0, False

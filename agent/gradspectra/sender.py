@@ -21,6 +21,7 @@ from gradspectra.http_client import Answer, HttpClient
 from gradspectra.run_request import RunRequest
 from gradspectra.shedding import beyond_reading, without_steps
 from gradspectra.spool import Spool
+from gradspectra.unmeasured import Unmeasured
 
 logger = logging.getLogger("gradspectra")
 
@@ -67,6 +68,7 @@ class Sender:
         self.run: dict[str, Any] | None = None
         self.next_try = 0.0
         self.last_error: str | None = None
+        self._said: Unmeasured | None = None
         self.refused = 0
         self.turned_away = False
         self.sent = 0
@@ -106,14 +108,19 @@ class Sender:
             return True
         return False
 
-    def heartbeat(self, overhead: float, step: int, while_waiting: Idle | None = None) -> None:
-        """Say that the session lives; a failure is only remembered."""
+    def heartbeat(
+        self, overhead: float, step: int, said: Unmeasured | None = None, while_waiting: Idle | None = None
+    ) -> None:
+        """Say that the session lives, and what is not measured where that is new; a failure is only remembered."""
         if self.run is None or time.monotonic() < self.next_try:
             return
-        members = {"session": self.run["session"], "overhead": overhead, "step": step}
+        members: dict[str, Any] = {"session": self.run["session"], "overhead": overhead, "step": step}
+        if said is not None and said != self._said:
+            members |= said.members()
         try:
             path = f"/runs/{self.run['id']}/heartbeat"
             self._on_answer(self.http.call("POST", path, members, while_waiting) or {})
+            self._said = said or self._said
         except (ServerAway, ServerRefused) as error:
             self.last_error = str(error)
 

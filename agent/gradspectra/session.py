@@ -20,7 +20,7 @@ from gradspectra.options import Options
 from gradspectra.record import StepRecord
 from gradspectra.scalars import HeldCalls, Number, Total, as_number, rates
 from gradspectra.starts import Start
-from gradspectra.step import DISAGREEMENT, ClosedStep, OpenStep, Unfinished
+from gradspectra.step import ClosedStep, OpenStep, Unfinished
 from gradspectra.surroundings import ranks_averaged
 
 
@@ -166,8 +166,7 @@ class Session:
         record = self._guard.run("record", closed.record)
         if record is not None:
             self.measuring.tell_loss(record.step, record.scalars.get("loss"))
-        if closed.disagreement is not None and closed.disagreement > DISAGREEMENT:
-            self.disagreements += 1
+        self.disagreements += closed.disagrees
         return record
 
     def opens(self, index: int) -> None:

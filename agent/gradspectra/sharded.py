@@ -40,6 +40,7 @@ from gradspectra.guard import Guard
 from gradspectra.inventory import Inventory
 from gradspectra.measure import SQUARE, FirstTier
 from gradspectra.options import Options
+from gradspectra.record import GRADIENT
 from gradspectra.second_measuring import Job
 from gradspectra.shard_parts import ShardParts
 from gradspectra.shard_second import ShardSecond
@@ -90,6 +91,7 @@ class Sharded:
         wait_for_all(group, job_store(), _plan(layers, options, optimizer))
         rank, ranks = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
         self.spectra = ShardSpectra(inventory, options.spectra or None, budget, rank == 0, options.spectra != 0)
+        self._no_spectra_of = [of for of in options.spectra_of if of != GRADIENT]
         self.second: ShardSecond | None = None
         room = self.spectra.room
         if options.second_tier != "off" and tensors:
@@ -243,6 +245,7 @@ class Sharded:
     def not_measured(self) -> list[str]:
         """What sharding leaves out, in words."""
         reasons = self.exchange.not_measured()
+        reasons += [f"no spectrum of any {of}: the model is sharded" for of in self._no_spectra_of]
         if self._unseen:
             reasons.append(f"part_sq was left out at some steps: not all backward passes of {self._unseen} were seen")
         reasons += [

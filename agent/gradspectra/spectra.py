@@ -1,11 +1,12 @@
-"""Spectra: the singular values of one layer's gradient at a time, staggered over layers and steps."""
+"""Spectra: the singular values of one layer's gradient, weights or update at a time, in turn."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +19,9 @@ from gradspectra.beside import Beside, Work
 from gradspectra.budget import Budget
 from gradspectra.flat import flat
 from gradspectra.inventory import Inventory, WatchedTensor
-from gradspectra.record import SpectrumRecord
+from gradspectra.record import GRADIENT, WEIGHT, SpectrumRecord
 from gradspectra.singular import GRAM, SVD, gram_of, measured, resolved
+from gradspectra.updates import intended_update
 
 SHORTEST_INTERVAL = 20
 """Steps between two spectra of a layer that spectra="auto" keeps at least, however cheap they are."""
@@ -33,8 +35,8 @@ BESIDE_SECONDS = 2e-3
 class Candidate:
     """A layer that has a spectrum.
 
-    rows, columns: its matrix; first: rows of its piece as it lies in memory. method: what its last spectrum would have
-    come by.
+    rows, columns: its matrix; first: rows of its piece as it lies in memory. of: one of SPECTRUM_OF. method: what its
+    last spectrum would have come by.
     """
 
     layer: int
@@ -44,6 +46,7 @@ class Candidate:
     columns: int
     first: int
     expected: float
+    of: str = GRADIENT
     taken: int = -1
     method: str = GRAM
 
@@ -100,11 +103,16 @@ class Spectra:
     """Takes the layers' spectra in turn.
 
     interval: steps between two spectra of one layer; None lets the budget decide. beside: takes the singular values of
-    what lies on a CPU and is dear, where a budget decides; None: they are all taken at once.
+    what lies on a CPU and is dear, where a budget decides; None: they are all taken at once. of: some of SPECTRUM_OF.
     """
 
     def __init__(
-        self, inventory: Inventory, interval: int | None, budget: Budget, beside: Beside | None = None
+        self,
+        inventory: Inventory,
+        interval: int | None,
+        budget: Budget,
+        beside: Beside | None = None,
+        of: Sequence[str] = (GRADIENT,),
     ) -> None:
         self._budget = budget
         self._beside = beside if interval is None and budget.share is not None else None
@@ -128,7 +136,8 @@ class Spectra:
                     self.without.append(layer.name)
                     continue
                 first = layer.shape[tensor.axis]
-                self.candidates.append(Candidate(index, tensor, piece, *shape, first, expected_seconds(*shape)))
+                cost = expected_seconds(*shape)
+                self.candidates += [Candidate(index, tensor, piece, *shape, first, cost, each) for each in of]
         self._plan()
 
     def due(self, step: int) -> list[Candidate]:
@@ -176,18 +185,20 @@ class Spectra:
 
     _lap = 0
 
-    def take(self, candidate: Candidate, step: int) -> SpectrumRecord | PendingSpectrum | SpectrumBeside | None:
-        """Measure the spectrum of a layer's gradient as it is now.
+    def take(
+        self, candidate: Candidate, step: int, optimizer: Any = None
+    ) -> SpectrumRecord | PendingSpectrum | SpectrumBeside | None:
+        """Measure the spectrum of a layer's gradient as it is now, of its weights, or of the update that was just made.
 
-        None where there is no gradient, or one that is not finite or all zero. Of a gradient on an accelerator the Gram
-        matrix is made there; its eigenvalues are for the host, since there they would make the host wait. Of one on a
-        CPU that is dear a copy is made.
+        None where there is no gradient or no known update, or one that is not finite or all zero. Of a matrix on an
+        accelerator the Gram matrix is made there; its eigenvalues are for the host, since there they would make the
+        host wait. Of one on a CPU that is dear a copy is made. optimizer: that of the layer, None where not known.
         """
         if candidate.taken >= 0:
             self._lap = step - candidate.taken
         candidate.taken = step
         began = time.perf_counter()
-        matrix = self._matrix(candidate)
+        matrix = _matrix(candidate, optimizer)
         if matrix is None:
             return None
         if matrix.device.type != "cpu":
@@ -203,14 +214,6 @@ class Spectra:
             self._learn(candidate, time.perf_counter() - began)
         return record
 
-    @staticmethod
-    def _matrix(candidate: Candidate) -> Tensor | None:
-        gradient = candidate.tensor.parameter.grad
-        if gradient is None or gradient.is_sparse:
-            return None
-        start, stop = candidate.piece
-        return flat(gradient, candidate.tensor.axis)[start:stop].view(candidate.first, -1)
-
     def _learn(self, candidate: Candidate, seconds: float) -> None:
         """Expect of this layer what it cost, and of the rest in proportion; one slow time does not say much."""
         ratio = seconds / max(candidate.expected * self._speed, 1e-9)
@@ -223,6 +226,26 @@ class Spectra:
         self._budget.lap_seconds = sum(self._charge(candidate) for candidate in self.candidates)
 
 
+def _matrix(candidate: Candidate, optimizer: Any) -> Tensor | None:
+    """What the spectrum is of, in two dimensions; None where it is not there or not known."""
+    tensor, (start, stop) = candidate.tensor, candidate.piece
+    parameter, gradient = tensor.parameter, tensor.parameter.grad
+    if candidate.of == WEIGHT:
+        numbers = flat(parameter.detach(), tensor.axis)[start:stop]
+    elif gradient is None or gradient.is_sparse:
+        return None
+    elif candidate.of == GRADIENT:
+        numbers = flat(gradient, tensor.axis)[start:stop]
+    else:
+        update = None if optimizer is None else intended_update(optimizer, [tensor])
+        if update is None:
+            return None
+        direction, factor = update
+        wide = torch.promote_types(parameter.dtype, torch.float32)
+        numbers = direction(start, stop, parameter.new_empty(stop - start, dtype=wide)) * factor
+    return numbers.view(candidate.first, -1)
+
+
 def spectrum_record(candidate: Candidate, values: Float64, method: str) -> SpectrumRecord | None:
     """What is kept of a layer's singular values, (m,), the largest first; None where they say nothing."""
     if not np.isfinite(values[0]) or values[0] == 0:
@@ -230,7 +253,7 @@ def spectrum_record(candidate: Candidate, values: Float64, method: str) -> Spect
     index = drawn_indices(len(values))
     return SpectrumRecord(
         candidate.layer,
-        "gradient",
+        candidate.of,
         method,
         candidate.rows,
         candidate.columns,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import torch
 
@@ -21,8 +22,8 @@ class SpectraTurn:
         """A step begins: what has its turn is still to be planned."""
         self._due = None
 
-    def take(self, spectra: Spectra, step: OpenStep, parameters: frozenset[int]) -> None:
-        """Take those of these parameters' layers, by identity, into the step."""
+    def take(self, spectra: Spectra, step: OpenStep, parameters: frozenset[int], optimizer: Any = None) -> None:
+        """Take those of these parameters' layers, by identity, into the step. optimizer: theirs, None: not known."""
         if self._due is None:
             self._due = spectra.due(step.number)
         if not self._due:
@@ -34,7 +35,7 @@ class SpectraTurn:
                 waiting.append(candidate)
                 continue
             with OneThread(), torch.no_grad():
-                spectrum = spectra.take(candidate, step.number)
+                spectrum = spectra.take(candidate, step.number, optimizer)
             step.take_in(spectrum)
         self._due = waiting
         step.device.stop("spectra", started)

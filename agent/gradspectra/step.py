@@ -20,16 +20,17 @@ from gradspectra.layer_marks import LayerMarks
 from gradspectra.layer_rows import LayerRows, layer_rows
 from gradspectra.measure import COUNT_STATISTICS, STATISTICS, UPDATE, FirstTier
 from gradspectra.readout import Readout
-from gradspectra.record import SpectrumRecord, StepRecord
+from gradspectra.record import GRADIENT, SpectrumRecord, StepRecord
 from gradspectra.scalars import SUMMED, Number, StepLog
 from gradspectra.second_numbers import OF_GRADIENT, WITH_GRADIENT
-from gradspectra.second_rows import add_second
+from gradspectra.second_rows import CLIPPED, add_second
 from gradspectra.second_tier import SecondResults
 from gradspectra.spectra import PendingSpectrum, SpectrumBeside
 
 DISAGREEMENT = 0.01
 """Layer norms must give the total norm within this, or clipping was not seen as it was."""
-
+IN_PROPORTION = frozenset(("grad_sq", "grad_max", "part_sq", *CLIPPED))
+"""What depends on how large the gradient was: not known then."""
 
 Unfinished = tuple[SpectrumBeside, LayerTable, float]
 """A spectrum that is taken beside the training, the table of its layer, and what clipping multiplied the layer by."""
@@ -165,13 +166,22 @@ class ClosedStep:
         if step.measured or step.spectra or step.beside or step.unfinished:
             table = record.table = self._tier.inventory.table
             after = step.clips.factors(self._tier.inventory, totals, after=True)
-            record.spectra = [unclipped(spectrum, after[spectrum.layer]) for spectrum in step.spectra]
-            step.unfinished += [(own, table, after[own.candidate.layer]) for own in step.beside]
-            record.spectra += self._finished(table)
             if step.measured:
                 factors = step.clips.factors(self._tier.inventory, totals)
                 self._put(record, self._rows(factors, foreign), after, norm)
+            if self.disagrees:
+                record.withhold(IN_PROPORTION)
+                step.spectra = [spectrum for spectrum in step.spectra if spectrum.of != GRADIENT]
+                step.beside = [own for own in step.beside if own.candidate.of != GRADIENT]
+            record.spectra = [unclipped(spectrum, after[spectrum.layer]) for spectrum in step.spectra]
+            step.unfinished += [(own, table, after[own.candidate.layer]) for own in step.beside]
+            record.spectra += self._finished(table)
         return record
+
+    @property
+    def disagrees(self) -> bool:
+        """Whether the layers' norms do not give the total norm: what was done to the gradient is not known."""
+        return self.disagreement is not None and self.disagreement > DISAGREEMENT
 
     def _finished(self, table: LayerTable) -> list[SpectrumRecord]:
         """Spectra that were taken beside the training, of this step and those before, as far as they are done by now.
@@ -289,8 +299,8 @@ def _weight_sums(weights: tuple[float, ...], sizes: tuple[float, ...], ranks: in
 
 
 def unclipped(spectrum: SpectrumRecord, factor: float) -> SpectrumRecord:
-    """The spectrum of the gradient before it was multiplied by factor; ranks and entropy stay as they are."""
-    if factor == 1.0 or not factor > 0:
+    """A spectrum, that of the gradient as it was before it was multiplied by factor; ranks and entropy stay."""
+    if spectrum.of != GRADIENT or factor == 1.0 or not factor > 0:
         return spectrum
     powers = np.array([1, 2, 1, 4, 0, 0, 0], np.float64)
     values = (spectrum.values / factor).astype(spectrum.values.dtype)

@@ -21,6 +21,7 @@ from gradspectra.sender import Sender
 from gradspectra.session_folder import REFUSED, make_folder
 from gradspectra.settings import access_token, server_address, spool_folder
 from gradspectra.spool import DEFAULT_LIMIT, Spool
+from gradspectra.unmeasured import Unmeasured
 
 logger = logging.getLogger("gradspectra")
 
@@ -83,6 +84,8 @@ class Transport:
         self._uncaught_before = id(uncaught())
         self._end_state = "finished"
         self._overhead = 0.0
+        self.unmeasured: Callable[[], Unmeasured | None] = lambda: None
+        """Asked at each heartbeat, which carries the answer where it is new."""
         self._last_step = start_step
         self._finished = False
         self._sender: Sender | None = None
@@ -253,7 +256,8 @@ class Transport:
                 self._spool(sender)
         if sender.run is not None and time.monotonic() >= self._next_heartbeat:
             self._next_heartbeat = time.monotonic() + HEARTBEAT
-            sender.heartbeat(self._overhead, self._last_step, lambda: self._while_waiting(sender))
+            idle = partial(self._while_waiting, sender)
+            sender.heartbeat(self._overhead, self._last_step, self.unmeasured(), idle)
 
     def _spool(self, sender: Sender) -> None:
         """Move what is queued to the spool."""
@@ -289,7 +293,8 @@ class Transport:
     def _end(self, sender: Sender) -> None:
         """Send the rest until the deadline, say that the run is over, and leave the spool as it then is."""
         self._spool(sender)
-        tell = partial(sender.heartbeat, self._overhead, self._last_step)  # of a run shorter than HEARTBEAT too
+        said = self._overhead, self._last_step, self.unmeasured()
+        tell = partial(sender.heartbeat, *said)  # of a run shorter than HEARTBEAT too
         done = sender.end(self._end_state, self._deadline, tell, lambda: self._while_waiting(sender))
         self._learn(sender)
         sender.spool.close()

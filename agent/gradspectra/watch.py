@@ -31,6 +31,7 @@ from gradspectra.step import ClosedStep
 from gradspectra.surroundings import environment, rank, steps_taken
 from gradspectra.together import Silent, together
 from gradspectra.transport import Transport
+from gradspectra.unmeasured import unmeasured_of
 
 log = logging.getLogger("gradspectra")
 
@@ -50,6 +51,7 @@ def watch(
     every: int = 1,
     budget: float | None = 0.01,
     spectra: str | int = "auto",
+    spectra_of: str | Sequence[str] = "gradient",
     layers: str | Choice | None = None,
     batch_size: float | Callable[..., Any] | None = None,
     parts: str | int = "auto",
@@ -67,20 +69,21 @@ def watch(
 
     model: a module, or several by name. optimizer: one, several, or None: then call `watch.step()` after each step.
     every: record the layer numbers of each n-th step. budget: share of the step time the agent may spend, all
-    included; None: `every` exactly, at any cost. spectra: "auto", an interval in steps, or "off". layers: regular
-    expression or callable on parameter names; the callable may also give the blocks of a fused tensor. batch_size:
-    examples per part, a number or a callable on the model's inputs; else from `log(examples=…)`. parts: backward
-    passes per step, "auto" counts them. drift: of "sampled" weights (1 in 61 of large layers), "exact" or "off".
-    second_tier: "auto" or "off": statistics that a few layers get at each recorded step, in turn.
-    scaler: a loss scaler that is not torch's. start_step: steps already taken. resume: a run id, or "auto" for the
-    last run of this name. on_alert: called in the training thread at the step after. stop_on: severity from which
-    InstabilityError is raised there. server, token, spool: else from GRADSPECTRA_SERVER, GRADSPECTRA_TOKEN,
-    GRADSPECTRA_SPOOL.
+    included; None: `every` exactly, at any cost. spectra: "auto", an interval in steps, or "off"; spectra_of: of the
+    "gradient", "weight" (after the step), "update", or several of them. layers: regular expression or callable on
+    parameter names; the callable may also give the blocks of a fused tensor. batch_size: examples per part, a number or
+    a callable on the model's inputs; else from `log(examples=…)`. parts: backward passes per step, "auto" counts them.
+    drift: of "sampled" weights (1 in 61 of large layers), "exact" or "off". second_tier: "auto" or "off": statistics
+    that a few layers get at each recorded step, in turn. scaler: a loss scaler that is not torch's. start_step: steps
+    already taken. resume: a run id, or "auto" for the last run of this name. on_alert: called in the training thread at
+    the step after. stop_on: severity from which InstabilityError is raised there. server, token, spool: else from
+    GRADSPECTRA_SERVER, GRADSPECTRA_TOKEN, GRADSPECTRA_SPOOL.
 
     Raises TypeError or ValueError for a wrong argument; after that only what on_alert and stop_on ask for.
     """
     chosen = options(
-        every, budget, spectra, layers, batch_size, parts, drift, second_tier, scaler, start_step, on_alert, stop_on
+        *(every, budget, spectra, spectra_of, layers, batch_size, parts, drift, second_tier, scaler, start_step),
+        *(on_alert, stop_on),
     )
     if not isinstance(enabled, bool):
         raise TypeError(f"enabled must be True or False, got {enabled!r}")
@@ -127,8 +130,7 @@ class Watch:
         self._uncaught_before = id(uncaught())
         self._complaints: set[str] = set()
         self._start_step = chosen.start_step
-        self._started = False
-        self._enabled = duty.active
+        self._started, self._enabled = False, duty.active
         self._loaded: dict[str, Any] = {}
         self._hooks: Hooks | None = None
         self._inputs: Inputs | None = None
@@ -278,6 +280,7 @@ class Watch:
         self._session.begin_at(self._start_step)
         if self._start_step != (self._options.start_step or 0):
             self._transport = self._make_transport(**self._sending, start_step=self._start_step)
+        self._transport.unmeasured = partial(self._guard.run, "status", unmeasured_of, self._session)
         self._transport.start()
         atexit.unregister(self._at_exit)  # the last registered is called first: steps are ended before the sending
         atexit.register(self._at_exit)

@@ -78,6 +78,8 @@ class Attempt(Open):
     last_step: int
     created_at: float
     hidden_from: int | None
+    not_measured: list[str]
+    norms_that_disagreed: int
 
 
 class Gap(Open):

@@ -12,6 +12,7 @@ from gradspectra_store.paging import PAGE, page
 from gradspectra_store.retention import IN_FORCE, RETIRED, retention_of, retires_at
 from gradspectra_store.retention_schema import retention, retirements
 from gradspectra_store.schema import attempts, cursors, gaps, run_tags, runs, sessions
+from gradspectra_store.unmeasured import unmeasured
 
 ORDERS = ("created_at", "updated_at", "name", "last_step")
 
@@ -89,18 +90,23 @@ def list_projects(conn: sa.Connection) -> list[dict[str, Any]]:
 def list_attempts(conn: sa.Connection, run: str) -> list[dict[str, Any]]:
     """Return the attempts of a run, oldest first; raises UnknownRun.
 
-    hidden_from: the first step that a newer attempt hides, None where none is hidden.
+    hidden_from: the first step that a newer attempt hides, None where none is hidden. not_measured and
+    norms_that_disagreed: what the job said last, as `Unmeasured` has it.
     """
     last = sa.select(sa.func.max(sessions.c.last_step).label("last_step"), sessions.c.attempt).where(
         sessions.c.run == run
     )
     reached = last.group_by(sessions.c.attempt).subquery()
-    query = sa.select(attempts, reached.c.last_step).join(reached, reached.c.attempt == attempts.c.number)
+    query = sa.select(attempts, reached.c.last_step, unmeasured.c.not_measured, unmeasured.c.norms_that_disagreed)
+    query = query.join(reached, reached.c.attempt == attempts.c.number).outerjoin(
+        unmeasured, sa.and_(unmeasured.c.run == attempts.c.run, unmeasured.c.attempt == attempts.c.number)
+    )
     rows = conn.execute(query.where(attempts.c.run == run).order_by(attempts.c.number)).all()
     if not rows:
         raise UnknownRun(run)
     items = [
         {"attempt": row.number, **{name: getattr(row, name) for name in _ATTEMPT_FIELDS}, "hidden_from": None}
+        | {"not_measured": row.not_measured or [], "norms_that_disagreed": row.norms_that_disagreed or 0}
         for row in rows
     ]
     for older, newer in zip(reversed(items[:-1]), reversed(items[1:]), strict=True):

@@ -14,6 +14,7 @@ from gradspectra_store.checks import MAX_NOTES, clean_count, clean_flag, clean_j
 from gradspectra_store.errors import BadRequest, UnknownRun, UnknownSession
 from gradspectra_store.identities import new_identity
 from gradspectra_store.schema import attempts, cursors, run_tags, runs, sessions
+from gradspectra_store.unmeasured import Unmeasured, note_unmeasured
 
 SILENT_SECONDS = 60.0
 
@@ -108,21 +109,26 @@ def finish_run(conn: sa.Connection, run: str, session: str, state: str, now: flo
         conn.execute(sa.update(runs).where(runs.c.id == run).values(state=state, updated_at=now))
 
 
-def heartbeat(conn: sa.Connection, run: str, session: str, overhead: float | None, now: float) -> int | None:
+def heartbeat(
+    conn: sa.Connection, run: str, session: str, overhead: float | None, now: float, said: Unmeasured | None = None
+) -> int | None:
     """Note that a session lives; a run that was given up as lost runs again.
 
-    overhead: share of step time that the agent has spent. Returns the step at which the session is asked to stop, or
-    None. Raises UnknownRun and UnknownSession.
+    overhead: share of step time that the agent has spent. said: what it does not measure, None where nothing is new;
+    rank 0 speaks for its attempt. Returns the step at which the session is asked to stop, or None. Raises UnknownRun
+    and UnknownSession.
     """
     row = lock_run(conn, run)
     seen = conn.execute(
         sa.update(sessions)
         .where(sessions.c.id == session, sessions.c.run == run)
         .values(last_seen=now)
-        .returning(sessions.c.attempt, sessions.c.ended_at)
+        .returning(sessions.c.attempt, sessions.c.ended_at, sessions.c.rank)
     ).one_or_none()
     if seen is None:
         raise UnknownSession(run, session)
+    if said is not None and seen.rank == 0:
+        note_unmeasured(conn, run, seen.attempt, said)
     values: dict[str, Any] = {"updated_at": now}
     if overhead is not None and abs(overhead) < float("inf"):
         values["overhead"] = overhead

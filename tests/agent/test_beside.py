@@ -305,6 +305,22 @@ def test_a_dear_spectrum_waits_for_the_thread_and_a_cheap_one_does_not(beside, h
     assert spectra.due(4) == [spectra.candidates[0]]
 
 
+def test_a_spectrum_of_weights_is_of_them_as_they_were_at_its_step(beside, held):
+    model = nn.Linear(500, 400, bias=False)
+    spectra = Spectra(
+        take_inventory({"": model}, [], choice_of(None)), None, Budget(0.01, 1, True), beside, ("weight",)
+    )
+    exact = aggregates(torch.linalg.svdvals(model.weight.detach().double()).numpy())
+    taken = spectra.take(spectra.candidates[0], 1)
+    with torch.no_grad():
+        model.weight.zero_()
+    held.set()
+    wait_for(taken.work)
+    record = taken.record()
+    assert record.of == "weight"
+    assert record.aggregates == pytest.approx(exact, rel=1e-6)
+
+
 def test_without_a_budget_or_at_an_interval_all_are_taken_at_once(beside):
     model = nn.Linear(500, 400, bias=False)
     model.weight.grad = torch.randn(400, 500)

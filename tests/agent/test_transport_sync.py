@@ -121,14 +121,14 @@ def test_a_sync_that_fails_leaves_the_rest_and_a_second_goes_on(
 def test_a_killed_job_loses_at_most_what_was_not_spooled_and_doubles_nothing(
     server: ScriptedServer, tmp_path: Path
 ) -> None:
-    last = killed_job(server.url, tmp_path, 1.0)
+    last = killed_job(server.url, tmp_path, 3.0)
     sent_before = len(server.steps())
     (result,) = sync(tmp_path, server.url)
     steps = server.steps()
     assert steps == list(range(1, len(steps) + 1)), "in order, without a hole, nothing twice"
     assert result.status == "sent"
     assert sent_before + result.steps == len(steps)
-    assert last - len(steps) < 250, "only the records of the last moments were in memory alone"
+    assert last - len(steps) < 1000, "only the records of the last moments were in memory alone"
     assert server.finished == [], "nobody knows how the job ended"
 
 

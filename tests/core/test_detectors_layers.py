@@ -21,16 +21,17 @@ def layers(
     count = len(names)
     here = np.array(present or [True] * count)
     values = np.array(grad or [1.0] * count, np.float32)
+    lost = np.array(nonfinite or [0] * count)
     return LayerObservation(
         names,
         names,
         grad_sq=values**2,
         grad_max=values,
-        grad_nonfinite=np.array(nonfinite or [0] * count),
+        grad_nonfinite=lost,
         weight_sq=np.array(weights or [1.0] * count, np.float32),
         grad_sq_present=here,
         grad_max_present=here,
-        grad_nonfinite_present=np.ones(count, np.bool_),
+        grad_nonfinite_present=here | (lost > 0),
         weight_sq_present=np.ones(count, np.bool_),
     )
 

@@ -72,6 +72,7 @@ class CannedServer:
         self.last, self.streams, self.away = last, 0, False
         self.begun, self.announced = time.monotonic() - 60, None  # before any page was opened, however slow that is
         self.alerts = synthetic.alerts()
+        self.unmeasured: dict[str, Any] = {"not_measured": [], "norms_that_disagreed": 0}
         self.made: dict[str, list[dict[str, Any]]] = {"tokens": [], "channels": []}
         now = time.time()
         self.runs = [self._run(i, now) for i in range(runs)]
@@ -187,8 +188,8 @@ class CannedServer:
         if what == "suggestions":
             return {"items": synthetic.suggestions(), "next": None}
         if what in ("attempts", "gaps"):
-            items = {"attempts": [{"number": 1, "first_step": 1, "created_at": 1.79e9}], "gaps": []}
-            return {"items": items[what], "next": None}
+            attempt = {"attempt": 1, "first_step": 1, "created_at": 1.79e9} | self.unmeasured
+            return {"items": {"attempts": [attempt], "gaps": []}[what], "next": None}
         if what == "layers":
             rows = synthetic.layer_names()
             return {

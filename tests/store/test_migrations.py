@@ -29,7 +29,7 @@ from gradspectra_store.schema import segments
 from store.batches import a_batch, columns, started, stored
 from store.compacting import compacted, derived_through
 
-HEAD = "0010"
+HEAD = "0011"
 
 
 def emptied(url: str) -> str:

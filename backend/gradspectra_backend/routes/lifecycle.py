@@ -10,6 +10,7 @@ from gradspectra_core.jsonform import number_from_json
 from gradspectra_store import runs as stored
 from gradspectra_store.checks import clean_json
 from gradspectra_store.runs import RunRequest
+from gradspectra_store.unmeasured import Unmeasured
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from starlette.responses import Response
 
@@ -54,6 +55,12 @@ class Heartbeat(BaseModel):
     session: str = Field(max_length=200)
     overhead: float | str | None = Field(None, description="Share of step time that the agent spends.")
     step: int | None = Field(None, ge=0, le=LARGEST_STEP, description="The last step taken.")
+    not_measured: list[str] | None = Field(
+        None, description="What is missing from the records and why, a sentence each; left out where nothing is new."
+    )
+    norms_that_disagreed: int = Field(
+        0, description="Steps whose layers did not give the total norm of the gradient; read with not_measured."
+    )
 
 
 class Finish(BaseModel):
@@ -100,8 +107,10 @@ def start_run(context: Shared, request: Request, start: RunStart) -> Response:
 def beat(context: Shared, run: RunId, heartbeat: Heartbeat) -> Response:
     """Say that the job lives, every 10 s also without steps; a run silent for 60 s counts as lost."""
     overhead = None if heartbeat.overhead is None else number_from_json(heartbeat.overhead, "overhead")
+    reasons = heartbeat.not_measured
+    said = None if reasons is None else Unmeasured.of(reasons, heartbeat.norms_that_disagreed)
     with context.store.write() as conn:
-        stop = stored.heartbeat(conn, run, heartbeat.session, overhead, context.clock())
+        stop = stored.heartbeat(conn, run, heartbeat.session, overhead, context.clock(), said)
     alerts = plain(fresh_alerts(context, run, heartbeat.session, look=True))
     return answer({"alerts": alerts, "stop_at_step": stop, "viewed": context.audience.present})
 

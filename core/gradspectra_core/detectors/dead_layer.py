@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from gradspectra_core.alerts import Finding
 from gradspectra_core.detectors.observation import LayerObservation, Observation
+from gradspectra_core.records import Bool
 
 
 @dataclass(slots=True)
@@ -64,7 +65,7 @@ class DeadLayer:
             return []
         finite = np.ones_like(present) if layers.grad_nonfinite is None else layers.grad_nonfinite == 0
         alive = present & (layers.grad_max != 0)
-        without = finite & ~alive
+        without = finite & ~alive & ~_withheld(layers, present)
         self._since[without & (self._streak == 0)] = observation.step
         self._streak[without] += 1
         self._streak[alive | ~finite] = 0
@@ -134,3 +135,10 @@ class DeadLayer:
             np.array(state[key], dtype=np.int64) for key in ("streak", "since", "trained")
         )
         self._episodes = [_Episode(**episode) for episode in state["episodes"]]
+
+
+def _withheld(layers: LayerObservation, present: Bool) -> Bool:
+    """(L,) layers that had a gradient whose size is not told: its entries were counted, and no more."""
+    if layers.grad_nonfinite_present is None:
+        return np.zeros(len(layers.names), np.bool_)
+    return layers.grad_nonfinite_present & ~present

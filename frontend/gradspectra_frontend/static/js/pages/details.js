@@ -23,6 +23,7 @@ export function Details({ run, onChanged }) {
       <section class="panel"><h3 class="pad-head">Configuration</h3><${Pairs} pairs=${flattened(run.config)} none="The run was started without a configuration." /></section>
       <section class="panel"><h3 class="pad-head">Environment</h3><${Pairs} pairs=${flattened(run.environment)} none="Nothing was recorded." /></section>
       <section class="panel"><h3 class="pad-head">Attempts</h3><${Loaded} answer=${attempts}>${(/** @type {any} */ data) => html`<${Table} rows=${data.items} none="One attempt." />`}</${Loaded}></section>
+      <section class="panel" data-panel="unmeasured"><h3 class="pad-head">Not measured</h3><${Loaded} answer=${attempts}>${(/** @type {any} */ data) => html`<${Unmeasured} attempt=${data.items.at(-1)} />`}</${Loaded}></section>
       <section class="panel"><h3 class="pad-head">Gaps</h3><${Loaded} answer=${gaps}>${(/** @type {any} */ data) => html`<${Table} rows=${data.items} none="No step was lost." />`}</${Loaded}></section>
       <${Export} path=${path} />
       ${["running", "lost"].includes(run.state) && html`<${End} run=${run} path=${path} onChanged=${onChanged} />`}
@@ -44,6 +45,15 @@ function Table({ rows, none }) {
   const shown = (/** @type {string} */ name, /** @type {any} */ value) => (value === null ? "–" : name.endsWith("_at") ? date(value) : typeof value === "number" ? whole(value) : String(value));
   return html`<div class="scroll"><table class="data"><thead><tr>${names.map((name) => html`<th>${words(name)}</th>`)}</tr></thead>
     <tbody>${rows.map((row) => html`<tr>${names.map((name) => html`<td class="num">${shown(name, row[name])}</td>`)}</tr>`)}</tbody></table></div>`;
+}
+
+/** What the job of the present attempt does not measure, and why. @param {{attempt: any}} props */
+function Unmeasured({ attempt }) {
+  const { not_measured: reasons, norms_that_disagreed: times } = attempt;
+  if (!reasons.length && !times) return html`<p class="note">The job told of nothing that is left out.</p>`;
+  return html`
+    ${times > 0 && html`<p class="note"><strong>At ${whole(times)} ${times === 1 ? "step" : "steps"} the layers' norms did not give the total norm.</strong> Something changed the gradient unseen, after it was clipped or between: what depends on its size is left out there. Tell of a clip of your own by watch.log(grad_norm=…).</p>`}
+    ${reasons.length > 0 && html`<ul class="note">${reasons.map((/** @type {string} */ reason) => html`<li>${reason}</li>`)}</ul>`}`;
 }
 
 /** Name, tags and notes. What is being typed stays while the run goes on. @param {{run: any, path: string, onChanged: () => void}} props */

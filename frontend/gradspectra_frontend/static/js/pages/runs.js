@@ -3,7 +3,7 @@
 import { runPath } from "../address.js";
 import { useGet, useNow } from "../data.js";
 import { ago, asNumber, date, duration, number, percent, timeLeft } from "../format.js";
-import { html, useEffect, useRef, useState } from "../html.js";
+import { html, useEffect, useLayoutEffect, useRef, useState } from "../html.js";
 import { useKeys } from "../keys.js";
 import { Copied, Health, Loaded, Progress, RunState, Sparkline } from "../parts.js";
 import { navigate, setView } from "../router.js";
@@ -62,7 +62,7 @@ function List({ data, asked }) {
   };
   const move = (/** @type {number} */ by) => () => choose((old) => beside(old, by));
   useKeys({ j: move(1), k: move(-1) });
-  useEffect(() => {
+  useLayoutEffect(() => { // at once: an Enter may follow
     const row = table.current?.querySelector(".row.chosen");
     row?.scrollIntoView({ block: "nearest" });
     row?.querySelector("a").focus({ preventScroll: true }); // Enter opens what has the focus

@@ -1,0 +1,35 @@
+"""What a job tells the server of what it does not measure."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradspectra.session import Session
+
+MOST, LONGEST = 100, 500
+"""Sentences, and characters of each, that the server takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unmeasured:
+    """not_measured: a sentence for each thing that is missing from the records, with the reason.
+
+    norms_that_disagreed: steps whose layers did not give the total norm of the gradient within 1%.
+    """
+
+    not_measured: tuple[str, ...]
+    norms_that_disagreed: int
+
+    def members(self) -> dict[str, Any]:
+        """As a heartbeat carries it."""
+        return asdict(self)
+
+
+def unmeasured_of(session: Session) -> Unmeasured:
+    """What a session has to say now, in any thread; of more sentences than the server takes, how many they are."""
+    reasons = [reason[:LONGEST] for reason in session.not_measured()]
+    if len(reasons) > MOST:
+        reasons[MOST - 1 :] = [f"and {len(reasons) - MOST + 1} more: watch.status() has them all"]
+    return Unmeasured(tuple(reasons), session.disagreements)
