@@ -25,6 +25,7 @@ from gradspectra.inventory import Trained, WatchedTensor, take_inventory
 from gradspectra.measure import FirstTier
 from gradspectra.options import Options
 from gradspectra.parts import PartSquares
+from gradspectra.record import GRADIENT
 from gradspectra.second_measuring import Job, SecondMeasuring
 from gradspectra.sharded import Sharded
 from gradspectra.shards import local
@@ -56,8 +57,7 @@ class Measuring:
         self._options = options
         self._budget = budget
         self._guard = guard
-        self._ranks = ranks
-        self._group = group
+        self._ranks, self._group = ranks, group
         self._several_parts = (options.parts or 1) * ranks > 1
         self._turn = SpectraTurn()
         self._measured = 0
@@ -191,7 +191,7 @@ class Measuring:
         if self.sharded is not None:
             self.sharded.before_clipping_values(found)
         elif self._options.spectra != 0:
-            self._turn.take(self.spectra, step, found)
+            self._turn.take(self.spectra, step, found, of=(GRADIENT,))
         if step.due:
             self._early(step, found, len(step.clips.clips))
             step.clips.spoiled |= found

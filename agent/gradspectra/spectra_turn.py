@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Container
 from typing import Any
 
 import torch
+from gradspectra_core.records import SPECTRUM_OF
 
 from gradspectra.flat import OneThread
 from gradspectra.spectra import Candidate, Spectra
@@ -22,8 +24,18 @@ class SpectraTurn:
         """A step begins: what has its turn is still to be planned."""
         self._due = None
 
-    def take(self, spectra: Spectra, step: OpenStep, parameters: frozenset[int], optimizer: Any = None) -> None:
-        """Take those of these parameters' layers, by identity, into the step. optimizer: theirs, None: not known."""
+    def take(
+        self,
+        spectra: Spectra,
+        step: OpenStep,
+        parameters: frozenset[int],
+        optimizer: Any = None,
+        of: Container[str] = SPECTRUM_OF,
+    ) -> None:
+        """Take those of these parameters' layers, by identity, into the step.
+
+        optimizer: theirs, None: not known. of: what alone is taken now; before the step no weights or updates are.
+        """
         if self._due is None:
             self._due = spectra.due(step.number)
         if not self._due:
@@ -31,7 +43,7 @@ class SpectraTurn:
         began, started = time.perf_counter(), step.device.start()
         waiting = []
         for candidate in self._due:
-            if id(candidate.tensor.parameter) not in parameters:
+            if id(candidate.tensor.parameter) not in parameters or candidate.of not in of:
                 waiting.append(candidate)
                 continue
             with OneThread(), torch.no_grad():

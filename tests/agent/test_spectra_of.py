@@ -30,8 +30,15 @@ def blocks(weights):
     return found | {f"qkv.weight[{part}]": block for part, block in parts}
 
 
+CLIPS = {
+    "norm": lambda parameters: nn.utils.clip_grad_norm_(parameters, 1e-2),
+    "value": lambda parameters: nn.utils.clip_grad_value_(parameters, 1e-3),
+}
+
+
+@pytest.mark.parametrize("clip", CLIPS)
 @pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_they_are_of_the_weights_after_the_step_and_of_what_it_changed(kept, kind):
+def test_they_are_of_the_weights_after_the_step_and_of_what_it_changed(kept, kind, clip):
     model = attention()
     optimizer = OPTIMIZERS[kind](model.parameters())
     seen = []
@@ -40,7 +47,7 @@ def test_they_are_of_the_weights_after_the_step_and_of_what_it_changed(kept, kin
             loss_of(model, 4, step).backward()
             gradient = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
             before = {name: p.detach().clone() for name, p in model.named_parameters()}
-            nn.utils.clip_grad_norm_(model.parameters(), 1e-2)
+            CLIPS[clip](model.parameters())
             optimizer.step()
             after = {name: p.detach().clone() for name, p in model.named_parameters()}
             seen.append((gradient, after, {name: after[name] - before[name] for name in after}))
