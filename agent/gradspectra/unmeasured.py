@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
+
+from gradspectra.guard import Guard
 
 if TYPE_CHECKING:
     from gradspectra.session import Session
@@ -27,8 +31,19 @@ class Unmeasured:
         return asdict(self)
 
 
+def teller(session: Session, guard: Guard) -> Callable[[], Unmeasured | None]:
+    """What tells, in any thread, what a session does not measure; it does not keep the session and its model alive."""
+    seen = weakref.ref(session)
+
+    def tell() -> Unmeasured | None:
+        here = seen()
+        return None if here is None else guard.run("status", unmeasured_of, here)
+
+    return tell
+
+
 def unmeasured_of(session: Session) -> Unmeasured:
-    """What a session has to say now, in any thread; of more sentences than the server takes, how many they are."""
+    """What a session has to say now; of more sentences than the server takes, how many they are."""
     reasons = [reason[:LONGEST] for reason in session.not_measured()]
     if len(reasons) > MOST:
         reasons[MOST - 1 :] = [f"and {len(reasons) - MOST + 1} more: watch.status() has them all"]

@@ -31,7 +31,7 @@ from gradspectra.step import ClosedStep
 from gradspectra.surroundings import environment, rank, steps_taken
 from gradspectra.together import Silent, together
 from gradspectra.transport import Transport
-from gradspectra.unmeasured import unmeasured_of
+from gradspectra.unmeasured import teller
 
 log = logging.getLogger("gradspectra")
 
@@ -280,7 +280,7 @@ class Watch:
         self._session.begin_at(self._start_step)
         if self._start_step != (self._options.start_step or 0):
             self._transport = self._make_transport(**self._sending, start_step=self._start_step)
-        self._transport.unmeasured = partial(self._guard.run, "status", unmeasured_of, self._session)
+        self._transport.unmeasured = teller(self._session, self._guard)
         self._transport.start()
         atexit.unregister(self._at_exit)  # the last registered is called first: steps are ended before the sending
         atexit.register(self._at_exit)
