@@ -14,14 +14,9 @@ from gradspectra_store.block_schema import blocks
 from gradspectra_store.database import Store
 from gradspectra_store.errors import StoreDamaged
 from gradspectra_store.schema import derived_segments, segments
-from gradspectra_store.segments import opened, scalar_part, unpack_layers, unpack_spectra
+from gradspectra_store.segments import READERS, opened
 
 _AT_ONCE = 16
-_READ: dict[str, Callable[[bytes], Any]] = {
-    "scalars": scalar_part,
-    "layers": unpack_layers,
-    "spectra": unpack_spectra,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +58,7 @@ def check_segments(store: Store, seconds: float) -> Checked:
 def is_sound(row: Any) -> bool:
     """Say whether a segment can be read back. row: with its kind, payload and checksum."""
     try:
-        opened(_READ[row.kind], row.payload, row.checksum)
+        opened(READERS[row.kind], row.payload, row.checksum)
     except (StoreDamaged, KeyError):  # the row itself may have suffered
         return False
     return True

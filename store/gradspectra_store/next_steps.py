@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import sqlalchemy as sa
 from gradspectra_core.buckets import level_of
 from gradspectra_core.records import Int64
@@ -11,13 +9,7 @@ from gradspectra_core.records import Int64
 from gradspectra_store.block_schema import blocks
 from gradspectra_store.errors import StoreDamaged
 from gradspectra_store.schema import derived_segments, segments
-from gradspectra_store.segments import opened, scalar_part, unpack_layers, unpack_spectra
-
-_STEPS: dict[str, Callable[[bytes], Int64]] = {
-    "scalars": lambda payload: scalar_part(payload).steps,
-    "layers": lambda payload: unpack_layers(payload).steps,
-    "spectra": lambda payload: unpack_spectra(payload).step,
-}
+from gradspectra_store.segments import READERS, opened
 
 
 def next_step(conn: sa.Connection, run: str, kind: str, attempt: int, after: int, width: int = 1) -> int | None:
@@ -45,7 +37,8 @@ def next_step(conn: sa.Connection, run: str, kind: str, attempt: int, after: int
 def _within(kind: str, row: sa.Row, after: int) -> int | None:  # type: ignore[type-arg]
     """The first step of a segment from `after` on."""
     try:
-        steps = opened(_STEPS[kind], row.payload, row.checksum)
+        part = opened(READERS[kind], row.payload, row.checksum)
     except StoreDamaged:
         return None
+    steps: Int64 = part.step if kind == "spectra" else part.steps
     return int(steps[steps >= after].min()) if (steps >= after).any() else None

@@ -228,3 +228,11 @@ def _present_at(blocks: Blocks, name: str, position: int) -> Bool | None:
         return None
     present = _present(blocks, name, blocks[name].shape)[position]
     return None if present.all() else present.copy()
+
+
+READERS: dict[str, Callable[[bytes], Any]] = {
+    "scalars": scalar_part,
+    "layers": unpack_layers,
+    "spectra": unpack_spectra,
+}
+"""What reads all of a segment, by its kind."""
