@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from gradspectra_frontend import layer_figures, scalar_figures, spectrum_figures, suggestion_figures
+from gradspectra_frontend.damage import tell_damage
 from gradspectra_frontend.theme import Figure, theme_named
 
 Needs = tuple[str, tuple[str, ...]] | tuple[str, str] | tuple[str]
@@ -62,16 +63,24 @@ def series_read(name: str, available: Iterable[str]) -> list[str]:
 
 
 def build(
-    name: str, *, data: Any, alerts: Sequence[Mapping[str, Any]] = (), theme: str = "light", **options: Any
+    name: str,
+    *,
+    data: Any,
+    alerts: Sequence[Mapping[str, Any]] = (),
+    theme: str = "light",
+    damaged: Sequence[tuple[int, int]] = (),
+    **options: Any,
 ) -> Figure:
     """Build the figure as a plain dict {"data", "layout"}; its numbers are lists, numpy arrays or packed bytes.
 
     data: what `figure_needs` names: Series, LayerSeries, list of Spectrum, or list of suggestions. alerts: those of
-    the run, to be shaded. options: those of the figure's own function. Where a number cannot be drawn it is NaN
-    (null in JSON) and a mark of its own says so. Raises UnknownFigure, and ValueError for a bad option.
+    the run, to be shaded. damaged: as in Series, where the data do not tell it themselves. options: those of the
+    figure's own function. Where a number cannot be drawn it is NaN (null in JSON) and a mark of its own says so.
+    Raises UnknownFigure, and ValueError for a bad option.
     """
     _check(name)
     figure = FIGURES[name](data, alerts, theme_named(theme), **options)
+    tell_damage(figure, getattr(data, "damaged", ()) or damaged)
     if _NEEDS[name][0] == "series":
         figure["layout"]["meta"]["series"] = series_read(name, data.series)
     return figure

@@ -39,6 +39,9 @@ def test_damaged_steps_are_told_in_the_answer_and_by_the_doctor(caller: Caller, 
     store.close()
     answer = caller.get(f"/runs/{run['id']}/series", names="loss")
     assert (answer["damaged"], answer["x"]) == ([[1, 112]], list(range(113, 161)))
+    said = "steps 1 to 112 are damaged and left out: gradspectra doctor names them"
+    assert caller.get(f"/runs/{run['id']}/figures/loss")["layout"]["meta"]["damaged"] == said
+    assert "damaged" not in caller.get(f"/runs/{run['id']}/figures/loss", start=113)["layout"]["meta"]
     packed = caller.client.get(f"{API}/runs/{run['id']}/series", headers={"Accept": ARRAYS})
     assert unpack(packed.content)[0]["damaged"] == [[1, 112]]
     (found,) = [entry for entry in examine(lambda: settings) if entry["name"] == "blocks"]
@@ -91,6 +94,9 @@ def test_a_damaged_segment_is_told_and_named_by_the_doctor(caller: Caller, setti
             conn.execute(sa.text(f"UPDATE segments SET payload = {payload} WHERE kind = 'spectra'"))
         answer = caller.get(f"/runs/{run['id']}/spectra", layer=of.names[0])
         assert (answer["items"], answer["damaged"]) == ([], [[1, 1]])
+        for name in ("spectrum", "ranks"):
+            drawn = caller.get(f"/runs/{run['id']}/figures/{name}", layer=of.names[0])
+            assert drawn["layout"]["meta"]["damaged"].startswith("step 1 is damaged and left out")
         asked = {"what": "spectra", "format": "csv"}
         failed = caller.client.get(f"{API}/runs/{run['id']}/export", params=asked)
         assert (failed.status_code, failed.json()["type"]) == (500, "/problems/damaged")
@@ -150,6 +156,8 @@ def test_layers_whose_table_is_lost_are_damage_and_the_doctor_names_the_run(call
     for statistic in ("grad_sq", "grad_norm"):
         answer = caller.get(f"/runs/{run['id']}/layers/{statistic}")
         assert (answer["damaged"], answer["layers"], answer["x"]) == ([[1, 16]], [], [])
+        drawn = caller.get(f"/runs/{run['id']}/figures/layers", statistic=statistic)
+        assert drawn["layout"]["meta"]["damaged"].startswith("steps 1 to 16 are damaged and left out")
     assert len(caller.get(f"/runs/{run['id']}/series", names="loss")["x"]) == 16
     for path in ("/layers", "/figures/layers", "/export", "/export?what=spectra"):
         assert caller.client.get(f"{API}/runs/{run['id']}{path}").status_code == 200, path

@@ -73,6 +73,7 @@ class CannedServer:
         self.begun, self.announced = time.monotonic() - 60, None  # before any page was opened, however slow that is
         self.alerts = synthetic.alerts()
         self.unmeasured: dict[str, Any] = {"not_measured": [], "norms_that_disagreed": 0}
+        self.damaged: tuple[tuple[int, int], ...] = ()
         self.made: dict[str, list[dict[str, Any]]] = {"tokens": [], "channels": []}
         now = time.time()
         self.runs = [self._run(i, now) for i in range(runs)]
@@ -240,6 +241,7 @@ class CannedServer:
             data=data,
             alerts=self.alerts if run is self.runs[0] else (),
             theme=query.get("theme", "light"),
+            damaged=self.damaged if needs[0] != "suggestions" else (),
             **options,
         )
 

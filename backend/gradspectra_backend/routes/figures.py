@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Annotated, Any, Literal
 
@@ -67,32 +68,34 @@ def read_figure(
     with large_answer() if needs[0] == "layers" else nullcontext():
         with context.store.read() as conn:
             run_object(conn, run)
-            data = _data(conn, run, name, query)
+            data, damaged = _data(conn, run, name, query)
             shaded = _alerts(conn, run)
         try:
-            figure = build(name, data=data, alerts=shaded, theme=query.theme, **options)
+            figure = build(name, data=data, alerts=shaded, theme=query.theme, damaged=damaged, **options)
         except (TypeError, ValueError) as error:
             raise Problem("bad-request", f"the figure {name!r} cannot be drawn so: {error}") from None
         del data  # three times the size of what is drawn
         return answer(figure)
 
 
-def _data(conn: Connection, run: str, name: str, query: FigureQuery) -> Any:
+def _data(conn: Connection, run: str, name: str, query: FigureQuery) -> tuple[Any, Sequence[tuple[int, int]]]:
+    """What the figure is built from, and which steps could not be read back where that does not tell it."""
     needs: tuple[Any, ...] = figure_needs(name)
     if needs[0] == "series":
         wanted = series_read(name, read.series_names(conn, run))
-        return read.read_series(conn, run, wanted, query.start, query.stop, query.columns)
+        return read.read_series(conn, run, wanted, query.start, query.stop, query.columns), ()
     if needs[0] == "layers":
         statistic = query.statistic or needs[1]
         layers = names_of(query.layer) or None
         rows = len(layers) if layers else read.layer_count(conn, run)
         columns = min(query.columns, max(MOST_CELLS // max(rows, 1), FEWEST_COLUMNS))
-        return read.read_layers(conn, run, statistic, query.start, query.stop, columns, layers)
+        return read.read_layers(conn, run, statistic, query.start, query.stop, columns, layers), ()
     if needs[0] == "spectra":
         if not query.layer:
             raise Problem("bad-request", "layer: this figure is of one layer, name it", field="layer")
-        return read.read_spectra(conn, run, query.layer, query.start, query.stop, query.columns, query.of)
-    return suggestions.list_suggestions(conn, run)
+        found = read.find_spectra(conn, run, query.layer, query.start, query.stop, query.columns, query.of)
+        return found.spectra, found.damaged
+    return suggestions.list_suggestions(conn, run), ()
 
 
 def _alerts(conn: Connection, run: str) -> list[dict[str, Any]]:

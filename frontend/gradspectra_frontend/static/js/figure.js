@@ -76,9 +76,10 @@ export function Figure({ run, name, title, params = {}, range = null, onRange, o
         ${meta?.note && html`<span class="muted small hint" data-note>${meta.note}</span>`}
         ${meta && html`<${Menu} drawing=${drawing} name=${name} call=${dataCall(run, name, asked, meta.series)} />`}
       </figcaption>
+      ${meta?.damaged && html`<p class="damaged small" data-damaged><span aria-hidden="true">▲</span> ${meta.damaged}</p>`}
       <div class="plot" ref=${place}></div>
       ${status.state === "loading" && html`<p class="overlay">Loading …</p>`}
-      ${status.state === "empty" && html`<p class="overlay">${asked.start === undefined || stepless ? NOTHING[/** @type {keyof typeof NOTHING} */ (name)] : "Nothing of this was recorded in these steps."}</p>`}
+      ${status.state === "empty" && html`<p class="overlay">${meta?.damaged ? "Nothing else of this was recorded in these steps." : asked.start === undefined || stepless ? NOTHING[/** @type {keyof typeof NOTHING} */ (name)] : "Nothing of this was recorded in these steps."}</p>`}
       ${status.state === "filtered" && html`<p class="overlay">No layer's name or role fits the filter.</p>`}
       ${status.state === "failed" && html`<div class="overlay"><${Problem} failure=${status.failure} /></div>`}
     </figure>`;
