@@ -17,6 +17,8 @@ RETRY_MS = 1000
 """How long a browser waits before it connects again."""
 
 RESYNC: dict[str, Any] = {"type": "resync"}
+DELETED = "deleted"
+"""State of a run that is not there any more."""
 
 
 class Listener:
@@ -108,18 +110,24 @@ class Hub:
 
 
 def to_event(announcement: dict[str, Any]) -> ServerSentEvent:
-    """An announcement as it goes out: `run` events carry the id that Last-Event-ID brings back."""
+    """An announcement as it goes out: `run` events carry the id that Last-Event-ID brings back, `run.batch`.
+
+    That of a run that is deleted is `run.deleted`.
+    """
     data = dumps(plain({name: value for name, value in announcement.items() if name != "type"})).decode()
     kind = str(announcement["type"])
-    if kind == "run" and announcement.get("batch") is not None:
-        return ServerSentEvent(event=kind, raw_data=data, id=f"{announcement['run']}.{announcement['batch']}")
+    reached = DELETED if announcement.get("state") == DELETED else announcement.get("batch")
+    if kind == "run" and reached is not None:
+        return ServerSentEvent(event=kind, raw_data=data, id=f"{announcement['run']}.{reached}")
     return ServerSentEvent(event=kind, raw_data=data)
 
 
 async def stream(
     hub: Hub, runs: Iterable[str] | None, backlog: Callable[[], Awaitable[list[dict[str, Any]]]]
 ) -> AsyncIterator[ServerSentEvent]:
-    """The events of one stream until the server closes: first what was missed, then what comes.
+    """The events of one stream: first what was missed, then what comes.
+
+    It ends when the server closes, and when all runs that it asked for are deleted.
 
     It begins with `opened`: how long ago runs were last announced. A page that was loaded just before learns from it
     which of its answers may be older than that.
@@ -134,11 +142,15 @@ async def stream(
         while not hub.closing:
             for entry in waiting:
                 if entry["type"] == "run":
-                    if told.get(entry["run"]) == _position(entry):
+                    if DELETED in (before := told.get(entry["run"], ())) or before == _position(entry):
                         continue
                     told[entry["run"]] = _position(entry)
                 yield to_event(entry)
+            if listener.runs and all(DELETED in told.get(run, ()) for run in listener.runs):
+                break
             waiting = await listener.take()
+            if listener.runs and RESYNC in waiting:  # that a run was deleted may be what was lost
+                waiting += [entry for entry in await backlog() if entry["type"] == "run"]
     finally:
         hub.unsubscribe(listener)
 

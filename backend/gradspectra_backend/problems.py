@@ -176,6 +176,8 @@ def install(app: FastAPI) -> None:
 
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
+        if error.status_code == 204:  # nothing to say is no problem
+            return Response(status_code=204)
         if error.status_code == 404:  # no route has the path, or no file
             return _nothing_at(request.url.path).answer(request.scope)
         problem = from_http(error)

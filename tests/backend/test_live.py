@@ -197,6 +197,74 @@ def test_a_reconnected_stream_is_told_where_its_run_stands(anywhere: Caller):
     assert missed(context, [run["id"]], f"{run['id']}.2") == [{"type": "run", "run": run["id"], "state": "deleted"}]
 
 
+def test_a_stream_ends_when_all_its_runs_are_deleted():
+    async def scenario() -> None:
+        hub = Hub()
+
+        async def backlog() -> list[dict[str, Any]]:
+            return [run_event("a", 1), {"type": "run", "run": "b", "state": "deleted"}]
+
+        events = stream(hub, ["a", "b"], backlog)
+        assert [event.id for event in await take(events, 3)] == [None, "a.1", "b.deleted"]
+        for announcement in (run_event("b", 2), run_event("a", 2), {"type": "run", "run": "a", "state": "deleted"}):
+            hub.publish(announcement)
+        assert [event.id for event in await take(events, 2)] == ["a.2", "a.deleted"]
+        with pytest.raises(StopAsyncIteration):
+            await asyncio.wait_for(anext(events), PATIENCE)
+        assert len(hub) == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_deletion_that_was_lost_on_the_way_ends_a_stream_with_the_next_resync():
+    async def scenario() -> None:
+        hub = Hub()
+        events = stream(hub, ["a"], backlog := Backlog([run_event("a", 1)]))
+        await take(events, 2)
+        backlog.answer = [RESYNC, {"type": "run", "run": "a", "state": "deleted"}]
+        hub.publish(RESYNC)
+        assert [event.event for event in await take(events, 2)] == ["resync", "run"]
+        with pytest.raises(StopAsyncIteration):
+            await asyncio.wait_for(anext(events), PATIENCE)
+
+    asyncio.run(scenario())
+
+
+def test_the_stream_of_a_run_that_is_deleted_ends_and_is_not_opened_again(tmp_path):
+    with serving(tmp_path) as server, httpx2.Client(base_url=server.url, trust_env=False, timeout=PATIENCE) as client:
+        caller = Caller(client)
+        run, other = caller.start()["id"], caller.start()["id"]
+        both, one = (Listening(f"{server.url}{API}/live?runs={runs}") for runs in (f"{run},{other}", run))
+        for listener in (both, one):
+            listener.start()
+            listener.heard(run=run)
+        assert client.delete(f"{API}/runs/{run}").status_code == 204
+        assert [listener.heard(run=run, state="deleted")[1] for listener in (both, one)] == [f"{run}.deleted"] * 2
+        one.join(PATIENCE)
+        assert (one.clean, both.is_alive()) == (True, True)
+        again = {"Last-Event-ID": f"{run}.deleted"}
+        refused = client.get(f"{API}/live", params={"runs": run}, headers=again)
+        assert (refused.status_code, refused.content) == (204, b"")
+        late = Listening(f"{server.url}{API}/live?runs={run},{other}", again)
+        late.start()
+        late.heard(run=other)
+        assert late.is_alive()
+        assert client.delete(f"{API}/runs/{other}").status_code == 204
+        for listener in (both, late):
+            listener.join(PATIENCE)
+            assert listener.clean
+
+
+class Backlog:
+    """What a stream has missed, to be changed."""
+
+    def __init__(self, answer: list[dict[str, Any]]) -> None:
+        self.answer = answer
+
+    async def __call__(self) -> list[dict[str, Any]]:
+        return self.answer
+
+
 class Listening(threading.Thread):
     """A client that reads a stream in a thread. events: (event, id, data) as they come."""
 

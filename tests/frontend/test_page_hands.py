@@ -110,7 +110,7 @@ def test_a_run_that_is_deleted_elsewhere_says_so(page: Page, server: CannedServe
     expect_live(page)
     gone = server.runs.pop(0)
     server.announce({"run": gone["id"], "state": "deleted"})
-    expect(page.get_by_text("There is no such run here")).to_be_visible()
+    expect(page.get_by_text("This run was deleted")).to_be_visible()
     expect(page.locator("figure")).to_have_count(0)
 
 

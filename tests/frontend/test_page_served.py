@@ -86,4 +86,7 @@ def test_each_change_that_another_one_makes_to_a_run_is_seen(guarded: Guarded) -
         assert changed.status_code == 200
         expect(page.locator("h1")).to_have_text(name)
     assert guarded.caller.client.delete(f"{API}/runs/{run}").status_code == 204
+    expect(page.get_by_text("This run was deleted")).to_be_visible()
+    expect(page.get_by_text("“third name” and everything it had recorded is gone.")).to_be_visible()
+    page.reload()
     expect(page.get_by_text("There is no such run here")).to_be_visible()

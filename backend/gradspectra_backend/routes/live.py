@@ -9,10 +9,11 @@ from fastapi import APIRouter, Depends, Header, Query
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from gradspectra_store import run_views
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 
 from gradspectra_backend.auth import READ
 from gradspectra_backend.context import Context, Shared
-from gradspectra_backend.live import RESYNC, stream
+from gradspectra_backend.live import DELETED, RESYNC, stream
 from gradspectra_backend.problems import Problem
 from gradspectra_backend.routes.fields import names_of
 
@@ -43,9 +44,19 @@ class Watched:
                 remedy="Close other tabs, or raise GRADSPECTRA_MAX_LISTENERS.",
                 headers={"Retry-After": "10"},
             )
+        if self.runs and (last_event_id or "").endswith(f".{DELETED}") and not _some_left(context, self.runs):
+            raise HTTPException(204)  # which tells a browser not to connect again
 
 
-@router.get("/live", response_class=EventSourceResponse, dependencies=[READ])
+def _some_left(context: Context, runs: list[str]) -> bool:
+    with context.store.read() as conn:
+        return any(run_views.get_run(conn, run) is not None for run in runs)
+
+
+GONE: dict[int | str, dict[str, Any]] = {204: {"description": "The client knows that all runs it names are deleted."}}
+
+
+@router.get("/live", response_class=EventSourceResponse, dependencies=[READ], responses=GONE)
 async def live(context: Shared, watched: Annotated[Watched, Depends()]) -> AsyncIterator[ServerSentEvent]:
     """Server-sent events: `run` (a run advanced or changed state), `alert`, `resync` (events were lost: ask anew).
 
@@ -53,7 +64,7 @@ async def live(context: Shared, watched: Annotated[Watched, Depends()]) -> Async
     `seconds`. Whoever read a run before it opened the stream sees whether it has changed since.
     Events carry no data but where a run stands; the state of one that is not there any more is `deleted`. A stream
     says early where the runs it names stand now; after a reconnection with Last-Event-ID that is all that was missed,
-    alerts by a `resync`.
+    alerts by a `resync`. It ends when all runs it names are deleted, and who connects again is answered 204.
     """
 
     async def backlog() -> list[dict[str, Any]]:
@@ -72,7 +83,7 @@ def missed(context: Context, runs: list[str] | None, last: str | None) -> list[d
         for run in runs or ():
             found = run_views.get_run(conn, run)
             if found is None:
-                events.append({"type": "run", "run": run, "state": "deleted"})
+                events.append({"type": "run", "run": run, "state": DELETED})
                 continue
             behind = behind or (last is not None and (run != known or str(found["last_batch"]) != batch))
             events.append(

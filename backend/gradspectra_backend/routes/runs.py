@@ -17,6 +17,7 @@ from gradspectra_backend import schemas
 from gradspectra_backend.answers import answer, plain
 from gradspectra_backend.auth import ADMIN, READ
 from gradspectra_backend.context import Shared
+from gradspectra_backend.live import DELETED
 from gradspectra_backend.routes.fields import Cursor, Limit, RunId
 
 router = APIRouter(prefix="/api/v1", tags=["runs"])
@@ -115,7 +116,7 @@ def delete_run(context: Shared, run: RunId) -> None:
     """Delete a run with everything it recorded and all that was derived from it."""
     with context.store.write() as conn:
         stored.delete_run(conn, run)
-    context.announce({"type": "run", "run": run, "state": "deleted"})
+    context.announce({"type": "run", "run": run, "state": DELETED})
 
 
 @router.get("/runs/{run}/attempts", response_model=schemas.Page[schemas.Attempt], dependencies=[READ])

@@ -55,7 +55,7 @@ export function Run({ address }) {
   useEffect(() => void document.querySelector(".tabs [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" }), [address.tab, answer.data === null]);
   const Tab = VIEWS[/** @type {keyof typeof VIEWS} */ (address.tab)];
   const data = answer.data ?? { id: run, last_step: null, overhead: null, open_alerts: 0 };
-  if (answer.failure && (answer.data === null || answer.failure.status === 404)) return html`<${Unread} run=${run} failure=${answer.failure} />`;
+  if (answer.failure && (answer.data === null || answer.failure.status === 404)) return html`<${Unread} run=${run} name=${answer.data?.name} failure=${answer.failure} />`;
   return html`<div class="page">
     ${answer.data === null ? html`<p class="note run-head">Loading …</p>` : html`<${Header} run=${data} alerts=${alerts.data?.items ?? null} />`}
     ${answer.failure && html`<${Problem} failure=${answer.failure} />`}
@@ -65,9 +65,10 @@ export function Run({ address }) {
     ${(answer.data !== null || AT_ONCE.includes(address.tab)) && html`<${Tab} run=${data} view=${address.view} alerts=${alerts} onChanged=${answer.again} />`}</div>`;
 }
 
-/** In place of a run that cannot be read: why, and where to go on. @param {{run: string, failure: any}} props */
-function Unread({ run, failure }) {
-  const missing = { title: "There is no such run here", detail: `This server knows of no run “${run}”.`, remedy: "It was deleted, or the link belongs to another server." };
+/** In place of a run that cannot be read: why, and where to go on. @param {{run: string, name?: string, failure: any}} props name: of a run that was shown before */
+function Unread({ run, name, failure }) {
+  const deleted = { title: "This run was deleted", detail: `“${name}” and everything it had recorded is gone.`, remedy: "If nobody deleted it, the server was put back to a backup that does not have it." };
+  const missing = name !== undefined ? deleted : { title: "There is no such run here", detail: `This server knows of no run “${run}”.`, remedy: "It was deleted, or the link belongs to another server." };
   return html`<div class="page narrow"><${Problem} failure=${failure.status === 404 ? missing : failure} /><p><a class="button" href="/">All runs</a></p></div>`;
 }
 
