@@ -57,6 +57,46 @@ def test_a_step_after_the_first_answer_and_before_the_page_has_its_modules_is_dr
     expect(figure(page, "loss")).to_have_attribute("data-last-step", str(last))
 
 
+WITHOUT_FRAMES = """
+const frame = requestAnimationFrame.bind(window), later = setTimeout.bind(window), Stream = EventSource, tell = {};
+const frames = new Promise((go) => { window.letFramesCome = go; });
+window.requestAnimationFrame = (f) => (void frames.then(() => frame(f)), 0);
+window.setTimeout = (f, ms, ...given) => later(() => frames.then(() => f(...given)), ms);
+window.told = {};
+for (const kind of ["opened", "run"]) {
+  window.told[kind] = new Promise((resolve) => { tell[kind] = () => resolve(true); });
+}
+window.EventSource = class extends Stream {
+  constructor(url) {
+    super(url);
+    for (const kind in tell) this.addEventListener(kind, tell[kind]);
+  }
+};
+"""
+"""No figure listens before a frame has come."""
+
+
+@pytest.mark.parametrize("heard", ["opened", "run"])
+def test_a_step_that_is_heard_of_before_any_figure_listens_is_drawn(
+    own_page: Page, server: CannedServer, heard: str
+) -> None:
+    waiting: list[Route] = []
+    own_page.add_init_script(WITHOUT_FRAMES)
+    own_page.route("**/js/main.js", lambda route: waiting.append(route))
+    with own_page.expect_response(f"**{RUN}/figures/loss?*") as answer:
+        own_page.goto(f"{RUN}/overview", wait_until="commit")
+    assert answer.value.finished() is None
+    if heard == "opened":
+        server.advance(7)
+    waiting.pop().continue_()
+    assert own_page.evaluate("window.told.opened")
+    if heard == "run":
+        server.advance(7)
+        assert own_page.evaluate("window.told.run")
+    own_page.evaluate("window.letFramesCome()")
+    expect(figure(own_page, "loss")).to_have_attribute("data-last-step", "1207")
+
+
 def test_what_was_asked_for_ahead_is_not_shown_when_it_is_old(page: Page, server: CannedServer) -> None:
     page.set_viewport_size({"width": 400, "height": 200})  # the loss is below what is seen
     with page.expect_response(f"**{RUN}/figures/loss?*"):

@@ -1,6 +1,9 @@
 // Calls of the REST interface. Every failure becomes a Failure that says in words what went wrong and what to do.
 
 const ROOT = "/api/v1";
+/** Answers that the next question may not get: none at all, too many at once, a server that starts or is busy. */
+const PASSING = [0, 429, 502, 503, 504];
+export const AGAIN_MS = 3000;
 
 /** What went wrong: title, detail and remedy of the problem document, or of the network. */
 export class Failure extends Error {
@@ -12,6 +15,8 @@ export class Failure extends Error {
     this.detail = problem.detail ?? "";
     this.remedy = problem.remedy ?? "";
     this.type = problem.type ?? "";
+    /** Whether to ask again in AGAIN_MS without being told to. */
+    this.passing = PASSING.includes(this.status);
   }
 }
 
@@ -47,7 +52,8 @@ export function getFirst(path, params, signal) {
   return answer;
 }
 
-/** Something has changed since: what was asked for ahead and not taken is old. */
+/** Something has changed since: what was asked for ahead and not taken is old. Whoever hears of changes first calls it,
+ * before anything that takes an answer is there. */
 export const forgetAhead = () => ahead.clear();
 
 /** @param {string} method @param {string} url @param {unknown} [body] @param {AbortSignal} [signal] */

@@ -1,6 +1,6 @@
 // Data of the interface as state of components: loading, kept up to date, with failures said.
 
-import { Failure, get } from "./api.js";
+import { AGAIN_MS, Failure, get } from "./api.js";
 import { useEffect, useRef, useState } from "./html.js";
 import { live } from "./live.js";
 import { onTheme, themeNow } from "./theme.js";
@@ -28,7 +28,7 @@ export function useGet(path, params = {}, { run, pause = 1000, keep = false } = 
         if (abort.signal.aborted) return;
         const failure = error instanceof Failure ? error : new Failure({ detail: String(error) });
         setAnswer((old) => ({ key, path, data: old.key === key ? old.data : null, failure }));
-        if (failure.status === 0) setTimeout(() => updates.demand(), 3000);
+        if (failure.passing) setTimeout(() => updates.demand(), AGAIN_MS);
       }
     };
     const updates = gathered(job, { pause: () => pause });

@@ -1,6 +1,6 @@
 // One figure on the page: asks for it, draws it, keeps it up to date. No framework in here.
 
-import { Failure, forgetAhead, getFirst } from "./api.js";
+import { AGAIN_MS, Failure, getFirst } from "./api.js";
 import { fitted, isEmpty, marginsOf, rangeFrom, zoomed } from "./figure_view.js";
 import { live } from "./live.js";
 import { CONFIG, plotly } from "./plotly.js";
@@ -39,7 +39,7 @@ export class Drawing {
     this.abort = new AbortController();
     this.updates = gathered(() => this.update(), { pause: () => Math.min(Math.max(REDRAW_MS, 2 * this.cost), LONGEST_REDRAW_MS) });
     this.offRun = wish.run === null ? () => {} : live.onRun(wish.run, () => this.demand());
-    this.watcher = new IntersectionObserver(([entry]) => this.seen(entry.isIntersecting), { rootMargin: "60px" });
+    this.watcher = new IntersectionObserver((entries) => this.seen(entries[entries.length - 1].isIntersecting), { rootMargin: "60px" });
     this.watcher.observe(frame);
     this.sizes = new ResizeObserver(() => this.resized());
     this.sizes.observe(place);
@@ -49,7 +49,7 @@ export class Drawing {
   /** Follow the pointer: nothing is redrawn under a drag, and a hover label comes back after a redraw. */
   follow() {
     const signal = this.abort.signal;
-    this.place.addEventListener("pointerdown", () => (this.pressed = true), { signal });
+    this.place.addEventListener("pointerdown", (event) => (this.pressed ||= event.button === 0), { signal }); // a menu keeps the end of others
     addEventListener("pointerup", () => this.released(), { signal });
     addEventListener("pointercancel", () => this.released(), { signal });
     this.place.addEventListener("pointermove", (event) => (this.pointer = event), { signal });
@@ -71,7 +71,6 @@ export class Drawing {
   /** Something may be new. */
   demand() {
     this.stale = true;
-    forgetAhead();
     if (this.visible) this.updates.demand();
   }
 
@@ -99,13 +98,14 @@ export class Drawing {
       if (this.abort.signal.aborted) return;
       const failure = error instanceof Failure ? error : new Failure({ title: "This figure cannot be drawn", detail: String(error) });
       this.wish.onStatus({ state: "failed", failure });
-      if (failure.status === 0) setTimeout(() => this.demand(), 3000);
+      if (failure.passing) setTimeout(() => this.demand(), AGAIN_MS);
     }
   }
 
   async draw() {
     const Plotly = await plotly();
     await turn();
+    if (this.pressed) this.stale = true; // drawn when it is released
     if (this.abort.signal.aborted || !this.figure || this.pressed) return;
     const changed = this.wish.change(this.figure);
     const { data, layout } = fitted(zoomed(changed, this.wish.range), this.place.clientWidth, COARSE.matches, this.margins);
@@ -179,7 +179,6 @@ export class Drawing {
   }
 
   stop() {
-    forgetAhead();
     this.abort.abort();
     this.updates.stop();
     this.offRun();

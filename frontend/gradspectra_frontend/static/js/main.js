@@ -1,6 +1,6 @@
 // Starts the page: address, live stream, keys, and the frame around every view.
 
-import { get } from "./api.js";
+import { forgetAhead, get } from "./api.js";
 import { useConnection, useGet, useTheme } from "./data.js";
 import { html, render, useEffect, useState } from "./html.js";
 import { focusSearch, Help, useKeys } from "./keys.js";
@@ -11,7 +11,7 @@ import { Run } from "./pages/run.js";
 import { Runs } from "./pages/runs.js";
 import { Settings } from "./pages/settings.js";
 import { warmUp } from "./plotly.js";
-import { startRouter, useAddress } from "./router.js";
+import { here, startRouter, useAddress } from "./router.js";
 import { toggleTheme } from "./theme.js";
 
 const PAGES = { runs: Runs, run: Run, alerts: AlertsInbox, settings: Settings, login: Login, unknown: Unknown };
@@ -81,6 +81,7 @@ function Unknown() {
 }
 
 startRouter();
+live.onRun(here().run, forgetAhead); // the stream may be open before the first figure listens
 startLive();
 live.onState(() => live.state === "offline" && void get("/me").catch(() => {})); // a session that has ended leads to the sign-in
 warmUp();
