@@ -56,9 +56,9 @@ def _check_steps(steps: Int64, field: str) -> None:
         return
     if steps[0] < 1:
         raise WireError(field, f"count from 1, got {steps[0]}")
-    falls = np.flatnonzero(steps[1:] <= steps[:-1])
-    if len(falls):
-        at = falls[0]
+    falls = steps[1:] <= steps[:-1]
+    if len(falls) and falls.any():
+        at = int(falls.argmax())
         raise WireError(field, f"must increase strictly, got {steps[at]} and then {steps[at + 1]}")
 
 
@@ -93,7 +93,7 @@ def _check_layers(block: LayerBlock, steps: Int64, table: LayerTable | None, lim
 def _is_subset(few: Int64, many: Int64) -> bool:
     """Whether strictly increasing `few` all occur in strictly increasing `many`."""
     if len(few) >= len(many):
-        return len(few) == len(many) and bool((few == many).all())
+        return few.tobytes() == many.tobytes()
     if not len(few):
         return True
     at = many.searchsorted(few).clip(max=len(many) - 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from collections.abc import Mapping
 from functools import lru_cache
@@ -31,10 +32,16 @@ _HEADER = json.JSONEncoder(separators=(",", ":"))
 _OPENING = f'{{"__metadata__":{{"format":"{FORMAT}","gradspectra":'.encode()
 _LONGEST_KNOWN = 1 << 14
 """Headers that say so much of their blocks, in characters, are not kept to be recognized."""
+_WHERE = re.compile(
+    r'\{"session":"([0-9A-Za-z_-]{1,64})","sequence":([1-9][0-9]{0,17}),"complete_through":(0|[1-9][0-9]{0,17}),(?=")'
+)
+"""How the object of a batch begins: with what alone is another in the next batch of its session."""
 
 _Entry = tuple[str, np.dtype[Any], tuple[int, ...], int, int]
 """Name, dtype and shape of a block, and where its bytes begin and end."""
 _Entries = tuple[_Entry, ...]
+_Shapes = tuple[tuple[str, str, tuple[int, ...]], ...]
+"""Name, dtype and shape of the blocks of a body, in the order of their bytes."""
 
 
 def pack(meta: dict[str, Any], blocks: Mapping[str, NDArray[Any]]) -> bytes:
@@ -49,16 +56,44 @@ def pack(meta: dict[str, Any], blocks: Mapping[str, NDArray[Any]]) -> bytes:
 
 def pack_parts(meta: dict[str, Any], blocks: Mapping[str, NDArray[Any]]) -> list[bytes | memoryview]:
     """As `pack`, in parts that follow each other: arrays that lie in memory as they are sent are not copied."""
-    arrays = sorted(((name, _little_endian(name, block)) for name, block in blocks.items()), key=_by_item_size)
-    text = _HEADER.encode(_META.encode(meta))
-    layout = _layout_text(tuple([(name, _CODES[array.dtype], array.shape) for name, array in arrays]))
-    head = _OPENING + f"{text}}}{layout}".encode()
+    arrays = _arranged(blocks)
+    return [_head(object_text(meta), _shapes(arrays)), *[array.data for _, array in arrays]]
+
+
+def pack_alike(text: str, blocks: Mapping[str, NDArray[Any]]) -> bytes:
+    """As `pack`, of an object that many bodies have: the header of such a body is made once.
+
+    text: what `object_text` gives for the object.
+    """
+    arrays = _arranged(blocks)
+    return b"".join([_kept_head(text, _shapes(arrays)), *[array.data for _, array in arrays]])
+
+
+def object_text(meta: dict[str, Any]) -> str:
+    """The JSON object of a body as text. Raises ValueError for NaN inside `meta`."""
+    return _META.encode(meta)
+
+
+def _arranged(blocks: Mapping[str, NDArray[Any]]) -> list[tuple[str, NDArray[Any]]]:
+    return sorted([(name, _little_endian(name, block)) for name, block in blocks.items()], key=_by_item_size)
+
+
+def _shapes(arrays: list[tuple[str, NDArray[Any]]]) -> _Shapes:
+    return tuple([(name, _CODES[array.dtype], array.shape) for name, array in arrays])
+
+
+def _head(text: str, shapes: _Shapes) -> bytes:
+    """All of a body before its blocks."""
+    head = _OPENING + f"{_HEADER.encode(text)}}}{_layout_text(shapes)}".encode()
     head += b" " * (-len(head) % 8)
-    return [_LENGTH.pack(len(head)), head, *(array.data for _, array in arrays)]
+    return _LENGTH.pack(len(head)) + head
+
+
+_kept_head = lru_cache(maxsize=64)(_head)
 
 
 @lru_cache(maxsize=256)
-def _layout_text(blocks: tuple[tuple[str, str, tuple[int, ...]], ...]) -> str:
+def _layout_text(blocks: _Shapes) -> str:
     """The header after its metadata, for blocks of these names, dtypes and shapes; most batches have the same."""
     entries: dict[str, Any] = {}
     end = 0
@@ -86,7 +121,7 @@ def unpack(
     if start > len(view):
         raise WireError("header", f"is cut off: {length} bytes announced, {len(view) - _LENGTH.size} there")
     text, entries = _read_header(bytes(view[_LENGTH.size : start]))
-    return json_object(text, "header.__metadata__.gradspectra"), _read_blocks(entries, view[start:])
+    return _read_object(text), _read_blocks(entries, view[start:])
 
 
 def _read_header(head: bytes) -> tuple[str, _Entries]:
@@ -123,6 +158,26 @@ def _layout(rest: str) -> _Entries | None:
     return _in_order(header) if plain else None
 
 
+def _read_object(text: str) -> dict[str, Any]:
+    """The JSON object of a body; of what batches of a session have in common the members are parsed once."""
+    field = "header.__metadata__.gradspectra"
+    begin = _WHERE.match(text) if len(text) <= _LONGEST_KNOWN else None
+    if begin is None:
+        return json_object(text, field)
+    try:
+        common = _common("{" + text[begin.end() :])
+    except WireError:  # said of the whole
+        return json_object(text, field)
+    session, sequence, complete_through = begin.groups()
+    return {"session": session, "sequence": int(sequence), "complete_through": int(complete_through), **common}
+
+
+@lru_cache(maxsize=64)
+def _common(text: str) -> dict[str, Any]:
+    """Shared by all batches that have it: nobody writes into what is read."""
+    return json_object(text, "header.__metadata__.gradspectra")
+
+
 def json_object(text: bytes | str, field: str) -> dict[str, Any]:
     """Parse strict JSON (UTF-8, no NaN literals) that must be an object. Raises WireError naming `field`."""
     try:
@@ -146,6 +201,8 @@ def _by_item_size(entry: tuple[str, NDArray[Any]]) -> int:
 
 
 def _little_endian(name: str, block: NDArray[Any]) -> NDArray[Any]:
+    if block.dtype in _CODES and block.flags.c_contiguous:
+        return block
     dtype = block.dtype.newbyteorder("<")
     if dtype not in _CODES:
         raise WireError(name, f"dtype must be float32, float64, int64 or uint8, got {block.dtype}")
@@ -171,7 +228,7 @@ def _read_blocks(entries: _Entries, data: memoryview) -> dict[str, NDArray[Any]]
     for name, dtype, shape, begin, end in entries:
         if end > len(data):
             raise WireError(name, f"is cut off: ends at {end}, the body has {len(data)} bytes of data")
-        blocks[name] = np.frombuffer(data[begin:end], dtype).reshape(shape)
+        blocks[name] = np.ndarray(shape, dtype, data, begin)
         position = end
     if position != len(data):
         raise WireError("body", f"has {len(data) - position} bytes that belong to no block")

@@ -13,7 +13,6 @@ from gradspectra_core.container import DTYPES, FORMAT, pack, unpack
 from gradspectra_core.fields import (
     MAX_SESSION,
     check_name,
-    check_names,
     expect_int,
     expect_list,
     expect_object,
@@ -96,8 +95,8 @@ def _encode_layers(block: LayerBlock, blocks: Blocks) -> dict[str, Any]:
 
 def _decode_layers(value: object, blocks: Blocks, limits: Limits) -> LayerBlock:
     meta = expect_object(value, "layers")
-    statistics = _names(meta, "statistics", "layers.", limits.max_statistics, limits)
-    count_statistics = _names(meta, "count_statistics", "layers.", limits.max_statistics, limits)
+    statistics = _names(meta, "statistics", "layers.", limits.max_statistics)
+    count_statistics = _names(meta, "count_statistics", "layers.", limits.max_statistics)
     steps = _block(blocks, "layers.steps", "I64", (None,))
     values = _block(blocks, "layers.values", "F32", (len(statistics), len(steps), None))
     counts = _block(blocks, "layers.counts", "I64", (len(count_statistics), *values.shape[1:]))
@@ -145,13 +144,14 @@ def _decode_spectra(value: object, blocks: Blocks) -> SpectrumBlock:
 def _columns(
     meta: dict[str, Any], blocks: Blocks, name: str, dtype: str, shape: tuple[int, ...], limits: Limits
 ) -> Columns:
-    names = _names(meta, name, "", limits.max_scalars, limits)
+    names = _names(meta, name, "", limits.max_scalars)
     values = _block(blocks, name, dtype, (len(names), *shape))
     return Columns(names, values, _presence(blocks, name, values.shape))
 
 
-def _names(meta: dict[str, Any], key: str, prefix: str, most: int, limits: Limits) -> tuple[str, ...]:
-    return check_names(meta.get(key), prefix + key, limits.max_name, most)
+def _names(meta: dict[str, Any], key: str, prefix: str, most: int) -> tuple[str, ...]:
+    """A list of names, which `check_batch` looks at."""
+    return tuple(expect_list(meta.get(key), prefix + key, most))
 
 
 def _block(blocks: Blocks, name: str, dtype: str, shape: tuple[int | None, ...]) -> NDArray[Any]:
@@ -161,12 +161,15 @@ def _block(blocks: Blocks, name: str, dtype: str, shape: tuple[int | None, ...])
         raise WireError(name, "is missing")
     if block.dtype != DTYPES[dtype]:
         raise WireError(name, f"must have dtype {dtype}, got {block.dtype}")
-    fits = block.ndim == len(shape) and all(
-        want is None or want == have for want, have in zip(shape, block.shape, strict=True)
-    )
-    if not fits:
+    if block.shape != shape and not _fits(block.shape, shape):
         raise WireError(name, f"must have shape {_shape_text(shape)}, got {_shape_text(block.shape)}")
     return block
+
+
+def _fits(have: tuple[int, ...], want: tuple[int | None, ...]) -> bool:
+    return len(have) == len(want) and all(
+        extent is None or extent == there for extent, there in zip(want, have, strict=True)
+    )
 
 
 def _shape_text(shape: tuple[int | None, ...]) -> str:

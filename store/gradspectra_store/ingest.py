@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from gradspectra_store.schema import gaps, layer_tables, runs, segments, session
 from gradspectra_store.segments import checksum_of, pack_layers, pack_scalars, pack_spectra
 
 MAX_STEP = 2**53
+_TwoNames = tuple[tuple[str, ...], tuple[str, ...]]
 TOUCH_SECONDS = 1.0
 """`updated_at` of a run is written at the first batch that comes so long after it: each time its index moves too."""
 
@@ -141,10 +143,10 @@ def _check_steps(batch: Batch, state: _State) -> None:
         raise BadBatch(
             "steps", f"must lie above step {state.last_step}, the last of this session, got {batch.steps[0]}"
         )
-    spectra = batch.spectra.step if batch.spectra is not None else batch.steps
-    for field, steps in (("steps", batch.steps), ("spectra.step", spectra)):
-        if len(steps) and steps.max() > MAX_STEP:
-            raise BadBatch(field, f"must be at most {MAX_STEP}, got {steps.max()}")
+    if len(batch.steps) and batch.steps[-1] > MAX_STEP:
+        raise BadBatch("steps", f"must be at most {MAX_STEP}, got {batch.steps[-1]}")
+    if batch.spectra is not None and len(batch.spectra.step) and batch.spectra.step.max() > MAX_STEP:
+        raise BadBatch("spectra.step", f"must be at most {MAX_STEP}, got {batch.spectra.step.max()}")
 
 
 def _digest_of(batch: Batch) -> str | None:
@@ -203,16 +205,17 @@ def _rows(run: str, batch: Batch, state: _State, number: int) -> list[dict[str, 
     if batch.spectra is not None and len(batch.spectra.step):
         members = _members(batch.spectra)
         spectra = {"digest": batch.spectra.digest, "members": members, "payload": pack_spectra(batch.spectra)}
-        rows.append({"kind": "spectra", **_span(batch.spectra.step, state), **spectra})
+        rows.append({"kind": "spectra", **_span(np.sort(batch.spectra.step), state), **spectra})
     scalars: dict[str, Any] = {"digest": None, "members": None, "payload": pack_scalars(batch)}
     rows.append({"kind": "scalars", **_span(batch.steps, state), **scalars})
     return [common | row | {"checksum": checksum_of(row["payload"])} for row in rows]
 
 
 def _span(steps: np.ndarray[Any, np.dtype[np.int64]], state: _State) -> dict[str, int]:
+    """steps: rising."""
     if not len(steps):  # a batch of gaps alone lies where its session was
         return {"first_step": state.last_step, "last_step": state.last_step}
-    return {"first_step": int(steps.min()), "last_step": int(steps.max())}
+    return {"first_step": int(steps[0]), "last_step": int(steps[-1])}
 
 
 def _store_gaps(conn: sa.Connection, run: str, batch: Batch, attempt: int) -> None:
@@ -228,11 +231,16 @@ def _store_names(conn: sa.Connection, run: str, batch: Batch, known: str) -> str
     layers = ((), ()) if batch.layers is None else (batch.layers.statistics, batch.layers.count_statistics)
     if not any((*series, *layers)):
         return known
-    digest = hashlib.md5(repr((series, layers)).encode(), usedforsecurity=False).hexdigest()
+    digest = _names_digest(series, layers)
     if digest != known:
         add_names(conn, run, "run", series[0], derived=False, counts=series[1])
         add_names(conn, run, "layer", layers[0], derived=False, counts=layers[1])
     return digest
+
+
+@lru_cache(maxsize=64)
+def _names_digest(series: _TwoNames, layers: _TwoNames) -> str:
+    return hashlib.md5(repr((series, layers)).encode(), usedforsecurity=False).hexdigest()
 
 
 def _move_run(conn: sa.Connection, run: str, batch: Batch, state: _State, now: float) -> int:

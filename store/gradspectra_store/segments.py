@@ -7,13 +7,16 @@ lies its checksum: a payload that comes from the database is read by `opened`, w
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
 from gradspectra_core.blocks import Recorded
+from gradspectra_core.container import object_text, pack_alike
 from gradspectra_core.limits import Limits
 from gradspectra_core.records import Batch, Bool, Columns, Float64, Int64, LayerBlock, SpectrumBlock
 from gradspectra_core.wire import pack, unpack
@@ -79,14 +82,14 @@ def pack_scalars(batch: Batch) -> bytes:
     blocks: Blocks = {"steps": batch.steps, "times": batch.times}
     _put(blocks, "scalars", batch.scalars.values, batch.scalars.present)
     _put(blocks, "counts", batch.counts.values, batch.counts.present)
-    return pack({"scalars": batch.scalars.names, "counts": batch.counts.names}, blocks)
+    return pack_alike(_text(scalars=batch.scalars.names, counts=batch.counts.names), blocks)
 
 
 def pack_columns(steps: Int64, columns: Columns) -> bytes:
     """Pack a derived run series: the form of `pack_scalars` without times and counts."""
     blocks: Blocks = {"steps": steps}
     _put(blocks, "scalars", columns.values, columns.present)
-    return pack({"scalars": columns.names}, blocks)
+    return pack_alike(_text(scalars=columns.names), blocks)
 
 
 def pack_layers(block: LayerBlock) -> bytes:
@@ -94,8 +97,8 @@ def pack_layers(block: LayerBlock) -> bytes:
     blocks: Blocks = {"steps": block.steps}
     _put(blocks, "values", block.values, block.present)
     _put(blocks, "counts", block.counts, block.counts_present)
-    names = {"statistics": block.statistics, "count_statistics": block.count_statistics}
-    return pack({"digest": block.digest, **names}, blocks)
+    text = _text(digest=block.digest, statistics=block.statistics, count_statistics=block.count_statistics)
+    return pack_alike(text, blocks)
 
 
 def pack_spectra(block: SpectrumBlock) -> bytes:
@@ -210,6 +213,11 @@ def _nbytes(steps: Int64, values: NDArray[Any], present: Bool | None) -> int:
     return steps.nbytes + values.nbytes + (0 if present is None else present.nbytes)
 
 
+@lru_cache(maxsize=64)
+def _text(**names: str | tuple[str, ...]) -> str:
+    return object_text(names)
+
+
 def _put(blocks: Blocks, name: str, values: NDArray[Any], present: Bool) -> None:
     blocks[name] = values
     if not present.all():
@@ -220,7 +228,7 @@ def _present(blocks: Blocks, name: str, shape: tuple[int, ...]) -> Bool:
     bits = blocks.get(f"{name}.present")
     if bits is None:
         return np.ones(shape, np.bool_)
-    return np.unpackbits(bits, count=int(np.prod(shape)), bitorder="little").view(np.bool_).reshape(shape)
+    return np.unpackbits(bits, count=math.prod(shape), bitorder="little").view(np.bool_).reshape(shape)
 
 
 def _present_at(blocks: Blocks, name: str, position: int) -> Bool | None:

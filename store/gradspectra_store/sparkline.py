@@ -23,10 +23,13 @@ def extended(line: dict[str, Any], steps: Int64, losses: Float64, present: Bool)
     steps: (S,) above those of the line; losses, present: (S,).
     """
     width = int(line["width"])
-    keep = _last_of_bucket(steps[present], width)
-    new_steps, new_losses = steps[present][keep].tolist(), losses[present][keep].tolist()
-    if not new_steps:
+    steps, losses = steps[present], losses[present]
+    if not len(steps):
         return line
+    if len(steps) > 1:
+        keep = _last_of_bucket(steps, width)
+        steps, losses = steps[keep], losses[keep]
+    new_steps, new_losses = steps.tolist(), losses.tolist()
     same = bool(line["steps"]) and line["steps"][-1] // width == new_steps[0] // width
     until = len(line["steps"]) - same
     all_steps, all_losses = line["steps"][:until] + new_steps, line["losses"][:until] + new_losses

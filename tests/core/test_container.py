@@ -151,3 +151,53 @@ def test_the_blocks_of_a_layout_seen_before_are_not_parsed_again():
         unpack(pack({"a": number}, {"never_before": np.zeros(2, np.float32)}))
     after = container._layout.cache_info()
     assert (after.hits - before.hits, after.misses - before.misses) == (2, 1)
+
+
+def object_body(text: str) -> bytes:
+    return body({"__metadata__": {"format": "gradspectra/1", "gradspectra": text}})
+
+
+def test_bodies_of_one_session_are_read_each_with_its_own_numbers():
+    container._common.cache_clear()
+    for session, sequence in (("a", 1), ("a", 2), ("b-_9", 3)):
+        meta = {"session": session, "sequence": sequence, "complete_through": 5 * sequence, "scalars": ["loss", "µ"]}
+        assert unpack(pack(meta, {}))[0] == meta
+    assert container._common.cache_info().misses == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"session":"a","sequence":1,"complete_through":2,"session":"b","sequence":3}',
+        '{"session":"a","sequence":1,"complete_through":2}',
+        '{"session":"","sequence":1,"complete_through":2,"scalars":[]}',
+        '{"session":"a","sequence":12345678901234567890123,"complete_through":2,"scalars":[]}',
+        '{"session":"a","sequence":1,"complete_through":-2,"scalars":[]}',
+        '{"session":"a","sequence":1.5,"complete_through":2,"scalars":[]}',
+    ],
+)
+def test_an_object_means_what_json_says_whatever_it_begins_with(text: str):
+    assert unpack(object_body(text))[0] == json.loads(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"session":"a","sequence":01,"complete_through":2,"scalars":[]}',
+        '{"session":"a","sequence":1,"complete_through":2,}',
+        '{"session":"a","sequence":1,"complete_through":2,"scalars":[NaN]}',
+        '{"session":"a","sequence":1,"complete_through":2,"scalars":[]',
+    ],
+)
+def test_an_object_that_is_no_json_is_refused_whatever_it_begins_with(text: str):
+    with pytest.raises(WireError) as refused:
+        unpack(object_body(text))
+    assert refused.value.field == "header.__metadata__.gradspectra"
+
+
+@given(st.dictionaries(st.text(min_size=1), ARRAYS.map(np.asarray), max_size=5))
+def test_a_body_packed_alike_is_that_of_pack(blocks: dict[str, np.ndarray]):
+    blocks.pop("__metadata__", None)
+    meta = {"digest": "0", "statistics": ["µ", '"']}
+    for _ in range(2):
+        assert container.pack_alike(container.object_text(meta), blocks) == pack(meta, blocks)
