@@ -127,6 +127,7 @@ class _Chain:
         self._attempts = attempts
         self._deriver = Deriver.restore(cursor.state)
         self._taken: list[StoredBatch] = []
+        self._steps = 0
         self._rows: list[DerivedBatch] = []
         self._findings: list[tuple[int, Finding, float]] = []
         self._checkpoints: list[tuple[int, dict[str, Any]]] = []
@@ -147,12 +148,13 @@ class _Chain:
             return False
         cursor.batch = stored.batch_number
         self._taken.append(stored)
+        self._steps += len(batch.steps)
         if not follows:
             block = spectra_metrics(batch)
             self._rows.append(DerivedBatch(stored.attempt, stored.batch_number, None, [block] if block else []))
         else:
             self._follow(stored)
-        return sum(len(taken.batch.steps) for taken in self._taken) < STEPS_PER_TRANSACTION
+        return self._steps < STEPS_PER_TRANSACTION
 
     def write(self, conn: sa.Connection) -> _Done:
         """Write rows, alerts, suggestions, state and watermark in the caller's transaction."""

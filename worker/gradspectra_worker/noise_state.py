@@ -82,7 +82,11 @@ class NoiseState:
         if block is None or table is None or not {"part_sq", "grad_sq"} <= set(block.statistics):
             return None, None
         self._align(table)
+        if "parts" not in batch.counts.names and "noise_w" not in batch.scalars.names:
+            return None, None
         examples, within, total = self._batch_sums(batch, np.searchsorted(batch.steps, block.steps))
+        if not (within > 0).any():
+            return None, None
         parts = column(batch.counts, "parts", len(batch.steps))[0][np.searchsorted(batch.steps, block.steps)]
         part, grad = (block.statistics.index(name) for name in ("part_sq", "grad_sq"))
         tr, signal = noise_terms_from_sums(block.values[part], block.values[grad], within[:, None], total[:, None])

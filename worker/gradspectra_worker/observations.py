@@ -24,8 +24,7 @@ def observations(batch: Batch) -> Iterator[Observation]:
     """Yield one observation per step of the batch, in order."""
     length = len(batch.steps)
     series = [_optional(batch.scalars, name, length) for name in SERIES]
-    skipped = column(batch.counts, "skipped", length)
-    was_skipped = ((skipped[0] != 0) & skipped[1]).tolist()
+    was_skipped = [bool(value) for value in _optional(batch.counts, "skipped", length)]
     rows = {} if batch.layers is None else {step: row for row, step in enumerate(batch.layers.steps.tolist())}
     for i, (step, time) in enumerate(zip(batch.steps.tolist(), batch.times.tolist(), strict=True)):
         loss, grad_norm, update_norm, rate = (values[i] for values in series)
@@ -34,6 +33,8 @@ def observations(batch: Batch) -> Iterator[Observation]:
 
 
 def _optional(columns: Columns, name: str, length: int) -> list[float | None]:
+    if name not in columns.names:
+        return [None] * length
     values, present = column(columns, name, length)
     return [value if here else None for value, here in zip(values.tolist(), present.tolist(), strict=True)]
 

@@ -66,8 +66,9 @@ class DeadLayer:
         finite = np.ones_like(present) if layers.grad_nonfinite is None else layers.grad_nonfinite == 0
         alive = present & (layers.grad_max != 0)
         without = finite & ~alive & ~_withheld(layers, present)
-        self._since[without & (self._streak == 0)] = observation.step
-        self._streak[without] += 1
+        if without.any():
+            self._since[without & (self._streak == 0)] = observation.step
+            self._streak[without] += 1
         self._streak[alive | ~finite] = 0
         self._trained[alive] = 1
         closed = [self._closed(episode, layers, alive, observation.step) for episode in list(self._episodes)]
