@@ -19,7 +19,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from gradspectra.budget import Budget
 from gradspectra.capture import capturing
 from gradspectra.compiling import ArrayFunction
-from gradspectra.flat import OneThread
+from gradspectra.flat import OneThread, given_threads
 from gradspectra.fused import FusedPass
 from gradspectra.guard import Guard
 from gradspectra.inventory import Inventory
@@ -153,7 +153,8 @@ class Activations:
         if self._extremes is not None:
             address = _address(tensor)
             if address:
-                self._extremes(tensor.numel(), address, self._address + place * self._found.strides[0])
+                found = self._address + place * self._found.strides[0]
+                self._extremes(tensor.numel(), address, found, given_threads())
                 return
         if not tensor.is_floating_point() or not tensor.numel() or tensor.layout is not torch.strided:
             return

@@ -1,4 +1,4 @@
-"""Compiles fused.c and samples.c for the machine they run on, once for all processes; a job never waits for that."""
+"""Compiles fused.c, samples.c and team.c for the machine they run on, once for all processes; no job waits for it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ import numpy as np
 from gradspectra_core.records import Float32
 
 from gradspectra.settings import COMPILED
+from gradspectra.team import begin_of_torch
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("fused.c", "samples.c"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("fused.c", "samples.c", "team.c"))
 SHARED = Path(__file__).with_name("fused.h")
 FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math"]
 FLAGS += ["-fno-signed-zeros", "-fassociative-math"]
@@ -69,8 +70,9 @@ first `half` of them in the lower half of each byte."""
 MOST_BLOCKS = 4096
 """Of a sample that a median is taken of; further ones are left out."""
 
-ArrayFunction = Callable[[int, int, int], None]
-"""Takes the length of two arrays and their addresses: of what to read, and of what to write."""
+ArrayFunction = Callable[[int, int, int, int], None]
+"""Takes the length of two arrays, their addresses, of what to read and of what to write, and by how many threads at
+most that is done, of those that torch has (`flat.given_threads`). Their number changes no result."""
 
 
 class Compiled(NamedTuple):
@@ -188,8 +190,10 @@ def _load(library: Path) -> Compiled:
     except (OSError, AttributeError) as error:
         raise NotCompiled(f"it cannot be loaded: {error}") from error
     for function in functions:
-        function.argtypes = (ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
+        function.argtypes = (ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
         function.restype = None
+    loaded.gradspectra_team.argtypes, loaded.gradspectra_team.restype = (ctypes.c_void_p,), None
+    loaded.gradspectra_team(begin_of_torch())
     return Compiled(*functions)
 
 
@@ -209,7 +213,7 @@ def _of_a_layer(found: Compiled, *arrays: Float32) -> tuple[list[float], list[fl
     """What `measure` finds, and what it should: of gradient, weights and Adam's moments, each (7, 601)."""
     layer, row = np.zeros(1, LAYER), np.zeros((1, len(ROW)))
     layer[0] = (*(array.ctypes.data for array in arrays), 7, 601, ADAM, 0.5, 1e-3, 0.25)
-    found.measure(1, layer.ctypes.data, row.ctypes.data)
+    found.measure(1, layer.ctypes.data, row.ctypes.data, 1)
     g, w, m, v = (array.astype(np.float64) for array in arrays)
     d = m / (0.5 * np.sqrt(v) + 1e-3) + 0.25 * w
     grad_sq, grad_l1 = (g**2).sum(), np.abs(g)
@@ -222,13 +226,13 @@ def _of_vectors(found: Compiled, g: Float32, w: Float32) -> tuple[list[float], l
     """What `squares`, `extremes` and `medians` find, and what they should."""
     vectors, sums = np.zeros(2, VECTOR), np.zeros(2)
     vectors[0], vectors[1] = (w.ctypes.data, w.size), (g.ctypes.data, 1)
-    found.squares(2, vectors.ctypes.data, sums.ctypes.data)
+    found.squares(2, vectors.ctypes.data, sums.ctypes.data, 1)
     broken, extremes = g.copy(), np.array([-1.0, 0.0])
     broken[3, :3] = np.nan, np.inf, -np.inf
-    found.extremes(broken.size, broken.ctypes.data, extremes.ctypes.data)
+    found.extremes(broken.size, broken.ctypes.data, extremes.ctypes.data, 1)
     samples, medians = np.zeros(2, SAMPLE), np.zeros(2)
     samples[0], samples[1] = (w.ctypes.data, 0, 0, 0, 0, 6, 1, 5), (broken.ctypes.data, 0, 0, 0, 0, w.size, 1, 1)
-    found.medians(2, samples.ctypes.data, medians.ctypes.data)
+    found.medians(2, samples.ctypes.data, medians.ctypes.data, 1)
     finite = np.abs(broken[np.isfinite(broken)])
     expected = [(w.astype(np.float64) ** 2).sum(), float(g.flat[0]) ** 2, finite.max(), 3.0]
     expected += [np.sort(w.ravel()[:30:5])[2], np.nan]
@@ -252,5 +256,5 @@ def _of_starts(found: Compiled, w: Float32, m: Float32) -> tuple[list[float], li
         at = (upper if step else m).ctypes.data
         samples[row] = (now.ctypes.data, at, lower.ctypes.data, half, step, blocks, width, stride)
         expected += [((now - start) ** 2).sum(), (now * start).sum()]
-    found.drift(len(samples), samples.ctypes.data, drift.ctypes.data)
+    found.drift(len(samples), samples.ctypes.data, drift.ctypes.data, 1)
     return drift.ravel().tolist(), expected

@@ -11,7 +11,7 @@ from gradspectra_core.records import Float64
 from torch import Tensor
 
 from gradspectra.compiling import SAMPLE, Compiled
-from gradspectra.flat import OneThread, chunk, dot_into, flat
+from gradspectra.flat import OneThread, chunk, dot_into, flat, given_threads
 from gradspectra.fused import BYTES, CPU, FusedPass, address, fits
 from gradspectra.inventory import Inventory, WatchedTensor
 from gradspectra.readout import Readout
@@ -91,7 +91,7 @@ class _Plain:
         if not all(at) or not at:
             return False
         self.table["numbers"] = np.array(at, np.uint64)[self.of] + self.offsets
-        compiled.drift(len(self.table), self.table.ctypes.data, self.sums.ctypes.data)
+        compiled.drift(len(self.table), self.table.ctypes.data, self.sums.ctypes.data, given_threads())
         return True
 
 

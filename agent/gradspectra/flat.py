@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import torch
@@ -11,6 +12,9 @@ CHUNK = 1 << 16
 """Elements of a temporary: 256 KiB in float32, which a core's second-level cache holds."""
 ACCELERATOR_CHUNK = 1 << 24
 """Elements of a temporary on an accelerator: 64 MiB in float32, few enough kernels even for large tensors."""
+
+
+_given = threading.local()
 
 
 class OneThread:
@@ -24,10 +28,20 @@ class OneThread:
 
     def __enter__(self) -> None:
         self._threads = torch.get_num_threads()
-        torch.set_num_threads(1)
+        if self._threads > 1:
+            _given.threads = self._threads
+            torch.set_num_threads(1)
 
     def __exit__(self, *_: object) -> None:
-        torch.set_num_threads(self._threads)
+        if self._threads > 1:
+            torch.set_num_threads(self._threads)
+            _given.threads = 1
+
+
+def given_threads() -> int:
+    """How many threads the training's own operations have, within a block of OneThread as outside of it."""
+    threads = torch.get_num_threads()
+    return threads if threads > 1 else getattr(_given, "threads", 1)
 
 
 def chunk(device: torch.device) -> int:

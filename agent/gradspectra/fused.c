@@ -2,6 +2,8 @@
 
 #include "fused.h"
 
+#include <stdlib.h>
+
 typedef struct {
     const float *numbers;
     int64_t count;
@@ -19,6 +21,11 @@ typedef struct {
     double grad_sq, grad_max, weight_sq, update_sq, grad_l1, grad_zero_rows, grad_dot_weight, update_dot_grad;
     double first_sq, second_sum, grad_nonfinite, whole_sq;
 } Row;
+
+/* Some of the numbers of a layer or a vector: [start, start + count) of the one at index `of`. */
+typedef struct {
+    int64_t of, start, count;
+} Piece;
 
 /* What each rule has in common; `d` is the direction of the update, d = -update / factor. */
 #define GRADIENT_AND_WEIGHT                  \
@@ -118,24 +125,51 @@ static void without_nonfinite(const Layer *layer, int64_t count, Row *row) {
     row->grad_max = as_float(top);
 }
 
-static double zero_rows(const Layer *layer) {
+/* How many of the units whose first number lies in [start, stop) have a gradient of zeros alone. */
+static double zero_rows(const Layer *layer, int64_t start, int64_t stop) {
+    const int64_t each = layer->per_unit;
     int64_t rows = 0;
-    for (int64_t unit = 0; unit < layer->units; unit++) {
-        const float *row = layer->gradient + unit * layer->per_unit;
+    for (int64_t unit = (start + each - 1) / each; unit * each < stop; unit++) {
+        const float *row = layer->gradient + unit * each;
         int64_t i = 0;
-        while (i < layer->per_unit && row[i] == 0)
+        while (i < each && row[i] == 0)
             i++;
-        rows += i == layer->per_unit;
+        rows += i == each;
     }
     return rows;
 }
 
+static void measure_piece(const Layer *whole, const Piece *piece, Row *row) {
+    Layer layer = *whole;
+    layer.gradient += piece->start;
+    layer.weight += piece->start;
+    layer.first += piece->start;
+    layer.second += piece->start;
+    memset(row, 0, sizeof *row);
+    int32_t top = layer.rule == ADAM     ? adam(&layer, piece->count, row)
+                  : layer.rule == LINEAR ? linear(&layer, piece->count, row)
+                                         : gradient_and_weight(&layer, piece->count, row);
+    row->grad_max = as_float(top);
+    row->whole_sq = row->grad_sq;
+    if (top >= 0x7f800000)
+        without_nonfinite(&layer, piece->count, row);
+    row->grad_zero_rows = zero_rows(whole, piece->start, piece->start + piece->count);
+}
+
+/* Adds what a piece gave to the row of its layer; in order of the pieces, so that threads do not change a sum. */
+static void add(Row *row, const Row *of_piece) {
+    double largest = row->grad_max > of_piece->grad_max ? row->grad_max : of_piece->grad_max;
+    for (size_t i = 0; i < sizeof *row / sizeof(double); i++)
+        ((double *)row)[i] += ((const double *)of_piece)[i];
+    row->grad_max = largest;
+}
+
 EACH_PROCESSOR
-static double sum_of_squares(const Vector *vector) {
+static double sum_of_squares(const float *numbers, int64_t count) {
     double total = 0;
-    for (int64_t at = 0; at < vector->count; at += BLOCK) {
-        int64_t length = vector->count - at < BLOCK ? vector->count - at : BLOCK;
-        const float *x = vector->numbers + at;
+    for (int64_t at = 0; at < count; at += BLOCK) {
+        int64_t length = count - at < BLOCK ? count - at : BLOCK;
+        const float *x = numbers + at;
         float square = 0;
         for (int64_t i = 0; i < length; i++)
             square += x[i] * x[i];
@@ -144,22 +178,97 @@ static double sum_of_squares(const Vector *vector) {
     return total;
 }
 
-void gradspectra_squares(int64_t vectors, const Vector *vector, double *sums) {
-    for (int64_t i = 0; i < vectors; i++)
-        sums[i] = sum_of_squares(vector + i);
+/* What the threads share: layers or vectors, the pieces they are cut into, and what comes of each piece. */
+typedef struct {
+    const void *all;
+    Piece *piece;
+    void *found;
+    int64_t pieces;
+} Shared;
+
+static int64_t length_of(int64_t size, int64_t start) {
+    return size - start < PIECE ? size - start : PIECE;
 }
 
-void gradspectra_measure(int64_t layers, const Layer *layer, Row *row) {
-    for (; layers > 0; layers--, layer++, row++) {
-        int64_t count = layer->units * layer->per_unit;
-        memset(row, 0, sizeof *row);
-        int32_t top = layer->rule == ADAM     ? adam(layer, count, row)
-                      : layer->rule == LINEAR ? linear(layer, count, row)
-                                              : gradient_and_weight(layer, count, row);
-        row->grad_max = as_float(top);
-        row->whole_sq = row->grad_sq;
-        if (top >= 0x7f800000)
-            without_nonfinite(layer, count, row);
-        row->grad_zero_rows = zero_rows(layer);
+static void measure_at(void *data, int64_t at) {
+    const Shared *shared = data;
+    const Piece *piece = shared->piece + at;
+    measure_piece((const Layer *)shared->all + piece->of, piece, (Row *)shared->found + at);
+}
+
+static void square_at(void *data, int64_t at) {
+    const Shared *shared = data;
+    const Piece *piece = shared->piece + at;
+    const float *numbers = ((const Vector *)shared->all)[piece->of].numbers;
+    ((double *)shared->found)[at] = sum_of_squares(numbers + piece->start, piece->count);
+}
+
+/* Makes room for the pieces of things of these sizes, and for `each` bytes that come of one; 0 where there is none. */
+static int cut(Shared *shared, int64_t things, int64_t (*size)(const void *, int64_t), size_t each) {
+    shared->pieces = 0;
+    for (int64_t of = 0; of < things; of++)
+        shared->pieces += 1 + size(shared->all, of) / PIECE;
+    shared->piece = malloc(shared->pieces * (sizeof(Piece) + each));
+    if (!shared->piece)
+        return 0;
+    shared->found = shared->piece + shared->pieces;
+    shared->pieces = 0;
+    for (int64_t of = 0; of < things; of++) {
+        int64_t whole = size(shared->all, of);
+        for (int64_t start = 0; start < whole; start += PIECE)
+            shared->piece[shared->pieces++] = (Piece){of, start, length_of(whole, start)};
+    }
+    return 1;
+}
+
+static int64_t size_of_layer(const void *all, int64_t of) {
+    const Layer *layer = (const Layer *)all + of;
+    return layer->units * layer->per_unit;
+}
+
+static int64_t size_of_vector(const void *all, int64_t of) {
+    return ((const Vector *)all)[of].count;
+}
+
+/* Whether so many numbers, of which `arrays` are read each, are worth a second thread. */
+static int worth(int64_t things, const void *all, int64_t (*size)(const void *, int64_t), int64_t arrays) {
+    int64_t total = 0;
+    for (int64_t of = 0; of < things; of++)
+        total += arrays * size(all, of);
+    return total >= FEWEST;
+}
+
+void gradspectra_squares(int64_t vectors, const Vector *vector, double *sums, int64_t threads) {
+    Shared shared = {vector, 0, 0, 0};
+    memset(sums, 0, vectors * sizeof *sums);
+    if (threads > 1 && worth(vectors, vector, size_of_vector, 1) && cut(&shared, vectors, size_of_vector, sizeof *sums)) {
+        in_pieces(shared.pieces, threads, square_at, &shared);
+        for (int64_t at = 0; at < shared.pieces; at++)
+            sums[shared.piece[at].of] += ((double *)shared.found)[at];
+        free(shared.piece);
+        return;
+    }
+    for (int64_t of = 0; of < vectors; of++)
+        for (int64_t start = 0; start < vector[of].count; start += PIECE)
+            sums[of] += sum_of_squares(vector[of].numbers + start, length_of(vector[of].count, start));
+}
+
+void gradspectra_measure(int64_t layers, const Layer *layer, Row *row, int64_t threads) {
+    Shared shared = {layer, 0, 0, 0};
+    memset(row, 0, layers * sizeof *row);
+    if (threads > 1 && worth(layers, layer, size_of_layer, 4) && cut(&shared, layers, size_of_layer, sizeof *row)) {
+        in_pieces(shared.pieces, threads, measure_at, &shared);
+        for (int64_t at = 0; at < shared.pieces; at++)
+            add(row + shared.piece[at].of, (Row *)shared.found + at);
+        free(shared.piece);
+        return;
+    }
+    for (int64_t of = 0; of < layers; of++) {
+        int64_t whole = size_of_layer(layer, of);
+        for (int64_t start = 0; start < whole; start += PIECE) {
+            Row found;
+            measure_piece(layer + of, &(Piece){of, start, length_of(whole, start)}, &found);
+            add(row + of, &found);
+        }
     }
 }

@@ -1,5 +1,5 @@
-/* What fused.c and samples.c share. Both are compiled on the machine they run on by compiling.py, into one library.
-   Neither needs Python's headers. */
+/* What fused.c, samples.c and team.c share. They are compiled on the machine they run on by compiling.py, into one
+   library. None needs Python's headers. */
 
 #include <math.h>
 #include <stdint.h>
@@ -13,6 +13,11 @@
 #endif
 
 enum { BLOCK = 2048 }; /* numbers that are summed in float32 before they are added in float64 */
+enum { PIECE = 32 * BLOCK }; /* numbers that a thread takes at a time */
+enum { FEWEST = 4 * PIECE }; /* numbers read that are worth the waking of a second thread */
+
+/* Calls piece(data, at) for each `at` below `pieces`, in any order, by so many threads at most. */
+void in_pieces(int64_t pieces, int64_t threads, void (*piece)(void *, int64_t), void *data);
 
 static inline int32_t magnitude(float number) {
     int32_t bits;

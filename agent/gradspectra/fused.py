@@ -27,6 +27,7 @@ from gradspectra.compiling import (
     compilation,
     switched_off,
 )
+from gradspectra.flat import given_threads
 from gradspectra.inventory import Inventory, WatchedTensor
 from gradspectra.piecewise import layers_of, measure_in_pieces
 from gradspectra.second_numbers import unit_pieces
@@ -198,7 +199,7 @@ class FusedPass:
             updates = [coefficients[own.place] for own in sources]
             return measure_in_pieces(layers_of([own[:4] for own in sources], updates, layout.pieces))
         rows = np.empty((len(layout.of), len(ROW)))
-        compiled.measure(len(layout.of), layout.address, rows.ctypes.data)
+        compiled.measure(len(layout.of), layout.address, rows.ctypes.data, given_threads())
         return rows, None
 
     def _layout(self, tensors: tuple[int, ...]) -> _Layout:
@@ -222,7 +223,7 @@ class FusedPass:
         table["numbers"], table["width"] = rows.second[chosen], 1
         stride = table["stride"] = -(-entries // MOST_BLOCKS) | 1
         table["blocks"] = -(-entries // stride)
-        self.compiled.medians(len(table), table.ctypes.data, medians.ctypes.data)
+        self.compiled.medians(len(table), table.ctypes.data, medians.ctypes.data, given_threads())
         return medians
 
     def squares(self, held: Sequence[tuple[WatchedTensor, Tensor]]) -> tuple[Float64, list[int], list[int]] | None:
@@ -250,7 +251,7 @@ class FusedPass:
         table, sums = np.empty(len(layout.of), VECTOR), np.empty(len(layout.of))
         table["numbers"] = np.array(places, np.uint64)[layout.of] + layout.starts[:, 0]
         table["count"] = layout.entries
-        compiled.squares(len(table), table.ctypes.data, sums.ctypes.data)
+        compiled.squares(len(table), table.ctypes.data, sums.ctypes.data, given_threads())
         return sums, layout.columns.tolist(), left
 
 

@@ -4,6 +4,7 @@
 
 enum { MOST = 4096 }; /* blocks of a sample that a median is taken of at most */
 enum { WIDTH = 16 };  /* numbers of a block of a large layer's sample */
+enum { FEWEST_SAMPLES = 8 }; /* that are worth the waking of a second thread: 10 to 50 µs each */
 
 /* Blocks of `width` numbers whose beginnings lie `stride` apart, and where those of the start lie one after another:
    numbers where step is 0, else the upper 16 bits of whole numbers of so many steps, whose other 4 are in `lower`, those
@@ -27,21 +28,47 @@ static int32_t largest_of(const float *x, int64_t count) {
     return top;
 }
 
-/* found: the largest finite magnitude so far, and how many numbers were not finite so far */
-void gradspectra_extremes(int64_t count, const float *x, double *found) {
-    int32_t top = count > 0 ? largest_of(x, count) : -1;
+/* What the threads share: some numbers, of which a piece has `each`, and of each piece its largest finite magnitude and
+   how many of its numbers are not finite. */
+enum { MOST_PIECES = 256 };
+typedef struct {
+    const float *numbers;
+    int64_t count, each;
+    int32_t top[MOST_PIECES];
+    int64_t lost[MOST_PIECES];
+} Output;
+
+static void extremes_at(void *data, int64_t at) {
+    Output *output = data;
+    const float *x = output->numbers + at * output->each;
+    const int64_t left = output->count - at * output->each, count = left < output->each ? left : output->each;
+    int32_t top = largest_of(x, count);
+    int64_t lost = 0;
     if (top >= 0x7f800000) {
         top = -1;
         for (int64_t i = 0; i < count; i++) {
             int32_t size = magnitude(x[i]);
             if (size >= 0x7f800000)
-                found[1]++;
+                lost++;
             else if (size > top)
                 top = size;
         }
     }
-    if (top >= 0 && as_float(top) > found[0])
-        found[0] = as_float(top);
+    output->top[at] = top;
+    output->lost[at] = lost;
+}
+
+/* found: the largest finite magnitude so far, and how many numbers were not finite so far */
+void gradspectra_extremes(int64_t count, const float *x, double *found, int64_t threads) {
+    const int64_t least = (count + MOST_PIECES - 1) / MOST_PIECES;
+    Output output = {.numbers = x, .count = count, .each = least > PIECE ? least : PIECE};
+    const int64_t pieces = (count + output.each - 1) / output.each;
+    in_pieces(pieces, count < FEWEST ? 1 : threads, extremes_at, &output);
+    for (int64_t at = 0; at < pieces; at++) {
+        if (output.top[at] >= 0 && as_float(output.top[at]) > found[0])
+            found[0] = as_float(output.top[at]);
+        found[1] += output.lost[at];
+    }
 }
 
 /* Bits that are in the order of the numbers, as signed ones; a NaN lies outside of the infinities. */
@@ -82,9 +109,18 @@ static double median_of(const Sample *sample) {
     return as_float(ordered(low));
 }
 
-void gradspectra_medians(int64_t samples, const Sample *sample, double *medians) {
-    for (int64_t i = 0; i < samples; i++)
-        medians[i] = median_of(sample + i);
+typedef struct {
+    const Sample *sample;
+    double *found;
+} Samples;
+
+static void median_at(void *data, int64_t at) {
+    const Samples *samples = data;
+    samples->found[at] = median_of(samples->sample + at);
+}
+
+void gradspectra_medians(int64_t samples, const Sample *sample, double *medians, int64_t threads) {
+    in_pieces(samples, samples < FEWEST_SAMPLES ? 1 : threads, median_at, &(Samples){sample, medians});
 }
 
 /* The start of a sample, from its number `at` on. */
@@ -130,7 +166,11 @@ static void drift_of(const Sample *sample, double *sums) {
     }
 }
 
-void gradspectra_drift(int64_t samples, const Sample *sample, double *sums) {
-    for (int64_t i = 0; i < samples; i++)
-        drift_of(sample + i, sums + 2 * i);
+static void drift_at(void *data, int64_t at) {
+    const Samples *samples = data;
+    drift_of(samples->sample + at, samples->found + 2 * at);
+}
+
+void gradspectra_drift(int64_t samples, const Sample *sample, double *sums, int64_t threads) {
+    in_pieces(samples, samples < FEWEST_SAMPLES ? 1 : threads, drift_at, &(Samples){sample, sums});
 }

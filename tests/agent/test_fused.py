@@ -33,7 +33,7 @@ def measure():
 def measured(measure, arrays, rule, scale=0.0, epsilon=0.0, decay=0.0):
     layer, row = np.zeros(1, LAYER), np.full((1, len(ROW)), -1.0)
     layer[0] = (*(array.ctypes.data for array in arrays), *arrays[0].shape, rule, scale, epsilon, decay)
-    measure(1, layer.ctypes.data, row.ctypes.data)
+    measure(1, layer.ctypes.data, row.ctypes.data, 1)
     return dict(zip(ROW, row[0].tolist(), strict=True))
 
 

@@ -25,7 +25,7 @@ def compiled():
 def extremes(compiled, *outputs):
     found = np.array([-1.0, 0.0])
     for output in outputs:
-        compiled.extremes(output.size, output.ctypes.data, found.ctypes.data)
+        compiled.extremes(output.size, output.ctypes.data, found.ctypes.data, 1)
     return found.tolist()
 
 
@@ -47,7 +47,7 @@ def test_extremes_of_several_outputs_are_put_together(compiled):
 def median(compiled, numbers, stride=1):
     table, found = np.zeros(1, SAMPLE), np.zeros(1)
     table[0] = (numbers.ctypes.data, 0, 0, 0, 0, -(-numbers.size // stride), 1, stride)
-    compiled.medians(1, table.ctypes.data, found.ctypes.data)
+    compiled.medians(1, table.ctypes.data, found.ctypes.data, 1)
     return found[0]
 
 
@@ -90,7 +90,7 @@ def test_drift_is_that_of_float64(compiled, blocks, width, stride):
     start = now.reshape(blocks, stride)[:, :width] + 1e-3 * draw.standard_normal((blocks, width), np.float32)
     table, found = np.zeros(2, SAMPLE), np.zeros((2, 2))
     table[:] = (now.ctypes.data, start.ctypes.data, 0, 0, 0, blocks, width, stride)
-    compiled.drift(2, table.ctypes.data, found.ctypes.data)
+    compiled.drift(2, table.ctypes.data, found.ctypes.data, 1)
     of_now, of_start = now.reshape(blocks, stride)[:, :width].astype(np.float64), start.astype(np.float64)
     assert found[1].tolist() == found[0].tolist()
     assert found[0, 0] == pytest.approx(((of_now - of_start) ** 2).sum(), rel=1e-5)
@@ -118,7 +118,7 @@ def test_drift_from_a_start_in_codes_is_that_of_float64(compiled, blocks, width,
     rows[:] = start + 1e-3 * rows
     table, found = np.zeros(2, SAMPLE), np.zeros((2, 2))
     table[:] = (now.ctypes.data, upper.ctypes.data, lower.ctypes.data, half, step, blocks, width, stride)
-    compiled.drift(2, table.ctypes.data, found.ctypes.data)
+    compiled.drift(2, table.ctypes.data, found.ctypes.data, 1)
     assert found[1].tolist() == found[0].tolist()
     assert found[0, 0] == pytest.approx(((rows.astype(np.float64) - start) ** 2).sum(), rel=1e-5)
     assert found[0, 1] == pytest.approx((rows * start).sum(), rel=1e-5)
@@ -128,5 +128,5 @@ def test_weights_that_are_not_finite_have_no_finite_distance(compiled):
     table, found = np.zeros(1, SAMPLE), np.zeros((1, 2))
     now, start = np.array([NAN, 1.0], np.float32), np.zeros(2, np.float32)
     table[0] = (now.ctypes.data, start.ctypes.data, 0, 0, 0, 1, 2, 2)
-    compiled.drift(1, table.ctypes.data, found.ctypes.data)
+    compiled.drift(1, table.ctypes.data, found.ctypes.data, 1)
     assert np.isnan(found).all()
