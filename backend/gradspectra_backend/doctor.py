@@ -17,7 +17,7 @@ from gradspectra_store import Store, StoreError
 from gradspectra_store.agreeing import disagreements, make_agree
 from gradspectra_store.checking import Checked, DamagedPlace, check_blocks, check_segments
 from gradspectra_store.migrating import schema_versions
-from gradspectra_store.repairing import make_again, take_back_notes
+from gradspectra_store.repairing import make_again, put_right, take_back_notes
 from gradspectra_store.retention import retention_in_force
 from gradspectra_worker.heartbeat import LivingWorkers
 from gradspectra_worker.redis_urls import for_redis
@@ -150,25 +150,32 @@ def _segments(settings: Settings, repair: bool) -> Finding:
     """Read the segments, the newest first and for a while: a checksum tells of what the disk has lost."""
 
     def look(store: Store) -> tuple[Checked, str]:
+        checked, mended = _with_rows_right(store, check_segments(store, CHECK_SECONDS), repair)
         again = take_back_notes(store) if repair else 0
-        return check_segments(store, CHECK_SECONDS), f"; {again} can be read again" if again else ""
+        return checked, mended + (f"; {again} can be read again" if again else "")
 
-    return _looked_at(settings, "segments", look, "check the disk; they are kept as they are, only a backup has them")
+    remedy = "check the disk; `gradspectra doctor --repair` mends rows, of the rest only a backup has what they held"
+    return _looked_at(settings, "segments", look, remedy)
 
 
 def _blocks(settings: Settings, repair: bool) -> Finding:
     """Read the blocks, as the segments are."""
 
     def look(store: Store) -> tuple[Checked, str]:
-        checked = check_blocks(store, CHECK_SECONDS)
+        checked, mended = _with_rows_right(store, check_blocks(store, CHECK_SECONDS), repair)
         made = make_again(store, checked.damaged) if repair else set()
         left = tuple(one for one in checked.damaged if one.id not in made)
-        return replace(checked, damaged=left), f"; {len(made)} made again" if made else ""
+        return replace(checked, damaged=left), mended + (f"; {len(made)} made again" if made else "")
 
-    remedy = (
-        "check the disk; `gradspectra doctor --repair` makes levels above 0 again, of level 0 only a backup has them"
-    )
+    remedy = "check the disk; `gradspectra doctor --repair` makes levels above 0 again, and rows; a backup has more"
     return _looked_at(settings, "blocks", look, remedy)
+
+
+def _with_rows_right(store: Store, checked: Checked, repair: bool) -> tuple[Checked, str]:
+    """Mend rows that do not fit what is whole; what is left, and what was mended."""
+    right = put_right(store, checked.damaged) if repair else []
+    left = tuple(one for one in checked.damaged if all(one is not other for other in right))
+    return replace(checked, damaged=left), f"; {len(right)} row{'s' * (len(right) > 1)} mended" if right else ""
 
 
 def _looked_at(settings: Settings, name: str, look: Callable[[Store], tuple[Checked, str]], remedy: str) -> Finding:
@@ -189,7 +196,8 @@ def _looked_at(settings: Settings, name: str, look: Callable[[Store], tuple[Chec
 
 def _place(one: DamagedPlace) -> str:
     level = "" if one.level is None else f" level {one.level}"
-    return f"run {one.run} attempt {one.attempt} {one.name}{level} steps {one.first_step} to {one.last_step}"
+    why = "" if one.misfit is None else f" ({one.misfit.why})"
+    return f"run {one.run} attempt {one.attempt} {one.name}{level} steps {one.first_step} to {one.last_step}{why}"
 
 
 def _retention(settings: Settings) -> Finding:

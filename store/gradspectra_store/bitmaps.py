@@ -1,8 +1,17 @@
-"""Whether a bit of a stored bitmap is set, asked in SQL so that rows without it are not fetched."""
+"""Bitmaps of layers: made, and asked for a bit in SQL so that rows without it are not fetched."""
 
 from __future__ import annotations
 
+import numpy as np
 import sqlalchemy as sa
+from gradspectra_core.records import Int64
+
+
+def members_of(layers: Int64) -> bytes:
+    """Return one bit per layer up to the highest of `layers`, which are set."""
+    members = np.zeros(int(layers.max()) + 1, np.bool_)
+    members[layers] = True
+    return np.packbits(members, bitorder="little").tobytes()
 
 
 def has_bit(conn: sa.Connection, bitmap: sa.ColumnElement[bytes], place: int) -> sa.ColumnElement[bool]:

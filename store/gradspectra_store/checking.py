@@ -1,4 +1,4 @@
-"""Read segments and blocks once, to find those that are damaged."""
+"""Read segments and blocks once, to find those that are damaged, and those whose rows do not fit what is in them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from gradspectra_core.blocks import DamagedBlock, unpack_level, unpack_recorded
 from gradspectra_store.block_schema import blocks
 from gradspectra_store.database import Store
 from gradspectra_store.errors import StoreDamaged
+from gradspectra_store.fitting import Known, Misfit, content_of, misfit_of_block, misfit_of_segment
 from gradspectra_store.schema import derived_segments, segments
 from gradspectra_store.segments import READERS, opened
 
@@ -21,10 +22,10 @@ _AT_ONCE = 16
 
 @dataclass(frozen=True, slots=True)
 class DamagedPlace:
-    """What a damaged block or segment held, and its id.
+    """What a damaged block or segment held, its id, and in which table it is.
 
     level 0: numbers as recorded, above: buckets that can be made again from those below, None: a segment, of which
-    `name` says the kind.
+    `name` says the kind. misfit: of one whose numbers are whole, what is wrong with its row.
     """
 
     run: str
@@ -34,6 +35,8 @@ class DamagedPlace:
     first_step: int
     last_step: int
     id: int = field(compare=False)
+    table: str = field(default="", compare=False)
+    misfit: Misfit | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,7 @@ def is_sound(row: Any) -> bool:
     return True
 
 
-def _check(store: Store, seconds: float, looks: dict[sa.Table, Callable[[Any], DamagedPlace | None]]) -> Checked:
+def _check(store: Store, seconds: float, looks: dict[sa.Table, Callable[[Known, Any], DamagedPlace | None]]) -> Checked:
     until = time.monotonic() + seconds
     found: list[DamagedPlace] = []
     count = 0
@@ -74,7 +77,8 @@ def _check(store: Store, seconds: float, looks: dict[sa.Table, Callable[[Any], D
         while True:
             with store.read() as conn:
                 rows = conn.execute(query).all()
-            found += [place for place in map(look, rows) if place is not None]
+                known = Known(conn)
+                found += [place for place in (look(known, row) for row in rows) if place is not None]
             count += len(rows)
             if len(rows) < _AT_ONCE:
                 break
@@ -84,22 +88,38 @@ def _check(store: Store, seconds: float, looks: dict[sa.Table, Callable[[Any], D
     return Checked(count, True, tuple(found))
 
 
-def _block(row: Any) -> DamagedPlace | None:
+def _block(known: Known, row: Any) -> DamagedPlace | None:
+    misfit = None
     try:
-        _ = unpack_recorded(row.payload) if row.level == 0 else unpack_level(row.payload)
+        content = unpack_recorded(row.payload) if row.level == 0 else unpack_level(row.payload)
+        if (misfit := misfit_of_block(known, row, content)) is None:
+            return None
     except DamagedBlock:
-        last = row.stop - 1 if isinstance(row.stop, int) else row.first  # the row itself may have suffered
-        return DamagedPlace(row.run, row.attempt, row.name or "times", row.level, row.first, last, row.id)
-    return None
+        pass
+    right = {} if misfit is None else misfit.right
+    first, stop = right.get("first", row.first), right.get("stop", row.stop)
+    last = stop - 1 if isinstance(stop, int) else first  # the row itself may have suffered
+    place = row.run, row.attempt, row.name or "times", row.level, first, last
+    return DamagedPlace(*place, row.id, blocks.name, misfit)
 
 
-def _segment(row: Any) -> DamagedPlace | None:
-    return None if is_sound(row) else _place(row, f"{row.kind} (segment)")
+def _segment(known: Known, row: Any) -> DamagedPlace | None:
+    return _of_segment(known, row, segments.name)
 
 
-def _derived_segment(row: Any) -> DamagedPlace | None:
-    return None if is_sound(row) else _place(row, f"derived {row.kind} (segment)")
+def _derived_segment(known: Known, row: Any) -> DamagedPlace | None:
+    return _of_segment(known, row, derived_segments.name)
 
 
-def _place(row: Any, name: str) -> DamagedPlace:
-    return DamagedPlace(row.run, row.attempt, name, None, row.first_step, row.last_step, row.id)
+def _of_segment(known: Known, row: Any, table: str) -> DamagedPlace | None:
+    misfit, kind = None, row.kind
+    try:
+        kind, content = content_of(row)
+        if (misfit := misfit_of_segment(known, row, kind, content)) is None:
+            return None
+    except StoreDamaged:
+        pass
+    right = {} if misfit is None else misfit.right
+    steps = right.get("first_step", row.first_step), right.get("last_step", row.last_step)
+    name = f"{'derived ' if table == derived_segments.name else ''}{kind} (segment)"
+    return DamagedPlace(row.run, right.get("attempt", row.attempt), name, None, *steps, row.id, table, misfit)

@@ -108,7 +108,8 @@ def pending(
     wanted = segments.c.batch.between(numbers[0], numbers[-1])
     found: dict[int, dict[str, sa.Row[Any]]] = {number: {} for number in numbers}
     for row in conn.execute(sa.select(segments).where(segments.c.run == run, wanted)):
-        found[row.batch][row.kind] = row
+        if row.batch in found and row.kind in _READ:  # a disk that changes either holds up no other batch
+            found[row.batch][row.kind] = row
     return [_stored(conn, run, rows) for rows in found.values()]
 
 

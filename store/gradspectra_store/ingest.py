@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import sqlalchemy as sa
-from gradspectra_core.records import Batch, SpectrumBlock
+from gradspectra_core.records import Batch
 
 from gradspectra_store import sparkline
+from gradspectra_store.bitmaps import members_of
 from gradspectra_store.errors import BadBatch, SequenceGap, UnknownRun, UnknownSession
 from gradspectra_store.layer_tables import KnownTable, known_table, note_spectra, store_table
 from gradspectra_store.names import add_names
@@ -180,13 +181,7 @@ def _check_layers(conn: sa.Connection, run: str, batch: Batch, digest: str, stat
         highest = batch.spectra.layer.max()
         if highest >= table.size:
             raise BadBatch("spectra.layer", f"must be below {table.size}, the number of layers, got {highest}")
-        note_spectra(conn, run, digest, table, _members(batch.spectra))
-
-
-def _members(spectra: SpectrumBlock) -> bytes:
-    members = np.zeros(int(spectra.layer.max()) + 1, np.bool_)
-    members[spectra.layer] = True
-    return np.packbits(members, bitorder="little").tobytes()
+        note_spectra(conn, run, digest, table, members_of(batch.spectra.layer))
 
 
 def _rows(run: str, batch: Batch, state: _State, number: int) -> list[dict[str, Any]]:
@@ -203,7 +198,7 @@ def _rows(run: str, batch: Batch, state: _State, number: int) -> list[dict[str, 
         layers = {"digest": batch.layers.digest, "members": None, "payload": pack_layers(batch.layers)}
         rows.append({"kind": "layers", **_span(batch.layers.steps, state), **layers})
     if batch.spectra is not None and len(batch.spectra.step):
-        members = _members(batch.spectra)
+        members = members_of(batch.spectra.layer)
         spectra = {"digest": batch.spectra.digest, "members": members, "payload": pack_spectra(batch.spectra)}
         rows.append({"kind": "spectra", **_span(np.sort(batch.spectra.step), state), **spectra})
     scalars: dict[str, Any] = {"digest": None, "members": None, "payload": pack_scalars(batch)}

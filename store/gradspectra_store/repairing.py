@@ -1,4 +1,4 @@
-"""Mend what can be mended without guessing: buckets made again from sound numbers, segments that can be read again."""
+"""Mend what can be mended without guessing: buckets of sound numbers, segments that can be read again, wrong rows."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gradspectra_store.layer_tables import layer_count
 from gradspectra_store.layer_values import layer_quantity
 from gradspectra_store.levels import Levels, Quantity
 from gradspectra_store.retired import coarse_stretches
-from gradspectra_store.schema import derived_segments, segments
+from gradspectra_store.schema import derived_segments, metadata, segments
 
 
 def take_back_notes(store: Store) -> int:
@@ -40,9 +40,34 @@ def take_back_notes(store: Store) -> int:
     return len(sound)
 
 
+def put_right(store: Store, places: Iterable[DamagedPlace]) -> list[DamagedPlace]:
+    """Let the rows of whole segments and blocks say again what their payloads and sessions say; returns which now do.
+
+    What of a row can only be told to be wrong stays.
+    """
+    return [place for place in places if place.misfit and place.misfit.right and _put_right(store, place)]
+
+
 def make_again(store: Store, places: Iterable[DamagedPlace]) -> set[int]:
     """Make damaged blocks of buckets again where all that they were made of is there; returns their ids."""
-    return {place.id for place in places if place.level and _make_again(store, place.id)}
+    return {place.id for place in places if place.level and place.misfit is None and _make_again(store, place.id)}
+
+
+def _put_right(store: Store, place: DamagedPlace) -> bool:
+    """As `put_right`; False where the run was compacted meanwhile, or another row stands where this one belongs."""
+    assert place.misfit is not None
+    table = metadata.tables[place.table]
+    with store.read() as conn:
+        rounds = rounds_of(conn, place.run)
+    try:
+        with store.write() as conn:
+            if not claim_round(conn, place.run, rounds):
+                return False
+            done = conn.execute(sa.update(table).where(table.c.id == place.id).values(place.misfit.right)).rowcount
+            conn.execute(sa.update(compactions).where(compactions.c.run == place.run).values(batch=0))
+    except sa.exc.IntegrityError:
+        return False
+    return bool(done)
 
 
 def _is_sound(conn: sa.Connection, derived: bool, segment: int) -> bool:

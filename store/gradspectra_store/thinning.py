@@ -16,6 +16,7 @@ import numpy as np
 import sqlalchemy as sa
 from gradspectra_core.records import Bool, SpectrumBlock
 
+from gradspectra_store.bitmaps import members_of
 from gradspectra_store.block_rows import Source
 from gradspectra_store.compaction import delete_rows
 from gradspectra_store.errors import StoreDamaged
@@ -113,7 +114,11 @@ def _thinned(conn: sa.Connection, source: Source, bucket: int, width: int, first
     for identity, block in _read(conn, some):
         part = _cut(block, kept[identity])
         row = {name: getattr(rows[identity], name) for name in _PLACE if name != "id"}
-        row |= {"first_step": int(part.step.min()), "last_step": int(part.step.max()), "members": _members(part)}
+        row |= {
+            "first_step": int(part.step.min()),
+            "last_step": int(part.step.max()),
+            "members": members_of(part.layer),
+        }
         payload = pack_spectra(part)
         row |= {"payload": payload, "checksum": checksum_of(payload)}
         made.append({"run": source.run, "kind": "spectra"} | row)
@@ -158,9 +163,3 @@ def _cut(block: SpectrumBlock, keep: Bool) -> SpectrumBlock:
             own = tuple(one for one, there in zip(own, keep.tolist(), strict=True) if there)
         parts[field.name] = own[keep] if isinstance(own, np.ndarray) else own
     return SpectrumBlock(**parts)
-
-
-def _members(block: SpectrumBlock) -> bytes:
-    members = np.zeros(int(block.layer.max()) + 1, np.bool_)
-    members[block.layer] = True
-    return np.packbits(members, bitorder="little").tobytes()

@@ -125,6 +125,34 @@ def test_the_doctor_makes_again_what_it_can(caller: Caller, settings: Settings):
     assert said()["detail"] == "all 4 read, none is damaged"
 
 
+def test_the_doctor_names_rows_that_hide_whole_numbers_and_mends_them(caller: Caller, settings: Settings):
+    run = caller.start()
+    for sequence in range(1, 11):
+        caller.must_send(run["id"], batch(run["session"], sequence, range(16 * sequence - 15, 16 * sequence + 1)))
+    caller.derived(run["id"], 160)
+    store = Store.open(settings.database)
+    compact(store, run["id"])
+    with store.write() as conn:
+        conn.execute(sa.text("UPDATE segments SET first_step = first_step + 4096 WHERE last_step = 160"))
+        conn.execute(sa.text("UPDATE blocks SET first = 64 WHERE name = 'loss' AND level = 0"))
+    store.close()
+    caller.must_send(run["id"], batch(run["session"], 11, [161]))  # so that no answer is an old one
+    assert caller.get(f"/runs/{run['id']}/series", names="loss", stop=161)["x"] == list(range(64, 145))
+
+    def said(**options: bool) -> list[str]:
+        found = {entry["name"]: entry["detail"] for entry in examine(lambda: settings, **options)}
+        return [found[name].partition(", ")[2] for name in ("segments", "blocks")]
+
+    of = f"1 damaged: run {run['id']} attempt 1"
+    assert said() == [
+        f"{of} scalars (segment) steps 145 to 160 (its row has a wrong first_step)",
+        f"{of} loss level 0 steps 1 to 112 (its row has a wrong first)",
+    ]
+    assert said(repair=True) == ["none is damaged; 1 row mended"] * 2
+    assert said() == ["none is damaged"] * 2
+    assert caller.get(f"/runs/{run['id']}/series", names="loss", stop=161)["x"] == list(range(1, 161))
+
+
 def test_the_doctor_names_a_block_whose_row_is_damaged_too(caller: Caller, settings: Settings):
     run = caller.start()
     for sequence in range(1, 11):
