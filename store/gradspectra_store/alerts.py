@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -84,6 +84,15 @@ def supersede_alerts(
     values = {"state": "closed", "superseded": hidden, "closed_step": alerts.c.last_step}
     conn.execute(sa.update(alerts).where(alerts.c.id.in_(left)).values(values))
     return _after_change(conn, run, sorted([*left, *(row.id for row in again)]))
+
+
+def closed_before(
+    conn: sa.Connection, run: str, step: int, episodes: Iterable[tuple[int, str, int]]
+) -> list[tuple[int, str, int]]:
+    """Return those of the episodes (attempt, rule and opening step) that a detector had seen closed before a step."""
+    place = alerts.c.attempt, alerts.c.rule, alerts.c.opened_step
+    over = conn.execute(sa.select(*place).where(alerts.c.run == run, alerts.c.closed_step < step))
+    return sorted(set(episodes) & {(attempt, rule, opened) for attempt, rule, opened in over})
 
 
 def list_alerts(

@@ -63,6 +63,22 @@ def test_a_stream_cut_anywhere_gives_the_findings_of_the_whole(stream, data):
     assert pieces.state() == whole.state()
 
 
+@settings(max_examples=100)
+@given(streams(), st.data())
+def test_an_episode_that_is_forgotten_is_not_heard_of_again(stream, data):
+    cut = data.draw(st.integers(0, len(stream)))
+    detectors, known = DetectorSet(), set()
+    for at, observation in enumerate(stream):
+        if at == cut:
+            for rule, opened in known:
+                detectors.forget(rule, opened)
+            known.clear()
+        for finding in detectors.observe(observation):
+            place = finding.rule, finding.opened_step
+            assert (place in known) == (finding.change != "open")
+            (known.remove if finding.change == "close" else known.add)(place)
+
+
 def test_a_rule_that_the_state_does_not_know_begins_anew():
     old = DetectorSet(("nonfinite", "loss_spike"))
     old.observe(Observation(1, loss=math.nan))

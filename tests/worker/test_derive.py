@@ -229,6 +229,37 @@ def test_an_alert_that_closed_before_the_resume_keeps_the_step_at_which_it_close
     assert found == [995, "closed", 1005, 1005]
 
 
+def test_a_fault_just_after_a_resume_opens_an_alert_though_the_state_remembers_an_older_one_as_open(store):
+    one = start(store)
+    run = numbers(1200)
+    run["loss"][994:1000] = 40.0  # as above: closed by step 1,005
+    take_in(store, one, batches(run, one.session, per_batch=50))
+    two = start(store, resume=one.run, start_step=1100)
+    again = numbers(100, 1, first=1101)
+    again["loss"][1:3] = 40.0  # no worse, and before five calm points
+    take_in(store, two, batches(again, two.session, per_batch=50))
+    derive(store, one.run)
+    with store.read() as conn:
+        alerts = sorted(list_alerts(conn, one.run)[0], key=lambda alert: alert["attempt"])
+    found = [tuple(alert[name] for name in ("attempt", "opened_step", "closed_step")) for alert in alerts]
+    assert found == [(1, 995, 1005), (2, 1102, 1108)]
+
+
+def test_an_alert_that_is_open_where_the_run_resumes_goes_on_and_is_not_opened_twice(store):
+    one = start(store)
+    run = numbers(1000)
+    run["loss"][994:] = 40.0
+    take_in(store, one, batches(run, one.session, per_batch=50))
+    two = start(store, resume=one.run, start_step=1000)
+    again = numbers(100, 1, first=1001)
+    again["loss"][1:3] = 40.0
+    take_in(store, two, batches(again, two.session, per_batch=50))
+    derive(store, one.run)
+    with store.read() as conn:
+        (alert,) = list_alerts(conn, one.run)[0]
+    assert (alert["attempt"], alert["opened_step"], alert["closed_step"]) == (1, 995, 1008)
+
+
 def test_an_alert_that_the_resumed_runs_state_is_older_than_closes_and_is_not_there_twice(store):
     one = start(store)
     run = numbers(1400)

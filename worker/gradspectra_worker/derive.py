@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from gradspectra_core.alerts import Finding, Suggestion
 from gradspectra_core.catalogue import RULES
 from gradspectra_store import Store
-from gradspectra_store.alerts import apply_findings, supersede_alerts
+from gradspectra_store.alerts import apply_findings, closed_before, supersede_alerts
 from gradspectra_store.damaged import DamagedSegment, note_damaged
 from gradspectra_store.derived import (
     Cursor,
@@ -201,6 +201,7 @@ class _Chain:
             checkpoint_state(conn, self._run, cursor.attempt, cursor.derived_step, self._deriver.state())
         first = int(self._attempts[attempt]["first_step"])
         self._deriver = Deriver.restore(state_before(conn, self._run, first, attempt))
+        self._deriver.forget(closed_before(conn, self._run, first, self._deriver.episodes))
         changed = supersede_alerts(conn, self._run, attempt, first, self._deriver.followed)
         cursor.attempt, cursor.derived_step = attempt, max(first - 1, 0)
         return changed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,17 @@ class Deriver:
         """Rule and opening step of the episodes that are open."""
         episodes = (episode.rpartition(":") for episode in self._episodes)
         return frozenset((rule, int(opened)) for rule, _, opened in episodes)
+
+    @property
+    def episodes(self) -> frozenset[tuple[int, str, int]]:
+        """The open episodes: attempt, rule and opening step of each."""
+        return frozenset((self._episodes[f"{rule}:{opened}"], rule, opened) for rule, opened in self.followed)
+
+    def forget(self, episodes: Iterable[tuple[int, str, int]]) -> None:
+        """Be outside of some of the open episodes: a fault that comes opens another one."""
+        for _, rule, opened in episodes:
+            self._detectors.forget(rule, opened)
+            del self._episodes[f"{rule}:{opened}"]
 
     def derive(self, batch: Batch, attempt: int, family: str, betas: tuple[float, float] | None = None) -> Derived:
         """Derive the next batch. family: of the optimizer, "sgd" or "adam"; betas: β₁, β₂ if all layers share them."""

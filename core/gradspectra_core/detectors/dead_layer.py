@@ -121,6 +121,10 @@ class DeadLayer:
             evidence={"since_step": episode.since, "absent": list(episode.absent), "records": self._window},
         )
 
+    def forget(self, opened: int) -> None:
+        """Be outside of the episode that opened at a step: layers that are dead still open another one."""
+        self._episodes = [episode for episode in self._episodes if episode.opened != opened]
+
     def state(self) -> dict[str, Any]:
         """Return all that `restore` needs, as JSON."""
         return {

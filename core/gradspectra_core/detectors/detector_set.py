@@ -27,6 +27,9 @@ class Detector(Protocol):
     def observe(self, observation: Observation) -> list[Finding]:
         """Judge one step."""
 
+    def forget(self, opened: int) -> None:
+        """Be outside of the episode that opened at a step, if it is open."""
+
     def state(self) -> dict[str, Any]:
         """Return all that `restore` needs, as JSON."""
 
@@ -80,6 +83,11 @@ class DetectorSet:
                 self._align(layers.names)
             self._names = layers.names
         return [finding for detector in self._detectors.values() for finding in detector.observe(observation)]
+
+    def forget(self, rule: str, opened: int) -> None:
+        """Be outside of a rule's episode that opened at a step: a fault that comes opens another one."""
+        if rule in self._detectors:
+            self._detectors[rule].forget(opened)
 
     def _align(self, names: tuple[str, ...]) -> None:
         old = {name: position for position, name in enumerate(self._names)}

@@ -56,6 +56,10 @@ class GradientSpike:
             return []
         return self._spike.observe(observation.step, norm)
 
+    def forget(self, opened: int) -> None:
+        """Be outside of the episode that opened at a step."""
+        self._spike.forget(opened)
+
     def state(self) -> dict[str, Any]:
         """Return all that `restore` needs, as JSON."""
         return {"spike": self._spike.state(), "loss": self._loss.state()}

@@ -37,6 +37,10 @@ class LossSpike:
             return []
         return self._spike.observe(observation.step, loss)
 
+    def forget(self, opened: int) -> None:
+        """Be outside of the episode that opened at a step."""
+        self._spike.forget(opened)
+
     def state(self) -> dict[str, Any]:
         """Return all that `restore` needs, as JSON."""
         return self._spike.state()

@@ -129,6 +129,11 @@ class Nonfinite:
             evidence=evidence,
         )
 
+    def forget(self, opened: int) -> None:
+        """Be outside of the episode that opened at a step: what comes is judged anew."""
+        if self._episode is not None and self._episode.opened == opened:
+            self._episode = None
+
     def state(self) -> dict[str, Any]:
         """Return all that `restore` needs, as JSON."""
         episode = None if self._episode is None else asdict(self._episode)

@@ -164,6 +164,12 @@ class Spike:
             evidence=evidence,
         )
 
+    def forget(self, opened: int) -> None:
+        """Be outside of the episode that opened at a step: what comes is judged anew."""
+        if self._episode is not None and self._episode.opened == opened:
+            self._episode = None
+            self._held = []
+
     def state(self) -> dict[str, Any]:
         """Return all that `restore` needs, as JSON."""
         return {

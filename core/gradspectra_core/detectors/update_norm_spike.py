@@ -51,6 +51,10 @@ class UpdateNormSpike:
         self._judge_rate(observation.step, norm, observation.learning_rate)
         return self._spike.observe(observation.step, norm)
 
+    def forget(self, opened: int) -> None:
+        """Be outside of the episode that opened at a step."""
+        self._spike.forget(opened)
+
     def state(self) -> dict[str, Any]:
         """Return all that `restore` needs, as JSON."""
         return {"spike": self._spike.state(), "per_rate": self._per_rate.state()}
