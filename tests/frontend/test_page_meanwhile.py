@@ -102,3 +102,20 @@ def test_what_a_busy_server_did_not_answer_is_asked_for_again(own_page: Page) ->
     expect_drawn(own_page, "grad_norm")
     expect(own_page.locator("[data-verdict]")).to_contain_text("since step")
     assert len(refused) == 3
+
+
+def test_the_last_values_come_although_each_of_them_is_old_when_it_comes(page: Page, server: CannedServer) -> None:
+    page.goto(f"{RUN}/overview")
+    expect_drawn(page, "loss")
+    expect_live(page)
+    tiles = page.get_by_label("Last values")
+    expect(tiles).to_contain_text("every 4th")
+    seen = tiles.inner_text()
+    waiting: list[Route] = []
+    page.route(f"**{RUN}/series?*", lambda route: waiting.append(route))
+    for _ in range(2):
+        last = server.advance(60)
+        expect(page.locator(".run-progress")).to_contain_text(f"{last:,}")
+    assert waiting
+    waiting[0].continue_()
+    expect(tiles).not_to_have_text(seen, use_inner_text=True)

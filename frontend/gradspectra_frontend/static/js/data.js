@@ -11,17 +11,23 @@ import { gathered } from "./throttle.js";
  * (every run for "*") advances or has a changed alert.
  * @param {string | null} path null asks nothing
  * @param {Record<string, unknown>} [params]
- * @param {{run?: string, pause?: number, keep?: boolean}} [options] keep: show the old answer of the path until the new one comes
+ * @param {{run?: string, pause?: number, keep?: boolean}} [options] keep: show the old answer of the path until the new one comes, and
+ *   let none go that is on its way: parameters that change with each step would leave a slow server's answers unread
  * @returns {{data: any, failure: Failure | null, again: () => void}}
  */
 export function useGet(path, params = {}, { run, pause = 1000, keep = false } = {}) {
   const [answer, setAnswer] = useState(/** @type {{key: string, path: string | null, data: any, failure: Failure | null}} */ ({ key: "", path: null, data: null, failure: null }));
   const key = path === null ? "" : path + JSON.stringify(params);
+  const wish = useRef({ key, params });
+  wish.current = { key, params };
+  const asked = useRef("");
   const asking = useRef(/** @type {{demand: () => void, stop: () => void} | null} */ (null));
   useEffect(() => {
     if (path === null) return undefined;
     const abort = new AbortController();
     const job = async () => {
+      const { key, params } = wish.current;
+      asked.current = key;
       try {
         setAnswer({ key, path, data: await get(path, params, abort.signal), failure: null });
       } catch (error) {
@@ -43,7 +49,8 @@ export function useGet(path, params = {}, { run, pause = 1000, keep = false } = 
       updates.stop();
       off.forEach((stop) => stop());
     };
-  }, [key, run]);
+  }, [keep ? path : key, run]);
+  useEffect(() => void (keep && asked.current !== key && asking.current?.demand()), [key]);
   const now = answer.key === key || (keep && answer.path === path) ? answer : { data: null, failure: null };
   return { data: now.data, failure: now.failure, again: () => asking.current?.demand() };
 }
