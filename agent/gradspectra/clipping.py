@@ -111,7 +111,9 @@ class StepClips:
             for tensor in inventory.tensors:
                 if id(tensor.parameter) in clip.parameters and id(tensor.parameter) not in missed:
                     factors[tensor.first : tensor.first + len(tensor.pieces)] *= coefficient
-        return factors if after else np.where(np.isnan(factors), 1.0, factors)
+        if after or not any(map(math.isnan, totals)):
+            return factors
+        return np.where(np.isnan(factors), 1.0, factors)
 
 
 def _coefficient(total: float, limit: float) -> float:

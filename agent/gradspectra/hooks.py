@@ -90,7 +90,8 @@ class Hooks:
         """torch is about to clip a norm."""
         if capturing():
             return
-        clip = replace(clip, divisor=local(clip.divisor))
+        if (divisor := local(clip.divisor)) is not clip.divisor:
+            clip = replace(clip, divisor=divisor)
         self._session.open.clipping_unseen |= not self._timed("clipping", self._session.clips_norm, clip)
 
     def clips_value(self, gradients: Iterable[Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,30 +48,29 @@ def layer_rows(
     """
     square, largest, finite = _gradient(rows, marks)
     whole = np.where(marks.gradient, rows[SQUARE], 0.0) / factors**2
-    norm = float(np.sqrt(whole.sum())) if marks.gradient.any() else None
+    norm = math.sqrt(whole.sum()) if marks.gradient.any() else None
     foreign = 1.0
     if foreign_norm is not None and norm is not None and 0 < norm < foreign_norm < np.inf:
         foreign = norm / foreign_norm
         factors = factors * foreign
         norm = foreign_norm
-    lost = ~(factors > 0)
     update = rows[UPDATE] * marks.factor
-    measured = [square / factors**2, largest / factors, rows[WEIGHT], part_sq, update]
+    count, layers = 5 if drift is None else 7, len(square)
+    values, present = np.zeros((count, layers), np.float32), np.ones((count, layers), np.bool_)
+    values[0], values[1], values[2], values[4] = square / factors**2, largest / factors, rows[WEIGHT], update
+    present[:2] = finite & (factors > 0)
+    present[3], present[4] = False, marks.update
+    if part_sq is not None:
+        values[3], present[3] = part_sq, marks.gradient
+        present[3, list(marks.repaired)] = False
     if drift is not None:
-        measured += [*drift]
-    values = np.stack([np.zeros_like(square) if row is None else row for row in measured]).astype(np.float32)
-    unbroken = marks.gradient.copy()
-    unbroken[list(marks.repaired)] = False
-    everywhere = np.ones_like(unbroken)
-    parts = unbroken if part_sq is not None else ~everywhere
-    drifted = [] if drift is None else [everywhere, drift[1] != 0]
-    present = np.stack([finite & ~lost, finite & ~lost, everywhere, parts, marks.update, *drifted])
+        values[5:], present[6] = drift, drift[1] != 0
     values[~present] = 0.0
-    counts = np.zeros((1, len(square)), np.int64)
+    counts = np.zeros((1, layers), np.int64)
     for layer, left in marks.repaired.items():
         counts[0, layer] = left.nonfinite
     known = bool(marks.update.any() and marks.update[marks.gradient].all())
-    update_norm = float(np.sqrt(update[marks.update].sum())) if known else None
+    update_norm = math.sqrt(update[marks.update].sum()) if known else None
     return LayerRows(values, present, counts, marks.gradient[None], factors, foreign, norm, update_norm)
 
 

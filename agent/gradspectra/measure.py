@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from gradspectra_core.records import Float64
+from gradspectra_core.records import Float32, Float64
 from torch import Tensor
 
 from gradspectra.accelerated import AcceleratorRows, lost_gradients
 from gradspectra.bundles import bundle, bundle_rows, bundle_update
+from gradspectra.columns import Columns
+from gradspectra.compiling import ROW
 from gradspectra.device_rows import DeviceRows
 from gradspectra.flat import Scratch, dot_into, extremes_into, flat, placed
 from gradspectra.fused import CPU, FusedPass, FusedRows
@@ -25,6 +27,7 @@ COUNT_STATISTICS = ("grad_nonfinite",)
 
 SQUARE, LOW, HIGH, WEIGHT, UPDATE = range(5)
 """Rows of the results on the device."""
+_OF_FUSED = [ROW.index(name) for name in ("whole_sq", "grad_max", "grad_max", "weight_sq", "update_sq")]
 
 
 class FirstTier:
@@ -49,6 +52,9 @@ class FirstTier:
             device, first, count = tensor.parameter.device, tensor.first, len(tensor.pieces)
             self._slots.extend(row.unbind(0) for row in self._on(device, layers)[:, first : first + count].unbind(1))
             self._column_device.extend([device] * count)
+        self._host: Float32 = self._results[CPU].numpy() if CPU in self._results else np.zeros((5, 0), np.float32)
+        """The results on the host, (5, L), to be written to."""
+        self._columns_of = Columns()
         self.marks = LayerMarks.none(layers)
 
     def _on(self, device: torch.device, layers: int) -> Tensor:
@@ -149,17 +155,17 @@ class FirstTier:
         return next((rows.state for rows in self._accelerators.values() if rows.state), self.fused.state)
 
     def _put_fused(self, fused: FusedRows) -> None:
-        largest = fused.row("grad_max")
-        rows = np.stack([fused.row("whole_sq"), -largest, largest, fused.row("weight_sq"), fused.row("update_sq")])
+        rows, at = fused.rows.take(_OF_FUSED, 1), self._columns_of(fused.columns)
+        np.negative(rows[:, LOW], out=rows[:, LOW])
         with np.errstate(over="ignore"):
-            self._results[CPU].numpy()[:, fused.columns] = rows
-        self.marks.gradient[fused.columns] = True
-        self.marks.update[fused.columns] = fused.update
-        self.marks.factor[fused.columns] = fused.factor**2
+            self._host[:, at] = rows.T
+        self.marks.gradient[at] = True
+        self.marks.update[at] = fused.update
+        self.marks.factor[at] = fused.factor**2
         lost, left = fused.row("grad_nonfinite"), fused.row("grad_sq")
-        for at in np.flatnonzero(lost).tolist():
-            count, some = int(lost[at]), bool(lost[at] < fused.entries[at])
-            self.marks.repaired[int(fused.columns[at])] = FiniteGradient(count, left[at], largest[at], some)
+        for layer in lost.nonzero()[0].tolist():
+            count, some = int(lost[layer]), bool(lost[layer] < fused.entries[layer])
+            self.marks.repaired[int(fused.columns[layer])] = FiniteGradient(count, left[layer], rows[layer, HIGH], some)
 
     def _bundles(self, tensors: Sequence[WatchedTensor]) -> list[tuple[WatchedTensor, ...]]:
         key = tensors[0].optimizer if tensors else -1
@@ -260,18 +266,12 @@ class FirstTier:
 
     def repair(self) -> None:
         """On the host, look closer at each gradient whose sum of squares is not finite, while it is still there."""
-        finite = {
-            device: results[SQUARE].isfinite().tolist()
-            for device, results in self._results.items()
-            if device not in self._accelerators
-        }
-        if all(map(all, finite.values())):
+        finite = np.isfinite(self._host[SQUARE])
+        if finite.all():
             return
-        for tensor in self.inventory.tensors:
-            if tensor.parameter.device in self._accelerators:
-                continue
+        for tensor in [t for t in self.inventory.tensors if t.parameter.device not in self._accelerators]:
             for index, (start, stop) in enumerate(tensor.pieces, tensor.first):
-                suspicious = self.marks.gradient[index] and not finite[tensor.parameter.device][index]
+                suspicious = self.marks.gradient[index] and not finite[index]
                 if suspicious and index not in self.marks.repaired:
                     assert tensor.parameter.grad is not None
                     numbers = flat(local(tensor.parameter.grad), tensor.axis)

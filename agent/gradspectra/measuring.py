@@ -176,8 +176,8 @@ class Measuring:
         step.clips.clips.append(clip)
         if not step.due:
             return
-        on_host = clip.divisor.device.type == "cpu"
-        if on_host and bool(clip.divisor.isfinite()):
+        on_host = clip.divisor.is_cpu
+        if on_host and math.isfinite(clip.divisor.item()):
             return
         self._early(step, clip.parameters, len(step.clips.clips) - 1)
         if on_host:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gradspectra_core.records import Float64
 from torch import Tensor
 
 
@@ -19,9 +20,9 @@ class Readout:
         self._copies: dict[torch.device, Tensor | Travelling] = {}
         together: dict[torch.device, list[Tensor]] = {}
         for tensor in tensors:
-            if tensor.device.type == "cpu":
-                value = tensor.item() if tensor.dim() == 0 else tensor.detach().numpy().astype(np.float64)
-                self._arrays[id(tensor)] = value
+            if tensor.is_cpu:
+                own = tensor.detach() if tensor.requires_grad else tensor
+                self._arrays[id(tensor)] = own.numpy().astype(np.float64) if own.dim() else own.item()
                 continue
             group = together.setdefault(tensor.device, [])
             self._places.append((id(tensor), tensor.device, sum(map(Tensor.numel, group)), tuple(tensor.shape)))
@@ -52,6 +53,11 @@ class Readout:
         self._places.clear()
         self._copies.clear()
         return self._arrays
+
+
+def summed(copies: Sequence[Float64]) -> Float64:
+    """The sum of what several devices have brought, each 0 where another has it. No number of it is −0."""
+    return copies[0] + 0.0 if len(copies) == 1 else np.sum(copies, axis=0)
 
 
 class Travelling:

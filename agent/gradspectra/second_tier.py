@@ -19,6 +19,7 @@ from gradspectra_core.records import Bool, Float32, Float64, Int64
 from torch import Tensor
 
 from gradspectra.budget import LARGEST_PIECE, Budget
+from gradspectra.columns import Columns
 from gradspectra.device_rows import DeviceRows
 from gradspectra.flat import Scratch, flat, placed
 from gradspectra.fused import CPU, FusedPass, FusedRows
@@ -70,10 +71,12 @@ class SecondTier:
         self._results: dict[torch.device, Tensor] = {}
         self._present = self._nothing()
         self._scratch = Scratch()
+        self.stages = any(tensor.parameter.dtype in LOW_PRECISION for tensor in inventory.tensors)  # else nothing
         self._staged: dict[int, Tensor] = {}
         self._last_staged = -1
         sizes = [min(stop - start, SAMPLE) for tensor in inventory.tensors for start, stop in tensor.pieces]
         self._samples = Turns(sizes, budget.room(SAMPLED))
+        self._columns_of = Columns()
         self._medians: frozenset[int] = frozenset()
         """Layers whose medians are taken at this step."""
         self._next = 0
@@ -148,7 +151,7 @@ class SecondTier:
             for tensor in lost:
                 self._present[WITH_GRADIENT, tensor.first : tensor.first + len(tensor.pieces)] = False
         else:
-            put_rows(self._on_host(), self._present, fused)
+            put_rows(self._on_host(), self._present, fused, self._columns_of(fused.columns))
 
     def take_medians(self, due: Sequence[Unit], fused: FusedRows | DeviceRows, compiled: FusedPass) -> frozenset[int]:
         """Measure of these units what the compiled pass can after `put_fused`.
@@ -159,7 +162,7 @@ class SecondTier:
         if isinstance(fused, DeviceRows):
             fused.put_medians(self._on(fused.rows.device), self._present, layers)
         else:
-            put_medians(self._on_host(), self._present, fused, compiled, list(layers))
+            put_medians(self._on_host(), self._present, fused, compiled, layers)
         return fused.tensors - set(fused.columns[fused.other_moments].tolist())
 
     def take(

@@ -19,7 +19,7 @@ from gradspectra.drift import DriftSums
 from gradspectra.layer_marks import LayerMarks
 from gradspectra.layer_rows import LayerRows, layer_rows
 from gradspectra.measure import COUNT_STATISTICS, STATISTICS, UPDATE, FirstTier
-from gradspectra.readout import Readout
+from gradspectra.readout import Readout, summed
 from gradspectra.record import GRADIENT, SpectrumRecord, StepRecord
 from gradspectra.scalars import SUMMED, Number, StepLog
 from gradspectra.second_numbers import OF_GRADIENT, WITH_GRADIENT
@@ -258,7 +258,7 @@ class ClosedStep:
         weights = self._weights() if self._parts is not None else None
         if self._parts is not None and weights is not None:
             scale = 1.0 if self.step.scale is None else self._read(self.step.scale)
-            squares = np.sum([self._host[id(parts)] for parts in self._parts], axis=0)
+            squares = summed([self._host[id(parts)] for parts in self._parts])
             part_sq = (squares / np.array(weights)[:, None]).sum(0) / scale**2
         if self.step.whole_parts is not None:
             part_sq = self._whole_parts(self.step.whole_parts)
@@ -280,7 +280,7 @@ class ClosedStep:
         record.counts_present = rows.counts_present
         second = self.step.second
         if second is not None:
-            sums = np.sum([self._host[id(results)] for results in second.results], axis=0)
+            sums = summed([self._host[id(results)] for results in second.results])
             assert self._marks is not None
             for layer, left in self._marks.repaired.items():
                 second.present[OF_GRADIENT, layer] &= left.any_finite

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -22,7 +23,10 @@ def in_turn(
 
 
 class Turns:
-    """Goes round numbered entries, as many at a time as have room. sizes: of each entry; may be written to."""
+    """Goes round numbered entries, as many at a time as have room (math.inf: all, in any order).
+
+    sizes: of each entry; may be written to.
+    """
 
     def __init__(self, sizes: Sequence[int], room: float) -> None:
         self.sizes = list(sizes)
@@ -31,6 +35,8 @@ class Turns:
 
     def take(self, wanted: Sequence[int]) -> list[int]:
         """Of the wanted entries those whose turn it is."""
+        if self._room == math.inf:
+            return list(wanted)
         found = in_turn(wanted, self._last, int, self.sizes.__getitem__, self._room)
         self._last = found[-1] if found else self._last
         return found
