@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradspectra_core.planes import MAX_LENGTH, CodingError, decode, encode
-from gradspectra_core.pyramid import Level
+from gradspectra_core.pyramid import Level, same_in_all
 from gradspectra_core.records import Bool, Int64
 from gradspectra_core.widths import width_of
 
@@ -23,7 +23,8 @@ _NAME = b"gsb1"
 _HEAD = struct.Struct("<BcBII")
 _DTYPES: dict[bytes, np.dtype[Any]] = {b"f": np.dtype(np.float32), b"d": np.dtype(np.float64), b"q": np.dtype(np.int64)}
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
-_LAST, _NAN, _UP, _DOWN, _PRESENT, _LOST = 1, 2, 4, 8, 16, 32
+_LAST, _NAN, _UP, _DOWN, _PRESENT, _LOST, _ONE_ROW = 1, 2, 4, 8, 16, 32, 64
+"""What a block has; _ONE_ROW: that its counts of finite values stand for one row, being the same in all."""
 _SMALL, _FAST = 0.98, 0.5
 """When a plane is deflated: up to level 1, where the bytes are, and above, where reading counts."""
 _COUNTS = (("nan", _NAN), ("up", _UP), ("down", _DOWN))
@@ -86,8 +87,10 @@ def pack_level(number: int, level: Level) -> bytes:
     kinds = [(bit, getattr(level, name)) for name, bit in _COUNTS]
     flags = sum(bit for bit, counts in kinds if counts is not None and counts.any())
     mean, low, high = (_held(array, held) for array in (level.mean, level.low, level.high))
+    finite = same_in_all(_as_one_row(level.finite))
+    flags |= _ONE_ROW if len(finite) < level.rows else 0
     parts = [encode(level.numbers), encode(level.first - level.numbers * width_of(number))]
-    parts += [encode(level.finite.reshape(-1))]
+    parts += [encode(finite.reshape(-1))]
     parts += [encode(counts.reshape(-1)) for bit, counts in kinds if flags & bit]
     worth = _SMALL if number == 1 else _FAST
     parts += [encode(mean, worth=worth), encode(low, mean, worth), encode(high, mean, worth)]
@@ -111,8 +114,10 @@ def unpack_level(payload: bytes) -> Level:
         width = width_of(number)
         numbers, at = decode(body, _HEAD.size, whole)
         offset, at = decode(body, at, whole)
-        counts: dict[str, Int64] = {}
-        for name in ("finite", *(name for name, bit in _COUNTS if flags & bit)):
+        flat, at = decode(body, at, whole)
+        finite = _as_one_row(_shaped(flat, 1 if flags & _ONE_ROW else rows, count))
+        counts = {"finite": np.broadcast_to(finite, (rows, count))}
+        for name in (name for name, bit in _COUNTS if flags & bit):
             flat, at = decode(body, at, whole)
             counts[name] = _as_one_row(_shaped(flat, rows, count))
         mean, at = decode(body, at, dtype)
@@ -128,7 +133,9 @@ def unpack_level(payload: bytes) -> Level:
         raise DamagedBlock(str(error)) from error
     if len(numbers) != count or len(offset) != count:
         raise DamagedBlock(f"the block names {len(numbers)} buckets and holds {count}")
-    arrays = [None if array is None else _spread(array, counts["finite"]) for array in (mean, low, high, last)]
+    held = same_in_all(counts["finite"]) > 0
+    there = None if held.all() else np.broadcast_to(held, (rows, count))
+    arrays = [None if array is None else _spread(array, there, rows, count) for array in (mean, low, high, last)]
     first = offset + numbers * width
     level = Level(np.ascontiguousarray(numbers), first, *arrays, **counts)  # type: ignore[arg-type]
     return level if lost is None else replace(level, lost=lost)
@@ -161,12 +168,11 @@ def _held(array: NDArray[Any], held: Bool) -> NDArray[Any]:
     return flat if held.all() else flat[held]
 
 
-def _spread(values: NDArray[Any], finite: Int64) -> NDArray[Any]:
-    """Put the numbers of the buckets that have any finite value into all, 0 elsewhere."""
-    held = finite > 0
-    if held.all():
-        return _shaped(values, *finite.shape)
-    whole = np.zeros(finite.shape, values.dtype)
+def _spread(values: NDArray[Any], held: Bool | None, rows: int, count: int) -> NDArray[Any]:
+    """Put the numbers of the buckets that have any finite value into all, 0 elsewhere. held: which, None for all."""
+    if held is None:
+        return _shaped(values, rows, count)
+    whole = np.zeros((rows, count), values.dtype)
     _put(whole, held, values)
     return whole
 

@@ -20,9 +20,11 @@ _HEAD = struct.Struct("<BBI")
 _PLANE = struct.Struct("<BI")
 _CONSTANT, _DIFFERENCES = 0, 1
 _SAME, _PLAIN, _DEFLATED, _SPARSE = 0, 1, 2, 3
+_EMPTY = _PLANE.pack(_SAME, 1) + b"\0"
+"""A plane of zeros, as the upper ones of small numbers are."""
 _PLACE = np.dtype("<u4")
 _SPARSE_SHARE = 256
-_SIZES = (1, 4, 8)
+_WORDS = {size: np.dtype(f"<u{size}") for size in (1, 4, 8)}
 MAX_LENGTH = 1 << 30
 """A coded array never says to hold more numbers than this."""
 
@@ -55,16 +57,18 @@ def decode(payload: memoryview, at: int, dtype: np.dtype[Any], base: Numbers | N
     """Read an array that `encode` coded; returns it and where it ends. Raises CodingError for anything else."""
     kind, size, length = _taken(_HEAD, payload, at)
     at += _HEAD.size
-    if size != dtype.itemsize or size not in _SIZES or length > MAX_LENGTH or kind not in (_CONSTANT, _DIFFERENCES):
+    if size != dtype.itemsize or size not in _WORDS or length > MAX_LENGTH or kind not in (_CONSTANT, _DIFFERENCES):
         raise CodingError(f"no array of {dtype} begins here")
     if kind == _CONSTANT:
         if at + size > len(payload):
             raise CodingError("the array is cut off")
-        one: Numbers = np.frombuffer(payload, dtype, 1, at)
-        return np.broadcast_to(one[0], (length,)), at + size
-    coded: Numbers = np.zeros(length, f"<u{size}")
-    for number in range(size):
-        at = _read_plane(payload, at, coded, 8 * number)
+        return np.ndarray((length,), dtype, bytes(payload[at : at + size]), strides=(0,)), at + size
+    same, planes, at = _planes(payload, at, size)
+    coded: Numbers = np.empty(length, _WORDS[size])
+    coded.fill(same)
+    octets = coded.view(np.uint8).reshape(length, size)
+    for number, kind, content in planes:
+        _put(kind, content, octets[:, number])
     _unfold(coded)
     if base is None:
         np.add.accumulate(coded, out=coded)
@@ -76,7 +80,7 @@ def decode(payload: memoryview, at: int, dtype: np.dtype[Any], base: Numbers | N
 
 
 def _bits(array: Numbers) -> Numbers:
-    return np.ascontiguousarray(array).view(f"<u{array.dtype.itemsize}")
+    return np.ascontiguousarray(array).view(_WORDS[array.dtype.itemsize])
 
 
 def _fold(differences: Numbers) -> None:
@@ -111,43 +115,52 @@ def _plane(plane: NDArray[np.uint8], worth: float) -> bytes:
     return _PLANE.pack(_PLAIN, len(plain)) + plain
 
 
-def _read_plane(payload: memoryview, at: int, into: Numbers, shift: int) -> int:
-    """Put a plane, `shift` bits up, into numbers that have zeros there; returns where it ends."""
-    kind, size = _taken(_PLANE, payload, at)
-    at += _PLANE.size
-    content = payload[at : at + size]
-    if len(content) < size or kind not in (_SAME, _PLAIN, _DEFLATED, _SPARSE) or (kind == _SAME and size != 1):
-        raise CodingError("a plane is cut off")
-    if kind == _SAME and not content[0]:
-        return int(at + size)
-    if kind in (_SAME, _SPARSE):
-        _put_sparse(content, into, shift)
-        return int(at + size)
+def _planes(payload: memoryview, at: int, size: int) -> tuple[int, list[tuple[int, int, memoryview]], int]:
+    """The bits that most numbers have, the planes of which that is not all (place, kind, content), and their end."""
+    same = 0
+    planes: list[tuple[int, int, memoryview]] = []
+    for number in range(size):
+        rest = _EMPTY * (size - number)
+        if payload[at : at + len(rest)] == rest:
+            return same, planes, at + len(rest)
+        kind, length = _taken(_PLANE, payload, at)
+        at += _PLANE.size
+        end = at + length
+        if end > len(payload) or kind not in (_SAME, _PLAIN, _DEFLATED, _SPARSE) or (kind == _SAME and length != 1):
+            raise CodingError("a plane is cut off")
+        if kind in (_SAME, _SPARSE) and length:
+            same |= payload[at] << 8 * number
+        if kind != _SAME:
+            planes.append((number, kind, payload[at:end]))
+        at = end
+    return same, planes, at
+
+
+def _put(kind: int, content: memoryview, plane: NDArray[np.uint8]) -> None:
+    """Put a plane into the bytes of the numbers; of a sparse one those that are unlike most, which are there."""
+    if kind == _SPARSE:
+        _put_sparse(content, plane)
+        return
     if kind == _DEFLATED:
         try:
-            content = memoryview(zlib.decompressobj(-15).decompress(content, len(into) + 1))
+            content = memoryview(zlib.decompressobj(-15).decompress(content, len(plane) + 1))
         except zlib.error as error:
             raise CodingError(f"a plane is not deflated: {error}") from error
-    if len(content) != len(into):
-        raise CodingError(f"a plane has {len(content)} bytes instead of {len(into)}")
-    plane = np.frombuffer(content, np.uint8).astype(into.dtype)
-    plane <<= into.dtype.type(shift)
-    into |= plane
-    return int(at + size)
+    if len(content) != len(plane):
+        raise CodingError(f"a plane has {len(content)} bytes instead of {len(plane)}")
+    plane[:] = np.frombuffer(content, np.uint8)
 
 
-def _put_sparse(content: memoryview, into: Numbers, shift: int) -> None:
-    """One byte everywhere, but for those whose places and values follow it."""
+def _put_sparse(content: memoryview, plane: NDArray[np.uint8]) -> None:
+    """What follows the byte of most: places, and the bytes there."""
     count, rest = divmod(len(content) - 1, _PLACE.itemsize + 1)
-    places = np.frombuffer(content, _PLACE, count, 1) if count > 0 else np.empty(0, _PLACE)
-    if rest or (count and (places.max() >= len(into) or (places[1:] <= places[:-1]).any())):
+    if rest:
         raise CodingError("a plane names places that it does not have")
-    most, up = into.dtype.type(content[0]), into.dtype.type(shift)
-    if most:
-        into |= most << up
     if count:
-        others = np.frombuffer(content, np.uint8, count, 1 + places.nbytes).astype(into.dtype)
-        into[places] ^= (others ^ most) << up
+        places = np.frombuffer(content, _PLACE, count, 1)
+        if places[-1] >= len(plane) or (count > 1 and (places[1:] <= places[:-1]).any()):
+            raise CodingError("a plane names places that it does not have")
+        plane[places] = np.frombuffer(content, np.uint8, count, 1 + places.nbytes)
 
 
 def _taken(form: struct.Struct, payload: memoryview, at: int) -> tuple[int, ...]:

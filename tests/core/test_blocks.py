@@ -69,6 +69,25 @@ def test_levels_come_back_whole(data: st.DataObject, dtype: type, number: int, l
             np.testing.assert_array_equal(kept, was)
 
 
+@pytest.mark.parametrize("bare", [False, True])
+def test_counts_that_are_the_same_in_all_rows_are_kept_once(bare: bool):
+    values = np.random.default_rng(0).lognormal(size=(40, 250)).astype(np.float32)
+    present = np.arange(250) % 7 != 3
+    present[8:16] &= not bare
+    level = coarser(leaves(np.arange(250), values, np.tile(present, (40, 1)), last=False), dtype=np.dtype(np.float32))
+    level = replace(level, finite=np.array(level.finite))
+    payload = pack_level(1, level)
+    back = unpack_level(payload)
+    assert back.finite.strides[0] == 0
+    for name in ("numbers", "first", "mean", "low", "high", "finite"):
+        np.testing.assert_array_equal(getattr(back, name), getattr(level, name))
+    other = np.array(level.finite)
+    other[7, 2] -= 1
+    apart = pack_level(1, replace(level, finite=other))
+    assert len(apart) > len(payload) + 50
+    np.testing.assert_array_equal(unpack_level(apart).finite, other)
+
+
 def test_what_is_lost_goes_with_buckets_that_are_cut_chosen_and_joined():
     level = coarser(leaves(np.arange(64), np.ones((3, 64)), None, last=False))
     first = replace(level.cut(slice(0, 4)), lost=np.array([[3], [9]]))
