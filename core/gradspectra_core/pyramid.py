@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from gradspectra_core.records import Bool, Int64
-from gradspectra_core.slots import Numbers, Slots, constant
+from gradspectra_core.slots import Numbers, Slots, constant, in_all_rows, repeated
 from gradspectra_core.widths import FACTOR as FACTOR
 
 _LARGEST = float(np.finfo(np.float32).max)
@@ -100,8 +100,7 @@ def leaves(steps: Int64, values: Numbers, present: Bool | None, *, last: bool) -
     finite = np.isfinite(values)
     good = finite if present is None else finite & present
     if good.all():
-        ones = np.broadcast_to(np.int64(1), values.shape)
-        return Level(steps, steps, values, values, values, values if last else None, ones)
+        return Level(steps, steps, values, values, values, values if last else None, repeated(1, values.shape))
     held = np.where(good, values, values.dtype.type(0))
     kinds: list[Int64 | None] = [None, None, None]
     bad = ~finite if present is None else present & ~finite
@@ -138,10 +137,19 @@ def coarser(level: Level, factor: int = FACTOR, dtype: np.dtype[Any] | None = No
     mean = mean if dtype is None else mean.astype(dtype) if low.dtype == dtype else _cast(mean, dtype)
     last = None if level.last is None else _cast(dense.latest(level.last, held, whole), dtype)
     low, high = _cast(low, dtype), _cast(high, dtype)
-    finite = np.broadcast_to(finite, mean.shape)
+    finite = in_all_rows(finite, level.rows)
     return Level(
         level.numbers[dense.starts] // factor, level.first[dense.starts], mean, low, high, last, finite, *counts
     )
+
+
+def wider(level: Level, factor: int, dtype: np.dtype[Any]) -> Level:
+    """As `coarser`, of buckets that it made: where each lies in a wider one by itself it is that already."""
+    numbers = level.numbers // factor
+    if level.mean.dtype != dtype or (numbers[1:] == numbers[:-1]).any():
+        return coarser(level, factor, dtype)
+    mean, low, high = (array + 0.0 for array in (level.mean, level.low, level.high))  # one zero, as there
+    return replace(level, numbers=numbers, mean=mean, low=low, high=high, lost=None)
 
 
 def _aligned(level: Level, factor: int) -> list[Level]:
@@ -150,6 +158,8 @@ def _aligned(level: Level, factor: int) -> list[Level]:
     Any other buckets, and few of them, are given back in one.
     """
     count, first = len(level.numbers), int(level.numbers[0])
+    if count < 8 * factor:
+        return [level]
     begin = -first % factor
     end = begin + (count - begin) // factor * factor
     if int(level.numbers[-1]) - first + 1 != count or end - begin < 8 * factor:

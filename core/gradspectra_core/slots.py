@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +75,7 @@ class Slots:
             return counts
         one = constant(counts)
         if one is not None and self.place is None:
-            return np.broadcast_to(np.int64(one * self.factor), (counts.shape[0], self.groups))
+            return repeated(int(one) * self.factor, (counts.shape[0], self.groups))
         if counts.size <= _SMALL:
             return np.add.reduceat(counts, self.starts, axis=1)
         return np.add.reduce(self.spread(counts, 0))  # type: ignore[no-any-return]
@@ -115,6 +116,16 @@ class Slots:
         for slot, counts in zip(self.spread(array, 0.0), self.spread(finite, 0), strict=True):
             found = np.where(counts > 0, slot, found)
         return found
+
+
+def repeated(value: int, shape: tuple[int, ...]) -> Int64:
+    """The same count everywhere, which `constant` tells, kept once."""
+    return np.ndarray(shape, np.int64, value.to_bytes(8, sys.byteorder), strides=(0,) * len(shape))
+
+
+def in_all_rows(row: Int64, rows: int) -> Int64:
+    """Counts of one row, (1, N), as those of all rows, (rows, N), kept once."""
+    return row if len(row) == rows else np.broadcast_to(row, (rows, row.shape[1]))
 
 
 def constant(counts: Numbers) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -44,12 +45,8 @@ class Kept:
     @property
     def nbytes(self) -> int:
         """Bytes that it holds: the whole of each array of which it has a part."""
-        owners = {}
-        for part in self.parts:
-            for name in Level.__slots__:
-                if (array := getattr(part, name)) is not None:
-                    own = _owner(array)
-                    owners[id(own)] = own.nbytes
+        arrays = {id(array): array for part in self.parts for array in _arrays(part) if array is not None}
+        owners = {id(own): own.nbytes for own in map(_owner, arrays.values())}
         return sum(owners.values()) + _BYTES_A_ROW * len(self.rows)
 
 
@@ -80,6 +77,9 @@ class Place:
         """Keep what was read, in the place of what was kept for the same question. standing: in that transaction."""
         if self._cache is not None and (size := kept.nbytes) <= MOST_BYTES:
             self._cache.put(self._question, _Entry(standing, kept, size))
+
+
+_arrays = attrgetter(*Level.__slots__)
 
 
 def _owner(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -95,12 +95,13 @@ def run_tables(conn: sa.Connection, run: str) -> dict[str, RunTable]:
 class RunLayers:
     """Every layer of a run in order of arrival, each as the newest table has it, and where the tables' rows belong.
 
-    order: the place of each layer by its name; places: of the layers of each table, by its digest, (L,) each.
+    order: the place of each layer by its name; places: of the layers of each table, by its digest, (L,) each, None of a
+    table that has the run's first layers in the run's order.
     """
 
     layers: tuple[Layer, ...]
     order: dict[str, int]
-    places: dict[str, Int64]
+    places: dict[str, Int64 | None]
 
 
 def run_layers(conn: sa.Connection, run: str) -> RunLayers:
@@ -130,7 +131,10 @@ def layers_of(conn: sa.Connection, run: str, digests: tuple[str, ...]) -> RunLay
 def _made_of(tables: dict[str, LayerTable]) -> RunLayers:
     newest = {layer.name: layer for table in tables.values() for layer in table.layers}
     order = {name: at for at, name in enumerate(newest)}
-    places = {digest: np.array([order[name] for name in table.names], np.int64) for digest, table in tables.items()}
+    places: dict[str, Int64 | None] = {}
+    for digest, table in tables.items():
+        own = [order[name] for name in table.names]
+        places[digest] = None if own == list(range(len(own))) else np.array(own, np.int64)
     return RunLayers(tuple(newest.values()), order, places)
 
 

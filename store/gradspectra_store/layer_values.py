@@ -115,13 +115,13 @@ def layer_quantity(name: str, rows: int) -> Quantity:
     return Quantity(name, metric.inputs, rows, last=False, function=metric.function)
 
 
-def placed(part: LayerPart, places: Int64) -> Recorded:
+def placed(part: LayerPart, places: Int64 | None) -> Recorded:
     """Return a statistic of a segment with a row for each of the run's layers up to the last that it has.
 
-    places: of the segment's layers in the order of the run's.
+    places: of the segment's layers in the order of the run's, as RunLayers has them.
     """
     values, present = part.values.T, None if part.present is None else part.present.T
-    if (places == np.arange(len(places))).all():
+    if places is None:
         return Recorded(part.steps, values, present)
     shape = int(places.max(initial=-1)) + 1, len(part.steps)
     wide, there = np.zeros(shape, values.dtype), np.zeros(shape, np.bool_)
@@ -131,7 +131,7 @@ def placed(part: LayerPart, places: Int64) -> Recorded:
 
 
 def _segments(
-    conn: sa.Connection, derived: bool, places: dict[str, Int64], name: str, found: Sequence[Found]
+    conn: sa.Connection, derived: bool, places: dict[str, Int64 | None], name: str, found: Sequence[Found]
 ) -> Iterator[tuple[Found, Recorded | None]]:
     for segment, part in load(conn, found, partial(layer_part, statistic=name), name, derived=derived):
         if part is None or segment.digest not in places:

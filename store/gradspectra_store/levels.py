@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 from gradspectra_core.blocks import DamagedBlock, Recorded
-from gradspectra_core.pyramid import Level, coarser, joined, leaves
+from gradspectra_core.pyramid import Level, coarser, joined, leaves, wider
 from gradspectra_core.recorded import between, overlaid
 from gradspectra_core.records import Int64
 from gradspectra_core.widths import ladder, width_of
@@ -26,6 +26,8 @@ from gradspectra_store.stretches import Stretch, united, whole, within, without
 
 FEW = 64
 """So many steps at the ends of a range, or fewer, are read as they were recorded, whatever levels have them."""
+_TOGETHER = 1 << 15
+"""So many numbers, or fewer, are put together to compute with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,8 @@ class Quantity:
     def apart(self, pieces: Sequence[Sequence[Recorded]]) -> Iterator[tuple[Recorded, ...]]:
         """Give the inputs' pieces of the same steps, where they follow one another and lack nothing; else nothing.
 
-        pieces: of each input. Numbers made of such pieces one by one are those that they make together.
+        pieces: of each input. Numbers made of such pieces one by one are those that they make together; small ones are
+        put together, since each costs something by itself.
         """
         rest = [part for own in pieces for part in own]
         kinds = {(part.values.dtype, part.values.shape[0], part.present is None) for part in rest}
@@ -52,9 +55,10 @@ class Quantity:
             return
         if len({len(own) for own in pieces}) > 1 or not _in_order([part.steps for part in pieces[0]]):
             return
-        together = list(zip(*pieces, strict=True))
+        together = zip(*pieces, strict=True)
         if all(np.array_equal(part.steps, own[0].steps) for own in together for part in own[1:]):
-            yield from together
+            for few in _portions([part.values.size for part in pieces[0]]):
+                yield tuple([overlaid(own[few], self.rows) for own in pieces])
 
     def leaves(self, recorded: Sequence[Recorded]) -> tuple[Level, np.dtype[Any]]:
         """Return level 0 of the inputs, as given, and the type of the levels above."""
@@ -77,6 +81,17 @@ class Quantity:
 
 def _in_order(numbers: Sequence[Int64]) -> bool:
     return all(one[-1] < other[0] for one, other in pairwise(numbers))
+
+
+def _portions(sizes: Sequence[int]) -> Iterator[slice]:
+    """Cut pieces of these sizes into ranges that together have no more than _TOGETHER, or are one piece each."""
+    begin = total = 0
+    for at, size in enumerate(sizes):
+        if total and total + size > _TOGETHER:
+            yield slice(begin, at)
+            begin, total = at, 0
+        total += size
+    yield slice(begin, len(sizes))
 
 
 def _at(part: Recorded, steps: Int64) -> Recorded:
@@ -117,11 +132,11 @@ class Levels:
         self._most = most
         self._conn = conn
         self._source = source
-        self._found = found
+        self._found = [(one, one.stretch) for one in found]
         self._segments = segments
         self._chosen = chosen
         self._retired = retired
-        self._loose = united(one.stretch for one in found)
+        self._loose = united(own for _, own in self._found)
 
     @property
     def loose(self) -> int:
@@ -219,7 +234,7 @@ class Levels:
         current = self._select(current)
         parts, width = [current], 1
         for level in ladder(number):
-            current = coarser(current, width_of(level) // width, dtype)
+            current = (coarser if level == 1 else wider)(current, width_of(level) // width, dtype)
             width = width_of(level)
             parts = []
             for content, part in taken.get(level, ()):
@@ -262,13 +277,12 @@ class Levels:
                 elif isinstance(content, Recorded):
                     parts.append(between(content, piece.first, piece.stop))
         if self._segments is not None:
-            own = [one for one in self._found if within(stretches, one.stretch)]
-            for one, part in self._segments(name, own):
-                pieces = within(stretches, one.stretch)
+            asked = {one.id: within(stretches, own) for one, own in self._found}
+            for one, part in self._segments(name, [one for one, _ in self._found if asked[one.id]]):
                 if part is None:
-                    self.damaged.update(pieces)
+                    self.damaged.update(asked[one.id])
                 else:
-                    parts += [between(part, *piece[1:]) for piece in pieces]
+                    parts += [between(part, first, stop) for _, first, stop in asked[one.id]]
         return [part for part in parts if len(part.steps)]
 
 

@@ -127,7 +127,7 @@ def _series(payload: bytes, *, derived: bool) -> Parts:
     return found
 
 
-def _layers(places: dict[str, Int64], segment: Loose, payload: bytes) -> Parts:
+def _layers(places: dict[str, Int64 | None], segment: Loose, payload: bytes) -> Parts:
     if segment.digest not in places:
         raise StoreDamaged(f"the layer table {segment.digest} of a segment is gone")
     return {name: placed(part, places[segment.digest]) for name, part in layer_parts(payload).items()}

@@ -30,12 +30,12 @@ def united(stretches: Iterable[Stretch]) -> list[Stretch]:
 
 def within(stretches: Iterable[Stretch], other: Stretch) -> list[Stretch]:
     """Return what of the stretches lies in another of the same attempt."""
-    cut = (
-        Stretch(one.attempt, max(one.first, other.first), min(one.stop, other.stop))
-        for one in stretches
-        if one.attempt == other.attempt
-    )
-    return [one for one in cut if one.first < one.stop]
+    found = []
+    for attempt, first, stop in stretches:
+        first, stop = max(first, other.first), min(stop, other.stop)
+        if attempt == other.attempt and first < stop:
+            found.append(Stretch(attempt, first, stop))
+    return found
 
 
 def without(one: Stretch, gone: Sequence[Stretch]) -> list[Stretch]:
