@@ -19,7 +19,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from gradspectra.budget import Budget
 from gradspectra.capture import capturing
 from gradspectra.compiling import ArrayFunction
-from gradspectra.flat import OneThread, given_threads
+from gradspectra.flat import given_threads
 from gradspectra.fused import FusedPass
 from gradspectra.guard import Guard
 from gradspectra.inventory import Inventory
@@ -158,7 +158,7 @@ class Activations:
                 return
         if not tensor.is_floating_point() or not tensor.numel() or tensor.layout is not torch.strided:
             return
-        with torch.no_grad(), OneThread():
+        with torch.no_grad():
             if tensor.is_cpu:
                 self._measure_on_host(place, tensor)
             else:

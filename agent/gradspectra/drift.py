@@ -7,16 +7,27 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from gradspectra_core.records import Float64
+from gradspectra_core.records import Float32, Float64
 from torch import Tensor
 
 from gradspectra.compiling import SAMPLE, Compiled
-from gradspectra.flat import OneThread, chunk, dot_into, flat, given_threads
+from gradspectra.flat import CHUNK, OneThread, chunk, dot_into, flat, given_threads
 from gradspectra.fused import BYTES, CPU, FusedPass, address, fits
 from gradspectra.inventory import Inventory, WatchedTensor
 from gradspectra.readout import Readout
 from gradspectra.shards import local
-from gradspectra.starts import Start, before, copy_of, extent, in_steps, is_of, may_be_coded, placed_on
+from gradspectra.starts import (
+    Coded,
+    Start,
+    before,
+    before_on_host,
+    copy_of,
+    extent,
+    in_steps,
+    is_of,
+    may_be_coded,
+    placed_on,
+)
 
 BLOCK = 16
 """Entries that are kept together: a cache line in float32, so that a sample reads little more than itself."""
@@ -102,6 +113,20 @@ def _place(start: Start, now: Tensor) -> tuple[int, int, int, float]:
     upper, lower = start["upper"], start["lower"]
     plain = all(codes.is_cpu and codes.is_contiguous() for codes in (upper, lower))
     return (upper.data_ptr() if plain else 0), lower.data_ptr(), lower.numel(), start["step"]
+
+
+@np.errstate(all="ignore")
+def _sums_on_host(square: Tensor, product: Tensor, now: Float32, start: Coded) -> None:
+    """The sums of a sample (n,) or (n, BLOCK) from a coded start, in pieces."""
+    most = CHUNK * len(now) // now.size
+    squares, products = [], []
+    for first in range(0, len(now), most):
+        then = before_on_host(start, first, min(first + most, len(now)))
+        moved, then = (now[first : first + most] - then).ravel(), then.ravel()
+        squares.append(np.dot(moved, moved))
+        products.append(np.dot(then, np.add(moved, then, out=moved)))
+    square.fill_(float(np.sum(squares)))
+    product.fill_(float(np.sum(products)))
 
 
 class Drift:
@@ -202,6 +227,9 @@ class Drift:
 
     @staticmethod
     def _sums(square: Tensor, product: Tensor, now: Tensor, start: Start) -> None:
+        if now.is_cpu and now.dtype is torch.float32 and not isinstance(start, Tensor):
+            _sums_on_host(square, product, now.numpy(), start)
+            return
         most, wide = chunk(now.device), torch.promote_types(now.dtype, torch.float32)
         rows = most if now.dim() == 1 else most // BLOCK
         if len(now) <= rows:

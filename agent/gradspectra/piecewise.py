@@ -15,11 +15,14 @@ from gradspectra_core.records import Float32, Float64, Int64
 from torch import Tensor
 
 from gradspectra.compiling import ADAM, MOST_BLOCKS, NO_UPDATE, ROW
+from gradspectra.flat import GivenThreads
 from gradspectra.shards import local
 from gradspectra.updates import Coefficients
 
 PIECE = 1 << 16
-"""Elements that are measured at a time: 256 KiB of each of gradient, weights and moments."""
+"""Elements that a thread measures at a time: 256 KiB of each of gradient, weights and moments."""
+MOST_THREADS = 4
+"""Threads that share a piece at most: its sums are taken in float32."""
 TOGETHER = 1 << 14
 """Elements of layers that are measured together at most."""
 SMALL = TOGETHER >> 1
@@ -51,7 +54,7 @@ def layers_of(
 
     pieces: of each layer the index of its tensor, its numbers [start, stop) of that, and those of an output unit.
     """
-    flat = [[local(numbers).detach().view(-1) for numbers in own] for own in tensors]
+    flat = [[_vector(numbers) for numbers in own] for own in tensors]
     found = []
     for at, start, stop, per_unit in pieces:
         g, w, m, v = flat[at]
@@ -61,20 +64,28 @@ def layers_of(
     return found
 
 
+def _vector(numbers: Tensor) -> Tensor:
+    own = local(numbers)
+    own = own.detach() if own.requires_grad else own
+    return own if own.dim() == 1 else own.view(-1)
+
+
 @np.errstate(all="ignore")
 def measure_in_pieces(layers: Sequence[Numbers]) -> tuple[Float64, Float64]:
     """What fused.c finds of n layers, (n, len(ROW)); and the medians of `second`, (n,), NaN where it is not Adam's v.
 
-    Medians are of the sample that `FusedPass.medians` takes, the lower of two; NaN where the sample has one.
+    Medians are of the sample that `FusedPass.medians` takes, the lower of two; NaN where the sample has one. The
+    training's threads share each piece.
     """
     rows = np.zeros((len(layers), len(ROW)))
-    largest = max(min(layer.gradient.numel(), PIECE) for layer in layers)
-    scratch = torch.empty(max(largest, TOGETHER), dtype=torch.float32, device="cpu")
-    for together in _batches(layers):
-        if len(together) == 1:
-            _measure_alone(layers[together[0]], rows[together[0]], scratch)
-        else:
-            rows[together] = _measure_together([layers[at] for at in together], scratch)
+    with GivenThreads() as threads:
+        most = min(max(layer.gradient.numel() for layer in layers), PIECE * min(threads, MOST_THREADS))
+        scratch = torch.empty(max(most, TOGETHER), dtype=torch.float32, device="cpu")
+        for together in _batches(layers):
+            if len(together) == 1:
+                _measure_alone(layers[together[0]], rows[together[0]], scratch, most)
+            else:
+                rows[together] = _measure_together([layers[at] for at in together], scratch)
     rows[:, WHOLE] = rows[:, SQUARE]
     medians = np.full(len(layers), np.nan)
     for at, layer in enumerate(layers):
@@ -103,14 +114,14 @@ def _batches(layers: Sequence[Numbers]) -> Iterator[list[int]]:
     yield from (batch for batch, _ in open_ones.values())
 
 
-def _measure_alone(layer: Numbers, row: Float64, scratch: Tensor) -> None:
-    """Add up what the pieces of one layer have."""
+def _measure_alone(layer: Numbers, row: Float64, scratch: Tensor, most: int) -> None:
+    """Add up what the pieces of one layer have, of `most` elements each."""
     g, w, m, v, _, update = layer
-    if len(g) <= PIECE:
+    if len(g) <= most:
         row[:] = _sums(update, g, w, m, v, scratch[: len(g)], None)[:, 0]
         return
-    for at in range(0, len(g), PIECE):
-        piece = slice(at, min(at + PIECE, len(g)))
+    for at in range(0, len(g), most):
+        piece = slice(at, min(at + most, len(g)))
         found = _sums(update, g[piece], w[piece], m[piece], v[piece], scratch[: piece.stop - at], None)[:, 0]
         largest = np.maximum(row[LARGEST], found[LARGEST])
         row += found
@@ -135,12 +146,12 @@ def _sums(
     """
     add = _Whole() if starts is None else _Layers(starts, torch.empty_like(g))
     found = np.zeros((len(ROW), 1 if starts is None else len(starts)))
-    found[SQUARE], found[DOT], found[WEIGHT] = add.dot(g, g), add.dot(g, w), add.dot(w, w)
     torch.abs(g, out=scratch)
     found[SUM], found[LARGEST] = add.sum(scratch), add.largest(scratch)
-    if update.rule != NO_UPDATE:
+    if update.rule != NO_UPDATE:  # read from memory by all threads, before the inner products, which one thread takes
         d, scale = _direction(update, g, w, m, v, scratch)
         found[MOVED], found[ALONG] = add.dot(d, d) * (scale * scale), add.dot(d, g) * scale
+    found[SQUARE], found[DOT], found[WEIGHT] = add.dot(g, g), add.dot(g, w), add.dot(w, w)
     if update.rule == ADAM:
         found[FIRST], found[SECOND] = add.dot(m, m), add.sum(v)
     return found
@@ -149,7 +160,10 @@ def _sums(
 def _direction(update: Coefficients, g: Tensor, w: Tensor, m: Tensor, v: Tensor, out: Tensor) -> tuple[Tensor, float]:
     """A vector, and what it is to be multiplied by to be the direction d of the update. out: a temporary."""
     if update.rule == ADAM:
-        np.sqrt(v.numpy(), out=out.numpy())  # torch's takes twice as long on some processors
+        if torch.get_num_threads() > 1:
+            torch.sqrt(v, out=out)
+        else:
+            np.sqrt(v.numpy(), out=out.numpy())  # torch's takes twice as long on some processors
         out.add_(update.epsilon / update.scale)
         if update.decay:
             return torch.addcdiv(w, m, out, value=1 / (update.decay * update.scale), out=out), update.decay
@@ -194,7 +208,10 @@ class _Layers:
 
 def _idle_units(layer: Numbers) -> int:
     """How many output units have a gradient of zeros alone."""
-    units = layer.gradient.numpy().reshape(-1, layer.per_unit)
+    gradient = layer.gradient.numpy()
+    if gradient[:: layer.per_unit].all():  # their first numbers; as a rule there is no more to see
+        return 0
+    units = gradient.reshape(-1, layer.per_unit)
     suspects = np.flatnonzero(units[:, 0] == 0)
     at_once = max(PIECE // layer.per_unit, 1)
     found = 0

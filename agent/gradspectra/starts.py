@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from typing import TypedDict
 
+import numpy as np
 import torch
+from gradspectra_core.records import Float32
 from torch import Tensor
 
 from gradspectra.flat import chunk, widest
@@ -111,6 +113,16 @@ def before(start: Start, first: int, last: int, dtype: torch.dtype) -> Tensor:
     return (
         start["upper"][first:last].to(dtype).mul_(16 * step).add_(torch.cat([ends[0] & 15, ends[1] >> 4]), alpha=step)
     )
+
+
+def before_on_host(start: Coded, first: int, last: int) -> Float32:
+    """As `before`, of a start on the host and by numpy, which takes half as long on a few thousand entries."""
+    upper, lower, step = start["upper"].numpy()[first:last], start["lower"].numpy(), start["step"]
+    half = len(lower)
+    ends = lower[first : min(last, half)] & 15, lower[max(first, half) - half : max(last, half) - half] >> 4
+    found: Float32 = np.multiply(upper, np.float32(16 * step), dtype=np.float32)
+    found += np.multiply(np.concatenate(ends), np.float32(step), dtype=np.float32)
+    return found
 
 
 def _half(numbers: Tensor) -> int:

@@ -8,6 +8,7 @@ import torch
 from agent.float64_rows import check_row
 from gradspectra import fused, piecewise
 from gradspectra.compiling import ADAM, LINEAR, MOST_BLOCKS, ROW
+from gradspectra.flat import OneThread
 from gradspectra.fused import UNKNOWN
 from gradspectra.inventory import choice_of, take_inventory
 from gradspectra.measure import FirstTier
@@ -36,6 +37,20 @@ def measured(arrays, update):
 
 def agree(found, g, w, m, v, update=OF_ADAM):
     check_row(found, (g, w, m, v), update, near_zero=2e-3)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 6])
+@pytest.mark.parametrize("shape", [(5, PIECE + 7), (700, 1000)])
+def test_threads_that_share_a_piece_leave_nothing_out_and_are_as_many_as_before_afterwards(shape, threads):
+    arrays, before = drawn(shape), torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        with OneThread():
+            agree(measured(arrays, OF_ADAM), *arrays)
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("shape", SIZES)

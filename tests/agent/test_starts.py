@@ -10,7 +10,7 @@ import pytest
 import torch
 from agent.watched_training import column, value, watched
 from gradspectra.drift import sample
-from gradspectra.starts import before, coded, extent, in_steps, is_of
+from gradspectra.starts import before, before_on_host, coded, extent, in_steps, is_of
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -237,6 +237,30 @@ def test_a_coded_number_is_within_half_a_step_and_at_the_top_within_one(numbers,
     allowed = torch.where(now > (2**19 - 1) * step, step, step / 2)
     assert bool(((found - now).abs() <= allowed).all())
     assert float(start["lost"]) == pytest.approx(float((found - now).double().square().sum()), rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1,), (2,), (4097,), (7, 16), (330, 16)], ids=str)
+def test_numpy_decodes_a_start_on_the_host_to_the_same_bits(shape):
+    start = coded(drawn("normal", shape).float(), 2.0**-17)
+    ends = sorted({0, 1, len(start["upper"]) // 2, (shape[0] + 1) // 2, shape[0] - 1, shape[0]})
+    for first in ends:
+        for last in (end for end in ends if end > first):
+            found = before_on_host(start, first, last)
+            assert found.dtype == np.float32
+            assert found.tobytes() == before(start, first, last, torch.float32).numpy().tobytes()
+
+
+@pytest.mark.parametrize("lost", [NAN, INF, -INF])
+def test_weights_that_are_not_finite_any_more_have_come_no_finite_way_and_nothing_warns(lost, monkeypatch, kept):
+    monkeypatch.setenv("GRADSPECTRA_FUSED", "off")
+    model = Weights("normal", torch.float32)
+    optimizer = moved_by(model, [torch.zeros_like(p) for p in model.parameters()])
+    with watched(model, optimizer):
+        optimizer.step()
+        with torch.no_grad():
+            model.whole[:2, :2] = torch.tensor([[lost, INF], [-INF, 1e38]])
+        optimizer.step()
+    assert not np.isfinite(column(kept()[-1], "drift_sq")["whole"])
 
 
 def test_what_lies_between_numbers_and_steps_is_small_beside_what_a_drift_is_told_from():
