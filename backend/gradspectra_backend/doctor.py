@@ -20,6 +20,7 @@ from gradspectra_store.migrating import schema_versions
 from gradspectra_store.repairing import make_again, put_right, take_back_notes
 from gradspectra_store.retention import retention_in_force
 from gradspectra_worker.heartbeat import LivingWorkers
+from gradspectra_worker.ranks import rank_metrics
 from gradspectra_worker.redis_urls import for_redis
 from redis.exceptions import RedisError
 
@@ -151,11 +152,24 @@ def _segments(settings: Settings, repair: bool) -> Finding:
 
     def look(store: Store) -> tuple[Checked, str]:
         checked, mended = _with_rows_right(store, check_segments(store, CHECK_SECONDS), repair)
-        again = take_back_notes(store) if repair else 0
-        return checked, mended + (f"; {again} can be read again" if again else "")
+        return checked, mended + (_taken_back(store) if repair else "")
 
     remedy = "check the disk; `gradspectra doctor --repair` mends rows, of the rest only a backup has what they held"
     return _looked_at(settings, "segments", look, remedy)
+
+
+def _taken_back(store: Store) -> str:
+    """Take segments that can be read again for what they are, and say so; what is derived of spectra is made again."""
+    again = take_back_notes(store, rank_metrics)
+    if not again:
+        return ""
+    said = f"; {len(again)} can be read again"
+    lasting = [one for one in again if one.kind != "spectra" and not one.derived]
+    if lasting:
+        named = [f"run {one.run} attempt {one.attempt} steps {one.first_step} to {one.last_step}" for one in lasting]
+        more = f" and {len(lasting) - MOST_NAMED} more" if len(lasting) > MOST_NAMED else ""
+        said += f"; noise scale and alerts stay derived without {', '.join(named[:MOST_NAMED])}{more}"
+    return said
 
 
 def _blocks(settings: Settings, repair: bool) -> Finding:

@@ -192,6 +192,13 @@ def claim_round(conn: sa.Connection, run: str, rounds: int) -> bool:
     return conn.execute(sa.update(compactions).where(*same).values(rounds=rounds + 1)).rowcount == 1
 
 
+def compact_anew(conn: sa.Connection, run: str) -> None:
+    """Let a run be looked through again for what can be compacted; a round that has begun gives up, old answers go."""
+    conn.execute(insert_into(conn, compactions).values(run=run, batch=0, rounds=0).on_conflict_do_nothing())
+    anew = {"batch": 0, "rounds": compactions.c.rounds + 1}
+    conn.execute(sa.update(compactions).where(compactions.c.run == run).values(anew))
+
+
 def delete_rows(conn: sa.Connection, table: sa.Table, ids: Sequence[int]) -> None:
     """Delete rows of a table by their ids."""
     for begin in range(0, len(ids), _AT_ONCE):

@@ -17,6 +17,7 @@ from gradspectra_backend.settings import Settings
 from gradspectra_core.container import unpack
 from gradspectra_store import Store
 from gradspectra_store.block_schema import blocks
+from gradspectra_store.schema import segments
 from gradspectra_worker.compact import compact
 from store.spoiling import spoil
 
@@ -123,6 +124,24 @@ def test_the_doctor_makes_again_what_it_can(caller: Caller, settings: Settings):
     assert (said()["status"], "doctor --repair" in said()["remedy"]) == ("failed", True)
     assert said(repair=True)["detail"] == "all 4 read, none is damaged; 1 made again"
     assert said()["detail"] == "all 4 read, none is damaged"
+
+
+def test_the_doctor_says_what_stays_derived_without_a_segment_that_can_be_read_again(
+    caller: Caller, settings: Settings
+):
+    run = caller.start()
+    for sequence in range(1, 11):
+        caller.must_send(run["id"], batch(run["session"], sequence, range(16 * sequence - 15, 16 * sequence + 1)))
+    caller.derived(run["id"], 160)
+    store = Store.open(settings.database)
+    whole = spoil(store, run["id"], kind="scalars", batch=2)
+    compact(store, run["id"])
+    with store.write() as conn:
+        conn.execute(sa.update(segments).where(segments.c.batch == 2).values(payload=whole))
+    store.close()
+    found = [entry["detail"] for entry in examine(lambda: settings, repair=True) if entry["name"] == "segments"]
+    without = f"noise scale and alerts stay derived without run {run['id']} attempt 1 steps 17 to 32"
+    assert [entry.partition("; ")[2] for entry in found] == [f"1 can be read again; {without}"]
 
 
 def test_the_doctor_names_rows_that_hide_whole_numbers_and_mends_them(caller: Caller, settings: Settings):

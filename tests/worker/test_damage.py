@@ -5,9 +5,13 @@ import logging
 import sqlalchemy as sa
 from gradspectra_store.damaged import damaged
 from gradspectra_store.derived import behind
+from gradspectra_store.layer_tables import lost_tables
 from gradspectra_store.read import read_layers, read_series
+from gradspectra_store.repairing import take_back_notes
+from gradspectra_store.schema import segments
 from gradspectra_worker.compact import compact
 from gradspectra_worker.derive import derive
+from gradspectra_worker.ranks import rank_metrics
 from store.spoiling import spoil
 from worker.synthetic import batches, faulty, start, take_in
 
@@ -38,6 +42,36 @@ def test_what_is_damaged_is_passed_over_and_the_rest_is_derived(store, caplog):
         noted = conn.execute(sa.select(damaged.c.kind, damaged.c.first_step).order_by(damaged.c.first_step)).all()
     assert ranks.x.tolist() == [step for step in range(10, 401, 10) if step != 80]
     assert [tuple(row) for row in noted] == [("scalars", 33), ("layers", 66), ("spectra", 80)]
+
+
+def test_ranks_of_spectra_that_can_be_read_again_are_derived_then(store):
+    whole, spoiled = start(store), start(store)
+    for one in (whole, spoiled):
+        take_in(store, one, batches(faulty(), one.session))
+    kept = {
+        place: spoil(store, spoiled.run, kind=place[0], batch=place[1]) for place in (("spectra", 10), ("layers", 9))
+    }
+    for one in (whole, spoiled):
+        derive(store, one.run)
+        compact(store, one.run)
+    for (kind, batch), payload in kept.items():
+        place = segments.c.run == spoiled.run, segments.c.kind == kind, segments.c.batch == batch
+        with store.write() as conn:
+            conn.execute(sa.update(segments).where(*place).values(payload=payload))
+
+    def ranks(run: str) -> tuple[list[int], bytes]:
+        with store.read() as conn:
+            found = read_layers(conn, run, "effective_rank", columns=10_000)
+        return found.x.tolist(), found.mean.tobytes()
+
+    assert ranks(spoiled.run) != ranks(whole.run)
+    assert sorted(note.kind for note in take_back_notes(store, rank_metrics)) == ["layers", "spectra"]
+    assert ranks(spoiled.run) == ranks(whole.run)
+    assert take_back_notes(store, rank_metrics) == []
+    assert compact(store, spoiled.run) > 0
+    assert ranks(spoiled.run) == ranks(whole.run)
+    with store.read() as conn:
+        assert lost_tables(conn) == []
 
 
 def test_what_is_found_damaged_while_compacting_is_said_once(store, caplog):
