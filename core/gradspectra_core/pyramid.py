@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from gradspectra_core.records import Bool, Int64
-from gradspectra_core.slots import Numbers, Slots, constant, in_all_rows, repeated
+from gradspectra_core.slots import Numbers, Slots, constant, repeated
 from gradspectra_core.widths import FACTOR as FACTOR
 
 _LARGEST = float(np.finfo(np.float32).max)
@@ -137,19 +137,10 @@ def coarser(level: Level, factor: int = FACTOR, dtype: np.dtype[Any] | None = No
     mean = mean if dtype is None else mean.astype(dtype) if low.dtype == dtype else _cast(mean, dtype)
     last = None if level.last is None else _cast(dense.latest(level.last, held, whole), dtype)
     low, high = _cast(low, dtype), _cast(high, dtype)
-    finite = in_all_rows(finite, level.rows)
+    finite = np.broadcast_to(finite, mean.shape)
     return Level(
         level.numbers[dense.starts] // factor, level.first[dense.starts], mean, low, high, last, finite, *counts
     )
-
-
-def wider(level: Level, factor: int, dtype: np.dtype[Any]) -> Level:
-    """As `coarser`, of buckets that it made: where each lies in a wider one by itself it is that already."""
-    numbers = level.numbers // factor
-    if level.mean.dtype != dtype or (numbers[1:] == numbers[:-1]).any():
-        return coarser(level, factor, dtype)
-    mean, low, high = (array + 0.0 for array in (level.mean, level.low, level.high))  # one zero, as there
-    return replace(level, numbers=numbers, mean=mean, low=low, high=high, lost=None)
 
 
 def _aligned(level: Level, factor: int) -> list[Level]:
@@ -158,8 +149,6 @@ def _aligned(level: Level, factor: int) -> list[Level]:
     Any other buckets, and few of them, are given back in one.
     """
     count, first = len(level.numbers), int(level.numbers[0])
-    if count < 8 * factor:
-        return [level]
     begin = -first % factor
     end = begin + (count - begin) // factor * factor
     if int(level.numbers[-1]) - first + 1 != count or end - begin < 8 * factor:

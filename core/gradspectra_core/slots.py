@@ -123,11 +123,6 @@ def repeated(value: int, shape: tuple[int, ...]) -> Int64:
     return np.ndarray(shape, np.int64, value.to_bytes(8, sys.byteorder), strides=(0,) * len(shape))
 
 
-def in_all_rows(row: Int64, rows: int) -> Int64:
-    """Counts of one row, (1, N), as those of all rows, (rows, N), kept once."""
-    return row if len(row) == rows else np.broadcast_to(row, (rows, row.shape[1]))
-
-
 def constant(counts: Numbers) -> Any:
     """The value that all entries are known to have, None where they are kept one by one."""
     return counts.flat[0] if counts.size and counts.strides == (0, 0) else None

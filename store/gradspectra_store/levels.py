@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 from gradspectra_core.blocks import DamagedBlock, Recorded
-from gradspectra_core.pyramid import Level, coarser, joined, leaves, wider
+from gradspectra_core.pyramid import Level, coarser, joined, leaves
 from gradspectra_core.recorded import between, overlaid
 from gradspectra_core.records import Int64
 from gradspectra_core.widths import ladder, width_of
@@ -234,7 +234,7 @@ class Levels:
         current = self._select(current)
         parts, width = [current], 1
         for level in ladder(number):
-            current = (coarser if level == 1 else wider)(current, width_of(level) // width, dtype)
+            current = coarser(current, width_of(level) // width, dtype)
             width = width_of(level)
             parts = []
             for content, part in taken.get(level, ()):

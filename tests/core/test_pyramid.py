@@ -6,9 +6,9 @@ from unittest import mock
 import numpy as np
 import pytest
 import reference
-from gradspectra_core import pyramid, slots
+from gradspectra_core import slots
 from gradspectra_core.buckets import bucket, level_of, shown
-from gradspectra_core.pyramid import Level, coarser, joined, leaves, stacked, wider
+from gradspectra_core.pyramid import Level, coarser, joined, leaves, stacked
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -56,26 +56,6 @@ def test_pieces_that_meet_anywhere_give_the_same_bits(numbers, top: int, at: int
     cut = int(np.searchsorted(steps, edge))
     parts = [leaves(steps[p], values[:, p], present[:, p], last=last) for p in (slice(0, cut), slice(cut, None))]
     assert_same(joined([raised(part, top, values.dtype) for part in parts]), expected)
-
-
-@given(recorded(), st.sampled_from([2, 4, 8]), st.booleans())
-def test_buckets_that_lie_in_a_wider_one_each_by_themselves_are_not_made_again(numbers, factor: int, last: bool):
-    steps, values, present = numbers
-    made = coarser(leaves(steps, values, present, last=last), dtype=values.dtype)
-    alone = made.cut(np.unique(made.numbers // factor, return_index=True)[1])
-    with mock.patch.object(pyramid, "coarser", side_effect=AssertionError("made again")):
-        kept = wider(alone, factor, values.dtype)
-    assert_same_bits(kept, coarser(alone, factor, values.dtype))
-    assert_same_bits(wider(made, factor, values.dtype), coarser(made, factor, values.dtype))
-
-
-def test_a_mean_that_is_rounded_to_minus_zero_is_zero_in_the_next_wider_bucket():
-    least = np.float32(-1e-45)
-    made = coarser(leaves(np.arange(2), np.array([[least, 0]]), None, last=False), dtype=np.dtype(np.float32))
-    assert np.signbit(made.mean[0, 0])
-    assert made.mean[0, 0] == 0
-    for found in (wider(made, 8, np.dtype(np.float32)), coarser(made, 8, np.dtype(np.float32))):
-        assert not np.signbit(found.mean[0, 0])
 
 
 @given(recorded(), st.sampled_from([1, 2, 4, 8, 16, 64, 512, 1024]))
