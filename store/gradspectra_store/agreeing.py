@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
+from gradspectra_store.compaction import compact_anew
 from gradspectra_store.engines import insert_into
 from gradspectra_store.layer_tables import lost_tables
-from gradspectra_store.schema import attempts, cursors, metadata, runs, segments
+from gradspectra_store.schema import attempts, cursors, metadata, runs, segments, sessions
 
 
 def disagreements(conn: sa.Connection) -> list[str]:
@@ -32,18 +33,30 @@ def disagreements(conn: sa.Connection) -> list[str]:
 def make_agree(conn: sa.Connection) -> int:
     """Delete rows of runs that are gone, and give a run without a watermark one that lets it be shown and go on.
 
-    What such a run has is taken for derived. Returns how many rows were deleted or made.
+    What such a run has is taken for derived. Segments whose session is of another run, which is there, are that run's.
+    Returns how many rows were deleted, made or changed.
     """
+    home = _brought_home(conn)
     missing = _without_watermark(conn)
     for row in conn.execute(sa.select(runs).where(runs.c.id.in_(missing))).all():
         values = {"batch": row.last_batch, "attempt": row.attempt, "derived_step": row.last_step}
         insert = insert_into(conn, cursors).values(run=row.id, suggestions_step=0, **values)
         conn.execute(insert.on_conflict_do_nothing())
-    done = len(missing)
+    done = len(missing) + home
     for name in _orphans(conn):
         table = metadata.tables[name]
         done += conn.execute(sa.delete(table).where(table.c.run.not_in(sa.select(runs.c.id)))).rowcount
     return done
+
+
+def _brought_home(conn: sa.Connection) -> int:
+    alive = sa.select(runs.c.id)
+    strayed = sa.select(segments.c.id, sessions.c.run).join(sessions, sessions.c.id == segments.c.session)
+    found = conn.execute(strayed.where(segments.c.run.not_in(alive), sessions.c.run.in_(alive))).all()
+    for segment, run in found:
+        conn.execute(sa.update(segments).where(segments.c.id == segment).values(run=run))
+        compact_anew(conn, run)
+    return len(found)
 
 
 def _without_watermark(conn: sa.Connection) -> list[str]:

@@ -29,6 +29,15 @@ class Misfit:
     right: dict[str, Any]
 
 
+_ASKED = {
+    "session": sa.select(*(sessions.c[name] for name in ("run", "attempt", "rank", "last_sequence"))).where(
+        sessions.c.id == sa.bindparam("key")
+    ),
+    "batch": sa.select(runs.c.last_batch).where(runs.c.id == sa.bindparam("key")),
+    "attempts": sa.select(sa.func.max(attempts.c.number).label("newest")).where(attempts.c.run == sa.bindparam("key")),
+}
+
+
 @dataclass(slots=True)
 class Known:
     """What a database says of its runs and sessions, read once for several rows."""
@@ -38,18 +47,16 @@ class Known:
 
     def session(self, session: str) -> Any:
         """Run, attempt, rank and last sequence, None where there is no such session."""
-        columns = [sessions.c[name] for name in ("run", "attempt", "rank", "last_sequence")]
-        return self._once("session", session, sa.select(*columns).where(sessions.c.id == session))
+        return self._once("session", session)
 
     def last_batch(self, run: str) -> int:
         """Number of the newest batch of a run, 0 where there is no such."""
-        row = self._once("batch", run, sa.select(runs.c.last_batch).where(runs.c.id == run))
+        row = self._once("batch", run)
         return 0 if row is None else int(row.last_batch)
 
     def attempts(self, run: str) -> int:
         """Return how many attempts a run has, numbered from 1."""
-        newest = sa.select(sa.func.max(attempts.c.number).label("newest")).where(attempts.c.run == run)
-        return self._once("attempts", run, newest).newest or 0
+        return self._once("attempts", run).newest or 0
 
     def layers(self, run: str) -> int:
         """Return how many layers a run has."""
@@ -57,15 +64,15 @@ class Known:
             self._found["layers", run] = layer_count(self.conn, run)
         return int(self._found["layers", run])
 
-    def _once(self, what: str, key: str, query: sa.Select[Any]) -> Any:
+    def _once(self, what: str, key: str) -> Any:
         if (what, key) not in self._found:
-            self._found[what, key] = self.conn.execute(query).one_or_none()
+            self._found[what, key] = self.conn.execute(_ASKED[what], {"key": key}).one_or_none()
         return self._found[what, key]
 
 
 def content_of(row: Any) -> tuple[str, Any]:
     """Return the kind of a segment, which its payload shows too, and what is in it; raises StoreDamaged."""
-    for kind in sorted(READERS, key=lambda kind: kind != row.kind):
+    for kind in (row.kind, *READERS) if row.kind in READERS else READERS:
         try:
             return kind, opened(READERS[kind], row.payload, row.checksum)
         except LookupError:  # a payload as it was stored, of another kind

@@ -6,6 +6,7 @@ import pytest
 import sqlalchemy as sa
 from gradspectra_store import Store
 from gradspectra_store.agreeing import disagreements, make_agree
+from gradspectra_store.read import read_series
 from gradspectra_store.run_views import get_run
 from gradspectra_store.schema import attempts, cursors, runs, segments
 from store.batches import a_batch, started, stored
@@ -75,3 +76,19 @@ def test_rows_of_runs_that_another_program_deleted_are_told_and_deleted(store: S
     assert told(store) == []
     with store.read() as conn:
         assert get_run(conn, other) is not None
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_a_segment_whose_run_the_disk_has_changed_goes_back_to_that_of_its_session(store: Store) -> None:
+    run = a_plain_run(store, 64)
+    with store.write() as conn:
+        conn.execute(sa.update(cursors).values(batch=4))
+    with sa.create_engine(store.url).begin() as conn:
+        changed = segments.c.batch == 2, segments.c.kind == "scalars"
+        conn.execute(sa.update(segments).where(*changed).values(run="of nobody"))
+    assert told(store) == ["1 rows of segments are of runs that are gone"]
+    with store.write() as conn:
+        assert make_agree(conn) == 1
+    assert told(store) == []
+    with store.read() as conn:
+        assert read_series(conn, run, ["loss"]).x.tolist() == list(range(1, 65))
