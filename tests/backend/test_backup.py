@@ -21,16 +21,17 @@ from gradspectra_backend.app import create_app
 from gradspectra_backend.doctor import examine
 from gradspectra_backend.settings import Settings
 from gradspectra_worker.compact import compact
+from store.spoiling import spoil
 
 DOCS = Path(__file__).parents[2] / "docs" / "operating.md"
 OF = table()
 
 
 def documented() -> dict[str, str]:
-    """The commands: sqlite and postgresql, each to back up and to restore."""
+    """The commands: to back up and to restore on each database, and to bring single segments back on SQLite."""
     text = DOCS.read_text().partition("### Backup and restore")[2].partition("\n### ")[0]
     found = re.findall(r"```\n(.*?)```", text, re.DOTALL)
-    names = [f"{of} {what}" for of in ("sqlite", "postgresql") for what in ("backup", "restore")]
+    names = ("sqlite backup", "sqlite restore", "sqlite mending", "postgresql backup", "postgresql restore")
     return dict(zip(names, found, strict=True))
 
 
@@ -123,3 +124,21 @@ def test_what_was_backed_up_is_there_again_and_goes_on(place: Place) -> None:
         caller.must_send(run["id"], a_batch(run, 11))
         assert caller.start()["id"] not in (run["id"], lost)
         assert caller.derived(run["id"], 704)["last_step"] == 704
+
+
+@pytest.mark.parametrize("place", ["sqlite"], indirect=True)
+def test_segments_that_were_damaged_since_come_back_from_a_copy(place: Place) -> None:
+    with served(place) as caller:
+        run, store = caller.start(), caller.client.app.state.context.store
+        for sequence in (1, 2):
+            caller.must_send(run["id"], a_batch(run, sequence))
+        caller.derived(run["id"], 128)
+        before = caller.get(f"/runs/{run['id']}/spectra", layer=OF.names[0])
+        assert place.do("backup").returncode == 0
+        spoil(store, run["id"], kind="spectra", batch=1)
+        assert caller.get(f"/runs/{run['id']}/spectra", layer=OF.names[0])["damaged"] == [[1, 1]]
+        mended = place.do("mending")
+        assert (mended.returncode, mended.stderr) == (0, "")
+        assert caller.get(f"/runs/{run['id']}/spectra", layer=OF.names[0]) == before
+        (found,) = [entry["detail"] for entry in examine(lambda: place.settings) if entry["name"] == "segments"]
+        assert found.endswith("none is damaged")
