@@ -39,6 +39,7 @@ def server() -> Iterator[ScriptedServer]:
 def test_a_job_that_may_only_send_goes_back_for_what_the_server_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(transport_module, "UNVIEWED_REST", transport_module.PACE)
     monkeypatch.setenv("GRADSPECTRA_AUTH", "tokens")
     with service(tmp_path / "data") as url:
         store = Store.open(f"sqlite:///{tmp_path / 'data' / 'gradspectra.db'}")
