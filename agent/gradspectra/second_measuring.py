@@ -59,7 +59,7 @@ class SecondMeasuring:
 
     def opens(self, step: OpenStep, parameters: frozenset[int]) -> None:
         """The optimizer of these parameters is about to step: keep of them what will be asked for."""
-        if step.due and self.tier.stages:
+        if step.due:
             self._guard.run("second tier", self._stage, step, parameters)
 
     def _stage(self, step: OpenStep, parameters: frozenset[int]) -> None:

@@ -71,7 +71,6 @@ class SecondTier:
         self._results: dict[torch.device, Tensor] = {}
         self._present = self._nothing()
         self._scratch = Scratch()
-        self.stages = any(tensor.parameter.dtype in LOW_PRECISION for tensor in inventory.tensors)  # else nothing
         self._staged: dict[int, Tensor] = {}
         self._last_staged = -1
         sizes = [min(stop - start, SAMPLE) for tensor in inventory.tensors for start, stop in tensor.pieces]
