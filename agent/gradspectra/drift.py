@@ -10,11 +10,12 @@ import torch
 from gradspectra_core.records import Float32, Float64
 from torch import Tensor
 
+from gradspectra.columns import Columns
 from gradspectra.compiling import SAMPLE, Compiled
 from gradspectra.flat import CHUNK, OneThread, chunk, dot_into, flat, given_threads
 from gradspectra.fused import BYTES, CPU, FusedPass, address, fits
 from gradspectra.inventory import Inventory, WatchedTensor
-from gradspectra.readout import Readout
+from gradspectra.readout import Readout, summed
 from gradspectra.shards import local
 from gradspectra.starts import (
     Coded,
@@ -59,10 +60,11 @@ class DriftSums:
 
     def on_host(self, copies: Sequence[Float64]) -> Float64:
         """‖W − W₀‖² and ⟨W, W₀⟩ of the layers, (2, L), from copies of the results; the former 0 if nothing moved."""
-        square, product, lost = np.sum(copies, axis=0)
+        square, product, lost = summed(copies)
         with np.errstate(invalid="ignore"):
-            moved = np.where(square - lost <= NOTHING * lost, 0.0, square - lost)
-            whole: Float64 = self.scale * np.stack([moved, product])
+            moved = square - lost
+            moved[moved <= NOTHING * lost] = 0.0
+            whole: Float64 = self.scale * (moved, product)
         return whole
 
 
@@ -79,7 +81,7 @@ class _Plain:
     """The tensors that the compiled pass measures, as long as they lie where such tensors do.
 
     entries: of each tensor how many numbers it must have. of: (n,) which tensor each layer is of; offsets: (n,) bytes
-    from there to its sample; columns: (n,) the layers.
+    from there to its sample; place: where the layers are.
     """
 
     def __init__(self, tensors: Sequence[tuple[WatchedTensor, Sequence[tuple[Tensor, Start]]]]) -> None:
@@ -89,7 +91,8 @@ class _Plain:
         self.firsts = frozenset([tensor.first for tensor in self.tensors])
         self.of = np.array([at for at, (_, layers) in enumerate(tensors) for _ in layers], np.int64)
         self.offsets = np.array([BYTES * start for tensor in self.tensors for start, _ in tensor.pieces], np.uint64)
-        self.columns = np.array([t.first + piece for t in self.tensors for piece in range(len(t.pieces))], np.int64)
+        columns = np.array([t.first + piece for t in self.tensors for piece in range(len(t.pieces))], np.int64)
+        self.place = Columns()(columns) if len(columns) else columns
         self.table, self.sums = np.zeros(len(self.of), SAMPLE), np.empty((len(self.of), 2))
         self._starts = [start for _, layers in tensors for _, start in layers]
         for row, (now, start) in enumerate(pair for _, layers in tensors for pair in layers):
@@ -218,7 +221,7 @@ class Drift:
         done: frozenset[int] = frozenset()
         if compiled is not None and self._plain.measure(compiled):
             with np.errstate(over="ignore"):
-                self._on(CPU).numpy()[:2, self._plain.columns] = self._plain.sums.T
+                self._on(CPU).numpy()[:2, self._plain.place] = self._plain.sums.T
             done = self._plain.firsts
         for index, now in self._samples(tensor for tensor in self._inventory.tensors if tensor.first not in done):
             results = self._on(now.device)
