@@ -5,8 +5,6 @@ No collective is added: a rank that waited for one while another is ahead would 
 
 from __future__ import annotations
 
-import json
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,10 +17,12 @@ from gradspectra.record import StepRecord
 from gradspectra.record_queue import Unmade
 from gradspectra.transport import Transport
 
-AHEAD_SECONDS, AHEAD_STEPS = 3.0, 8
-"""How far ahead the step is named, so that every rank has read it when it comes there."""
+AHEAD_STEPS = 8
+"""How far ahead the step is named: ranks that reduce gradients together are at most one apart."""
+HEAR_SECONDS = 3.0
+"""How long rank 0 waits for every other rank to hear that it wants to stop; then it names a step all the same."""
 LOOK_SECONDS = 0.5
-"""How often the other ranks read."""
+"""How often the other ranks look whether it does; once they have heard, they look at each step for the one it names."""
 
 
 class Silent(Transport):
@@ -36,48 +36,69 @@ class Silent(Transport):
 
 
 class Together:
-    """Lets a stop take effect on all ranks at the step that rank 0 names. Made on every rank, in the same order."""
+    """Lets a stop take effect on all ranks at the step that rank 0 names. Made on every rank, in the same order.
 
-    def __init__(self, store: Any, rank: int, guard: Guard) -> None:
+    Rank 0 says that it wants to stop, and names the step only when all others look at each step: how long a step takes
+    is not known before, and the first ones take longer than others.
+    """
+
+    def __init__(self, store: Any, rank: int, guard: Guard, ranks: int = 2) -> None:
         self._store = store
         self._rank = rank
+        self._others = [_heard(other) for other in range(1, ranks)]
         self._guard = guard
         self._at: int | None = None
-        self._error = InstabilityError("")
+        self._error: InstabilityError | None = None
         self._next_look = 0.0
-        self._seen, self._taken, self._pace = time.monotonic(), -1, math.inf
+        self._until = 0.0
 
     def act(self, react: Callable[[], None], taken: int) -> None:
         """Do what an alert asks for; raises InstabilityError once the named step is taken, not before.
 
         react: may raise it now. taken: steps so far, of this rank. Where the store cannot be used it is raised at once.
         """
-        now = time.monotonic()
-        if taken > self._taken:
-            if self._taken >= 0:
-                self._pace = (now - self._seen) / (taken - self._taken)
-            self._seen, self._taken = now, taken
         try:
             react()
         except InstabilityError as error:
-            if self._at is None and not self._guard.run("stop_on", self._name, taken, error):
+            if self._rank or (self._error is None and not self._guard.run("stop_on", self._ask, error)):
                 raise
-        if self._at is None and self._rank and now >= self._next_look:
-            self._next_look = now + LOOK_SECONDS
+        if self._at is None and self._rank:
             self._guard.run("stop_on", self._look)
-        if self._at is not None and taken >= self._at:
+        elif self._at is None and self._error is not None and not self._guard.run("stop_on", self._name, taken):
+            raise self._error
+        if self._at is not None and self._error is not None and taken >= self._at:
             raise self._error
 
-    def _name(self, taken: int, error: InstabilityError) -> bool:
-        at = taken + AHEAD_STEPS + int(AHEAD_SECONDS / max(self._pace, 1e-3))
-        self._store.set("stop", json.dumps([at, str(error)]))
-        self._at, self._error = at, error
+    def _ask(self, error: InstabilityError) -> bool:
+        self._store.set("stop", str(error))
+        self._error, self._until = error, time.monotonic() + HEAR_SECONDS
+        return True
+
+    def _name(self, taken: int) -> bool:
+        if self._store.check(self._others) or time.monotonic() >= self._until:
+            at = taken + AHEAD_STEPS
+            self._store.set("at", str(at))
+            self._at = at
         return True
 
     def _look(self) -> None:
-        if self._store.check(["stop"]):
-            self._at, text = json.loads(self._store.get("stop"))
+        if self._error is None:
+            now = time.monotonic()
+            if now < self._next_look:
+                return
+            self._next_look = now + LOOK_SECONDS
+            if not self._store.check(["stop"]):
+                return
+            text = self._store.get("stop").decode()
+            self._store.set(_heard(self._rank), "1")
             self._error = InstabilityError(f"rank 0 stops: {text}")
+        if self._store.check(["at"]):
+            self._at = int(self._store.get("at"))
+
+
+def _heard(rank: int) -> str:
+    """The key by which a rank says that it has heard."""
+    return f"heard/{rank}"
 
 
 def job_store() -> Any:
@@ -92,4 +113,4 @@ def together(rank: int, guard: Guard) -> Together | None:
     if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
         return None
     store = guard.run("stop_on", job_store)
-    return None if store is None else Together(store, rank, guard)
+    return None if store is None else Together(store, rank, guard, distributed.get_world_size())

@@ -62,8 +62,7 @@ def test_rank_0_measures_the_step_of_all_ranks(name, kept, the_way, tmp_path):
 
 
 @pytest.mark.slow
-def test_all_ranks_stop_at_the_same_step(kept, monkeypatch, tmp_path):
-    monkeypatch.setattr(together, "AHEAD_SECONDS", 1.5)
+def test_all_ranks_stop_at_the_same_step(kept, tmp_path):
     plan = Plan(steps=20_000, stops=True)
     with second_rank(tmp_path, plan) as told, group(tmp_path, 0):
         model = wrapped(attention(), plan)
