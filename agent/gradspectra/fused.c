@@ -230,19 +230,29 @@ static int64_t size_of_vector(const void *all, int64_t of) {
     return ((const Vector *)all)[of].count;
 }
 
-/* Whether so many numbers, of which `arrays` are read each, are worth a second thread. */
-static int worth(int64_t things, const void *all, int64_t (*size)(const void *, int64_t), int64_t arrays) {
+/* What can be done by several threads: things of these sizes, of which `arrays` are read, `each` bytes come of a piece. */
+typedef struct {
+    int64_t (*size)(const void *, int64_t);
+    int64_t arrays;
+    size_t each;
+    void (*piece)(void *, int64_t);
+} Job;
+
+/* Does it, where it is worth a second thread and there is room; 0 where not. What was found is to be freed. */
+static int by_threads(const Job *job, int64_t things, Shared *shared, int64_t threads) {
     int64_t total = 0;
     for (int64_t of = 0; of < things; of++)
-        total += arrays * size(all, of);
-    return total >= FEWEST;
+        total += job->arrays * job->size(shared->all, of);
+    if (threads < 2 || total < FEWEST || !cut(shared, things, job->size, job->each))
+        return 0;
+    in_pieces(shared->pieces, threads, job->piece, shared);
+    return 1;
 }
 
 void gradspectra_squares(int64_t vectors, const Vector *vector, double *sums, int64_t threads) {
     Shared shared = {vector, 0, 0, 0};
     memset(sums, 0, vectors * sizeof *sums);
-    if (threads > 1 && worth(vectors, vector, size_of_vector, 1) && cut(&shared, vectors, size_of_vector, sizeof *sums)) {
-        in_pieces(shared.pieces, threads, square_at, &shared);
+    if (by_threads(&(Job){size_of_vector, 1, sizeof *sums, square_at}, vectors, &shared, threads)) {
         for (int64_t at = 0; at < shared.pieces; at++)
             sums[shared.piece[at].of] += ((double *)shared.found)[at];
         free(shared.piece);
@@ -256,8 +266,7 @@ void gradspectra_squares(int64_t vectors, const Vector *vector, double *sums, in
 void gradspectra_measure(int64_t layers, const Layer *layer, Row *row, int64_t threads) {
     Shared shared = {layer, 0, 0, 0};
     memset(row, 0, layers * sizeof *row);
-    if (threads > 1 && worth(layers, layer, size_of_layer, 4) && cut(&shared, layers, size_of_layer, sizeof *row)) {
-        in_pieces(shared.pieces, threads, measure_at, &shared);
+    if (by_threads(&(Job){size_of_layer, 4, sizeof *row, measure_at}, layers, &shared, threads)) {
         for (int64_t at = 0; at < shared.pieces; at++)
             add(row + shared.piece[at].of, (Row *)shared.found + at);
         free(shared.piece);

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sqlite3
 from contextlib import closing
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -108,11 +109,17 @@ def test_a_damaged_segment_is_told_and_named_by_the_doctor(caller: Caller, setti
     store.close()
 
 
-def test_the_doctor_makes_again_what_it_can(caller: Caller, settings: Settings):
+def derived_run(caller: Caller) -> dict[str, Any]:
+    """A run of 160 steps in ten batches, all of it derived."""
     run = caller.start()
     for sequence in range(1, 11):
         caller.must_send(run["id"], batch(run["session"], sequence, range(16 * sequence - 15, 16 * sequence + 1)))
     caller.derived(run["id"], 160)
+    return run
+
+
+def test_the_doctor_makes_again_what_it_can(caller: Caller, settings: Settings):
+    run = derived_run(caller)
     store = Store.open(settings.database)
     compact(store, run["id"])
     spoil(store, run["id"], blocks, name="loss", level=1)
@@ -129,10 +136,7 @@ def test_the_doctor_makes_again_what_it_can(caller: Caller, settings: Settings):
 def test_the_doctor_says_what_stays_derived_without_a_segment_that_can_be_read_again(
     caller: Caller, settings: Settings
 ):
-    run = caller.start()
-    for sequence in range(1, 11):
-        caller.must_send(run["id"], batch(run["session"], sequence, range(16 * sequence - 15, 16 * sequence + 1)))
-    caller.derived(run["id"], 160)
+    run = derived_run(caller)
     store = Store.open(settings.database)
     whole = spoil(store, run["id"], kind="scalars", batch=2)
     compact(store, run["id"])
@@ -145,10 +149,7 @@ def test_the_doctor_says_what_stays_derived_without_a_segment_that_can_be_read_a
 
 
 def test_the_doctor_names_rows_that_hide_whole_numbers_and_mends_them(caller: Caller, settings: Settings):
-    run = caller.start()
-    for sequence in range(1, 11):
-        caller.must_send(run["id"], batch(run["session"], sequence, range(16 * sequence - 15, 16 * sequence + 1)))
-    caller.derived(run["id"], 160)
+    run = derived_run(caller)
     store = Store.open(settings.database)
     compact(store, run["id"])
     with store.write() as conn:
@@ -173,10 +174,7 @@ def test_the_doctor_names_rows_that_hide_whole_numbers_and_mends_them(caller: Ca
 
 
 def test_the_doctor_names_a_block_whose_row_is_damaged_too(caller: Caller, settings: Settings):
-    run = caller.start()
-    for sequence in range(1, 11):
-        caller.must_send(run["id"], batch(run["session"], sequence, range(16 * sequence - 15, 16 * sequence + 1)))
-    caller.derived(run["id"], 160)
+    run = derived_run(caller)
     store = Store.open(settings.database)
     compact(store, run["id"])
     with store.write() as conn:  # as the disk does it, which keeps to no rules
