@@ -235,15 +235,16 @@ def norms_as_composer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dic
 
 
 EVERY_STEP: dict[str, Any] = {"budget": None, "every": 1, "spectra": "off"}
+FIRST_TIER = EVERY_STEP | {"second_tier": "off", "drift": "off"}
 
 ADDITIONS: dict[str, Callable[[Variant], Addition]] = {
     "plain": _plain,
     "control": _plain,
     "watch": _watch,
     "watch-viewed": _watch,
-    "watch-first-tier": partial(_watch, second_tier="off", **EVERY_STEP),
+    "watch-first-tier": partial(_watch, **FIRST_TIER),
     "watch-everything": partial(_watch, **EVERY_STEP),
-    "watch-first-tier-eager": partial(_eager, second_tier="off", **EVERY_STEP),
+    "watch-first-tier-eager": partial(_eager, **FIRST_TIER),
     "watch-everything-eager": partial(_eager, **EVERY_STEP),
     "clip": _clip,
     "norm-loop": _norm_loop,

@@ -26,7 +26,9 @@ def not_measured(
     left_out: trainable tensors that no optimizer updates.
     """
     reasons = [reason for optimizer in optimizers if (reason := unknown_update(optimizer) or _decayed_away(optimizer))]
-    if not optimizers:
+    if second is None:
+        reasons = ['update_sq and the second tier are not measured: second_tier is "off"'] if inventory.tensors else []
+    elif not optimizers:
         reasons.append("updates and moments are not measured: no optimizer was given")
     if (lacking := missing()) is not None:
         reasons.append(lacking)

@@ -212,9 +212,9 @@ class Measuring:
     ) -> FusedRows | DeviceRows | None:
         began, started = time.perf_counter(), step.device.start()
         step.measured = False
-        both = self._budget.share is None or not self._parts.armed or self.tier.one_pass
+        update = self.second is not None and (self._budget.share is None or not self._parts.armed or self.tier.one_pass)
         with OneThread(), torch.no_grad():
-            fused = self.tier.take(tensors, optimizer if both else None, skipped, step.clips.early)
+            fused = self.tier.take(tensors, optimizer if update else None, skipped, step.clips.early)
             self.tier.repair()
         step.measured = True
         step.device.stop("layers", started)

@@ -187,7 +187,8 @@ class Sharded:
         own.flags[TURNS], own.flags[ALARM] = second.ready(), float(second.activations.alarmed)
 
     def _layers(self, step: OpenStep) -> Tensor:
-        optimizer = None if self.parts.armed and self._budget.share is not None else self._optimizer
+        room = self._budget.share is None or not self.parts.armed
+        optimizer = self._optimizer if room and self.second is not None else None
         self._fused = None
         with OneThread(), torch.no_grad():
             fused = self._tier.take(self._inventory.tensors, optimizer, False, step.clips.early)

@@ -73,8 +73,8 @@ def watch(
     "gradient", "weight" (after the step), "update", or several of them. layers: regular expression or callable on
     parameter names; the callable may also give the blocks of a fused tensor. batch_size: examples per part, a number or
     a callable on the model's inputs; else from `log(examples=…)`. parts: backward passes per step, "auto" counts them.
-    drift: of "sampled" weights (1 in 61 of large layers), "exact" or "off". second_tier: "auto" or "off": statistics
-    that a few layers get at each recorded step, in turn. scaler: a loss scaler that is not torch's. start_step: steps
+    drift: of "sampled" weights (1 in 61 of large layers), "exact" or "off". second_tier: "auto" or "off": update_sq,
+    and what a few layers get at each recorded step in turn. scaler: a loss scaler not torch's own. start_step: steps
     already taken. resume: a run id, or "auto" for the last run of this name. on_alert: called in the training thread at
     the step after. stop_on: severity from which InstabilityError is raised there. server, token, spool: else from
     GRADSPECTRA_SERVER, GRADSPECTRA_TOKEN, GRADSPECTRA_SPOOL.

@@ -14,6 +14,7 @@ from agent.watched_training import (
     column,
     gradients,
     loss_of,
+    squares,
     value,
     watched,
     weights,
@@ -420,9 +421,16 @@ def test_it_can_be_left_out_and_a_wrong_word_is_refused(kept):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with watched(model, optimizer, second_tier="off") as watch:
         loss_of(model, 6, 0).backward()
+        gradient = gradients(model)
         optimizer.step()
         assert watch.status()["cadence_second"] is None
+        said = watch.status()["not_measured"]
+    assert said == ['update_sq and the second tier are not measured: second_tier is "off"']
     assert "grad_l1" not in kept()[0].statistics
+    assert_close(column(kept()[0], "grad_sq"), squares(gradient), 1e-5)
+    assert_close(column(kept()[0], "weight_sq"), squares(weights(model)), 1e-5)
+    assert set(column(kept()[0], "update_sq").values()) == {None}
+    assert "update_norm" not in kept()[0].scalars
     with pytest.raises(ValueError, match="second_tier must be one of auto, off, got 'all'"):
         watched(model, optimizer, second_tier="all")
 

@@ -179,9 +179,17 @@ def test_within_a_budget_the_second_tier_comes_in_turn_and_is_that_of_a_training
 
 
 def test_the_second_tier_can_be_left_out(mesh, kept):
+    trained(None)
+    whole = kept()[-1]
     status = trained(mesh, second_tier="off")
-    assert (status["cadence_second"], status["not_measured"]) == (None, [])
-    assert not set(SECOND) & {*kept()[-1].statistics, *kept()[-1].count_statistics}
+    assert status["cadence_second"] is None
+    assert status["not_measured"] == ['update_sq and the second tier are not measured: second_tier is "off"']
+    record = kept()[-1]
+    assert not set(SECOND) & {*record.statistics, *record.count_statistics}
+    for name in ("grad_sq", "weight_sq", "part_sq"):
+        assert_close(column(record, name), column(whole, name), 1e-4, 1e-12)
+    assert set(column(record, "update_sq").values()) == {None}
+    assert "update_norm" not in record.scalars
 
 
 def test_what_rounding_loses_is_that_of_a_training_without_shards(mesh, kept):

@@ -15,7 +15,7 @@ from agent.cuda import jobs
 from agent.cuda.jobs import check_alike, check_lost, on_host, simulated, spoiling, weights
 from agent.cuda.kernels import NEEDS_INTERPRETER, NEEDS_TRITON, on_simulated
 from agent.cuda.simulated import DEVICE, OnDevice, Simulated
-from agent.watched_training import attention
+from agent.watched_training import attention, value
 from gradspectra import accelerated, device_build
 from gradspectra.device_build import Build, Kernels
 from gradspectra.device_proof import proved
@@ -189,6 +189,19 @@ def test_entries_that_are_not_finite_are_counted_and_the_others_are_measured(los
     found, expected, crossings = run_both(kept, monkeypatch, spoiling(lost, clip))
     check_lost(found[2])
     check(found, expected, crossings)
+
+
+@pytest.mark.usefixtures("build")
+@pytest.mark.slow
+def test_without_the_second_tier_no_update_is_measured(kept):
+    job = on_host()
+    job.run(STEPS, second_tier="off")
+    expected = kept()
+    _, said, crossings = trained(lambda _: None, "adamw", second_tier="off")
+    assert said[-1]["fused"] == "compiled by Triton"
+    found = kept()
+    check(found, expected, crossings)
+    assert {value(record, "update_sq", "qkv.weight[q]") for record in (*found, *expected)} == {None}
 
 
 @pytest.mark.usefixtures("build")
