@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from types import FrameType
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradspectra import clipping, scaling
+from gradspectra import clipping, data_wait, scaling
 from gradspectra.capture import capturing
 from gradspectra.clipping import Clip
 from gradspectra.guard import Guard
@@ -23,7 +24,7 @@ PLAIN_STEPS = 2
 
 
 class Hooks:
-    """Hangs a session on its optimizers, on torch's clipping functions and on its loss scaler.
+    """Hangs a session on its optimizers, and on torch's clipping functions, loss scaler and data loader.
 
     Whatever fails in here stays in here; only `react` may raise: it is where the user asked for it.
     """
@@ -35,12 +36,15 @@ class Hooks:
         self._react = react
         self._handles: list[Any] = []
         self._calls = 0
+        self._thread = threading.get_ident()
+        """The thread that trains: that of the last step."""
         for index, optimizer in enumerate(session.optimizers):
             if hasattr(optimizer, "register_step_post_hook"):
                 self._handles.append(optimizer.register_step_pre_hook(self._opens(index)))
                 self._handles.append(optimizer.register_step_post_hook(self._stepped(index)))
         clipping.patch.open(self)
         scaling.patch.open(self)
+        data_wait.patch.open(self)
 
     @property
     def complete(self) -> bool:
@@ -54,6 +58,7 @@ class Hooks:
         self._handles.clear()
         clipping.patch.close(self)
         scaling.patch.close(self)
+        data_wait.patch.close(self)
 
     def _opens(self, index: int) -> Callable[..., None]:
         def pre_hook(optimizer: Any, *_: Any) -> None:
@@ -62,6 +67,7 @@ class Hooks:
                 return
             if _within_its_own_step(optimizer):
                 return
+            self._thread = threading.get_ident()
             self._guard.run("start", self._start)
             self._timed("step", self._session.opens, index)
             self._react()
@@ -82,6 +88,7 @@ class Hooks:
         """The user's own watch.step()."""
         if capturing():
             return
+        self._thread = threading.get_ident()
         self._timed("step", self._session.settle)
         self._react()
         self._timed("measure", self._session.stepped_by_hand)
@@ -99,6 +106,11 @@ class Hooks:
         if capturing():
             return
         self._session.open.clipping_unseen |= not self._timed("clipping", self._session.clips_value, list(gradients))
+
+    def waited(self, seconds: float) -> None:
+        """A thread has waited for data; not the training, where it is another thread, or an evaluation."""
+        if self._thread == threading.get_ident() and torch.is_grad_enabled():
+            self._session.open.log.data_seconds += seconds
 
     def scaler_steps(self, scaler: Any, optimizer: Any) -> None:
         """A loss scaler is about to step one of the optimizers, or to skip it."""

@@ -56,6 +56,7 @@ class StepLog:
     """The logged numbers of one step. Losses are averaged by tokens, else by examples; the last counts of others.
 
     part_weights: of the parts in the step's loss, in their order, where they were logged as `part_weight`.
+    data_seconds: what the step was seen to wait for data; what is logged under this name takes its place.
     """
 
     def __init__(self) -> None:
@@ -63,6 +64,7 @@ class StepLog:
         self.sums: dict[str, list[Number]] = {}
         self.last: dict[str, Number] = {}
         self.part_weights: list[Number] = []
+        self.data_seconds = 0.0
         self._calls = 0
 
     def add(self, values: Mapping[str, Number]) -> None:
@@ -83,14 +85,6 @@ class StepLog:
             else:
                 self.last[name] = value
 
-    def merge(self, other: StepLog) -> None:
-        """Add what another log of the same step holds."""
-        self.losses += other.losses
-        for name, values in other.sums.items():
-            self.sums.setdefault(name, []).extend(values)
-        self.last.update(other.last)
-        self.part_weights += other.part_weights
-
     def tensors(self) -> list[Tensor]:
         """The numbers that still lie on a device."""
         return [number for number in self._numbers() if isinstance(number, Tensor)]
@@ -103,6 +97,8 @@ class StepLog:
     def resolve(self, read: Callable[[Number], float]) -> tuple[dict[str, float], dict[str, int]]:
         """Scalars and counts by name. read: gives the value of a number, also of one of `tensors`."""
         scalars = {name: read(number) for name, number in self.last.items()}
+        if self.data_seconds:
+            scalars.setdefault("data_seconds", self.data_seconds)
         counts: dict[str, int] = {}
         for name, numbers in self.sums.items():
             total = math.fsum(read(number) for number in numbers)

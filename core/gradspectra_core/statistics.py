@@ -120,7 +120,7 @@ SCALARS = _statistics(
     ("noise_w", "float64", "1/examples", "Sum over parts of w(1 − w)/b; in 1/batches where the batch is unknown."),
     ("noise_w2", "float64", "1/examples", "Sum over parts of w²/b; in 1/batches where the batch is unknown."),
     ("step_seconds", "float64", "s", "Time from the end of the step before to the end of this one."),
-    ("data_seconds", "float64", "s", "Part of the step spent waiting for data."),
+    ("data_seconds", "float64", "s", "Part of the step spent waiting for data: for torch's `DataLoader`, or as logged."),
     ("agent_seconds", "float64", "s", "Part of the step spent by the agent itself."),
     ("max_attention_logit", "float64", "", "Largest attention logit, as logged."),
     ("log_z", "float64", "", "Logarithm of the softmax's normaliser at the output, as logged."),
