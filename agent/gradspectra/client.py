@@ -131,15 +131,17 @@ class Run:
         stop: int | None = None,
         columns: int = 1000,
         attempt: int | None = None,
+        axis: str = "step",
     ) -> RunSeries:
         """Return scalars and run-level metrics over the steps from start up to (not with) stop.
 
         names: none for all. At most about `columns` buckets; fewer steps come as they are. A name that the run does
-        not have is left out: see `available` of the result.
+        not have is left out: see `available` of the result. attempt: that one by itself; None joins all. axis: what
+        `x` of the result counts, "step", "tokens", "time" or "fraction"; start and stop are steps whatever it is.
         """
         wanted = _joined(names) if names else None
-        answer = self._read("/series", names=wanted, start=start, stop=stop, columns=columns, attempt=attempt)
-        return RunSeries.from_json(answer)
+        query = {"start": start, "stop": stop, "columns": columns, "attempt": attempt, "axis": axis}
+        return RunSeries.from_json(self._read("/series", names=wanted, **query))
 
     def layers(
         self,
@@ -149,14 +151,20 @@ class Run:
         stop: int | None = None,
         columns: int = 1000,
         layers: Sequence[str] | None = None,
+        pattern: str | None = None,
+        role: str | None = None,
+        depth: int | str | None = None,
         attempt: int | None = None,
+        axis: str = "step",
     ) -> RunLayers:
-        """Return one statistic or metric of all layers (or of those named) over steps, as in `series`."""
-        names = None if layers is None else _joined(layers)
-        path = f"/layers/{quote(statistic, safe='')}"
-        return RunLayers.from_json(
-            self._read(path, start=start, stop=stop, columns=columns, layers=names, attempt=attempt)
-        )
+        """Return one statistic or metric of all layers over steps, as in `series`.
+
+        layers, pattern, role, depth: of those alone that are named so, in whose names the regular expression is found,
+        and that have one of the roles ("q,k,v") and depths (3, or "0,4-7"; -1 is outside of the blocks).
+        """
+        query = {"start": start, "stop": stop, "columns": columns, "attempt": attempt, "axis": axis}
+        chosen = _choice(layers, pattern, role, depth)
+        return RunLayers.from_json(self._read(f"/layers/{quote(statistic, safe='')}", **query, **chosen))
 
     def layer_list(self) -> list[Json]:
         """Return the layers: name, role, depth, shape, since which step, and whether they have spectra."""
@@ -172,15 +180,16 @@ class Run:
         columns: int = 100,
         of: str = "gradient",
         attempt: int | None = None,
+        axis: str = "step",
     ) -> RunSpectra:
         """Return a list of spectra of one layer, evenly spread if there are more than `columns`.
 
-        step: only of that step. of: "gradient", "weight" or "update".
+        step: only of that step. of: "gradient", "weight" or "update". attempt, axis: as in `series`.
         """
         if step is not None:
             start, stop = step, step + 1
-        query = {"layer": layer, "start": start, "stop": stop, "columns": columns, "of": of, "attempt": attempt}
-        return RunSpectra.from_json(self._read("/spectra", **query))
+        query = {"start": start, "stop": stop, "columns": columns, "of": of, "attempt": attempt, "axis": axis}
+        return RunSpectra.from_json(self._read("/spectra", layer=layer, **query))
 
     def suggestions(self) -> list[Json]:
         """Return what the server suggests, with evidence and confidence."""
@@ -213,7 +222,7 @@ class Run:
     def figure(self, name: str, **options: Any) -> Any:
         """Return a figure of the dashboard: a plotly Figure where plotly is installed, else {"data", "layout"}.
 
-        options: theme, statistic, layer, step, …, as the interface takes them.
+        options: theme, statistic, layer, step, axis, attempt, …, as the interface takes them.
         """
         figure = self._read(f"/figures/{quote(name, safe='')}", **options)
         try:
@@ -230,6 +239,9 @@ class Run:
         what: str = "series",
         names: Sequence[str] | None = None,
         layers: Sequence[str] | None = None,
+        pattern: str | None = None,
+        role: str | None = None,
+        depth: int | str | None = None,
         of: str | None = None,
         start: int | None = None,
         stop: int | None = None,
@@ -239,9 +251,9 @@ class Run:
         """Write every recorded step to a file, whole or not at all; returns its path.
 
         format: "csv", "json", "parquet" or "arrow"; by the end of the file's name where not given. what: "series",
-        "layers" or "spectra". names: series or statistics; layers: of which layers; of: spectra of which matrix; all
-        where not given. skip_damaged: leave out what the server cannot read back instead of failing. Raises ValueError
-        for a format there is not, and OSError where the file cannot be written.
+        "layers" or "spectra". names: series or statistics; layers, pattern, role, depth: which layers, as in `layers`;
+        of: spectra of which matrix; all where not given. skip_damaged: leave out what the server cannot read back
+        instead of failing. Raises ValueError for a format there is not, and OSError where the file cannot be written.
         """
         file = Path(path)
         form = file.suffix.removeprefix(".").lower() if format is None else format
@@ -253,7 +265,7 @@ class Run:
                 format=form,
                 what=what,
                 names=None if names is None else _joined(names),
-                layers=None if layers is None else _joined(layers),
+                **_choice(layers, pattern, role, depth),
                 of=of,
                 start=start,
                 stop=stop,
@@ -279,6 +291,12 @@ def _joined(names: Sequence[str]) -> str:
     if isinstance(names, str):
         raise TypeError(f"names must be a list of names, got the string {names!r}")
     return ",".join(_ESCAPED.sub(r"\\\g<0>", name) for name in names)
+
+
+def _choice(layers: Sequence[str] | None, pattern: str | None, role: str | None, depth: int | str | None) -> Json:
+    """Say which layers a question is about, as the interface takes it."""
+    names = None if layers is None else _joined(layers)
+    return {"layers": names, "pattern": pattern, "role": role, "depth": depth}
 
 
 def _with_query(path: str, query: Json) -> str:

@@ -21,6 +21,10 @@ def register(subparsers: Any) -> None:
     parser.add_argument("--names", metavar="A,B", help="series or statistics (default: all)")
     parser.add_argument("--layers", metavar="A,B", help="names of layers (default: all)")
     parser.add_argument("--pattern", metavar="REGEX", help="layers in whose names this is found")
+    parser.add_argument("--role", metavar="A,B", help="layers of these roles, as q,k,v")
+    parser.add_argument(
+        "--depth", metavar="RANGES", help="layers of these depths, as 0,4-7; --depth=-1 is outside of blocks"
+    )
     parser.add_argument("--of", choices=("gradient", "weight", "update"), help="spectra of this (default: all)")
     parser.add_argument("--start", type=int, metavar="STEP", help="first step")
     parser.add_argument("--stop", type=int, metavar="STEP", help="step to stop before")
@@ -39,7 +43,7 @@ def _run(options: argparse.Namespace) -> int:
     run = Client(options.server).run(options.run_id)
     if run.info.get("retired_at") and options.what != "series":
         print("Of this run only coarse layer values and some of the spectra are left.", file=sys.stderr)
-    given = ("what", "names", "layers", "pattern", "of", "start", "stop", "attempt", "skip_damaged")
+    given = ("what", "names", "layers", "pattern", "role", "depth", "of", "start", "stop", "attempt", "skip_damaged")
     parts = run.export_parts(format=form, **{name: getattr(options, name) for name in given})
     if options.output is None:
         if form in ("parquet", "arrow") and sys.stdout.isatty():

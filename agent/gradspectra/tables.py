@@ -13,16 +13,9 @@ from gradspectra_core.records import Bool, Float64, Int64
 from gradspectra_core.views import Spectrum
 from numpy.typing import NDArray
 
+from gradspectra.answers import numbers, place_of, ranges_of, retired_of, spectrum_of
+
 Column = NDArray[Any]
-
-
-def numbers(row: Sequence[Any]) -> tuple[Float64, Bool]:
-    """Read a JSON row: numbers, "NaN", "Infinity" and "-Infinity", and null where a number is missing.
-
-    Returns values (NaN where missing) and presence, both (N,).
-    """
-    present = np.array([entry is not None for entry in row], np.bool_)
-    return np.array(row, np.float64), present
 
 
 class Table:
@@ -76,7 +69,7 @@ class RunSeries(Table):
     steps: (N,) first step of each bucket. mean, min, max, last, nonfinite, present: name → (N,), in float64 but for
     nonfinite (how many values of the bucket are NaN or ±inf) and present (whether it has any value; the floats are
     NaN where not). available: all names the run has. damaged: first and last steps of ranges that the server could
-    not read back and that are missing here. `series["loss"]` is the mean.
+    not read back and that are missing here. x: (N,) where the buckets lie on `axis`. `series["loss"]` is the mean.
     """
 
     steps: Int64
@@ -88,10 +81,13 @@ class RunSeries(Table):
     present: dict[str, Bool]
     available: tuple[str, ...]
     damaged: tuple[tuple[int, int], ...] = ()
+    axis: str = "step"
+    x: Column | None = None
 
     @classmethod
     def from_json(cls, answer: dict[str, Any]) -> RunSeries:
         """Read the answer of GET /runs/{run}/series."""
+        steps, axis, x = place_of(answer)
         rows = answer["series"]
         parsed = {
             part: {name: numbers(entry[part]) for name, entry in rows.items()}
@@ -99,12 +95,14 @@ class RunSeries(Table):
         }
         values = {part: {name: pair[0] for name, pair in entries.items()} for part, entries in parsed.items()}
         return cls(
-            steps=np.array(answer["x"], np.int64),
+            steps=steps,
             **values,
             nonfinite={name: np.array(entry["nonfinite"], np.int64) for name, entry in rows.items()},
             present={name: pair[1] for name, pair in parsed["mean"].items()},
             available=tuple(answer.get("available", rows)),
-            damaged=_ranges(answer),
+            damaged=ranges_of(answer),
+            axis=axis,
+            x=x,
         )
 
     @property
@@ -118,11 +116,12 @@ class RunSeries(Table):
         return self.mean[name]
 
     def columns(self) -> dict[str, Column]:
-        """`step`, and for each name its mean under the name itself, `…_min`, `…_max` and `…_nonfinite`.
+        """`step`, the axis, and for each name its mean under the name itself, `…_min`, `…_max` and `…_nonfinite`.
 
-        A series that is itself called as one of these keeps the name; one that is called `step` is `step_value`.
+        A series that is itself called as one of these keeps the name; one that is called `step`, or as the axis, has
+        `_value` behind it.
         """
-        return {"step": self.steps} | {label: values for label, _, values in self._labelled(("_nonfinite",))}
+        return _axes(self) | {label: values for label, _, values in self._labelled(("_nonfinite",))}
 
     def missing(self) -> dict[str, Bool]:
         """The three numbers of each name are missing where it has no value."""
@@ -133,7 +132,7 @@ class RunSeries(Table):
         parts: Mapping[str, Mapping[str, Column]]
         parts = {"_min": self.min, "_max": self.max, "_nonfinite": self.nonfinite}
         for name in self.mean:
-            yield "step_value" if name == "step" else name, name, self.mean[name]
+            yield f"{name}_value" if name in ("step", self.axis) else name, name, self.mean[name]
             for part in ("_min", "_max", *also):
                 if name + part not in self.mean:
                     yield name + part, name, parts[part][name]
@@ -148,7 +147,8 @@ class RunLayers(Table):
     """One statistic or metric of L layers over N buckets of steps.
 
     steps: (N,); layers, roles, depths: L entries; mean, min, max, nonfinite, present: (L, N), and damaged, as in
-    RunSeries. retired: first and last step and width of ranges of which the server has only so wide buckets left.
+    RunSeries, as are axis and x. retired: first and last step and width of ranges of which the server has only so wide
+    buckets left.
     """
 
     statistic: str
@@ -163,10 +163,13 @@ class RunLayers(Table):
     present: Bool
     damaged: tuple[tuple[int, int], ...] = ()
     retired: tuple[tuple[int, int, int], ...] = ()
+    axis: str = "step"
+    x: Column | None = None
 
     @classmethod
     def from_json(cls, answer: dict[str, Any]) -> RunLayers:
         """Read the answer of GET /runs/{run}/layers/{statistic}."""
+        steps, axis, x = place_of(answer)
         shape = len(answer["layers"]), len(answer["x"])
         parts: dict[str, Float64] = {}
         present = np.zeros(shape, np.bool_)
@@ -176,15 +179,17 @@ class RunLayers(Table):
                 parts[part][index], present[index] = numbers(row)
         return cls(
             statistic=answer["statistic"],
-            steps=np.array(answer["x"], np.int64),
+            steps=steps,
             layers=tuple(answer["layers"]),
             roles=tuple(answer["roles"]),
             depths=tuple(answer["depths"]),
             **parts,
             nonfinite=np.array(answer["nonfinite"], np.int64).reshape(shape),
             present=present,
-            damaged=_ranges(answer),
-            retired=_retired(answer),
+            damaged=ranges_of(answer),
+            retired=retired_of(answer),
+            axis=axis,
+            x=x,
         )
 
     def __getitem__(self, layer: str) -> Float64:
@@ -193,10 +198,10 @@ class RunLayers(Table):
         return np.asarray(self.mean[self.layers.index(layer)])
 
     def columns(self) -> dict[str, Column]:
-        """One row per layer and bucket that has a value: `step`, `layer`, `mean`, `min`, `max`, `nonfinite`."""
+        """One row per layer and bucket with a value: `step`, the axis, `layer`, `mean`, `min`, `max`, `nonfinite`."""
         layer, at = np.nonzero(self.present)
         return {
-            "step": self.steps[at],
+            **{name: places[at] for name, places in _axes(self).items()},
             "layer": np.array(self.layers, object)[layer],
             **{part: getattr(self, part)[layer, at] for part in ("mean", "min", "max", "nonfinite")},
         }
@@ -210,46 +215,42 @@ class RunLayers(Table):
 class RunSpectra(list[Spectrum], Table):
     """Spectra of one layer by step.
 
-    retired: first and last step and width of ranges of which the server has one left in so many steps.
+    retired: first and last step and width of ranges of which the server has one left in so many steps. damaged: first
+    and last steps of ranges that it could not read back. x: (N,) where each lies on `axis`.
     """
 
     retired: tuple[tuple[int, int, int], ...] = ()
+    damaged: tuple[tuple[int, int], ...] = ()
+    axis: str = "step"
+    x: Column | None = None
 
     @classmethod
     def from_json(cls, answer: dict[str, Any]) -> RunSpectra:
         """Read the answer of GET /runs/{run}/spectra."""
-        spectra = cls(_spectrum(item) for item in answer["items"])
-        spectra.retired = _retired(answer)
+        spectra = cls(spectrum_of(item) for item in answer["items"])
+        spectra.retired = retired_of(answer)
+        spectra.damaged = ranges_of(answer)
+        spectra.axis = answer.get("axis", "step")
+        spectra.x = np.array(answer["x"]) if "x" in answer else None
         return spectra
 
     def columns(self) -> dict[str, Column]:
-        """One row per spectrum: all members by their names; `index` and `singular_values` are arrays in the cells."""
-        return {field.name: _column([getattr(spectrum, field.name) for spectrum in self]) for field in fields(Spectrum)}
+        """One row per spectrum: all members by their names, and the axis, where it is not the step, as the first.
+
+        `index` and `singular_values` are arrays in the cells.
+        """
+        place = {} if self.axis == "step" or self.x is None else {self.axis: self.x}
+        rows = {field.name: _column([getattr(one, field.name) for one in self]) for field in fields(Spectrum)}
+        return place | rows
+
+    def metadata(self) -> dict[str, str]:
+        """`damaged` and `retired`, as JSON."""
+        return {"damaged": json.dumps(self.damaged), "retired": json.dumps(self.retired)}
 
 
-def _spectrum(item: dict[str, Any]) -> Spectrum:
-    values, _ = numbers(item["singular_values"])
-    whole: dict[str, Any] = {name: int(item[name]) for name in ("step", "attempt", "rows", "columns", "k90", "k99")}
-    floats: dict[str, Any] = {
-        name: float(item[name]) for name in ("nuclear", "frobenius_sq", "operator", "fourth", "entropy")
-    }
-    return Spectrum(
-        layer=item["layer"],
-        of=item["of"],
-        method=item["method"],
-        index=np.array(item["index"], np.int64),
-        singular_values=values,
-        **floats,
-        **whole,
-    )
-
-
-def _ranges(answer: dict[str, Any]) -> tuple[tuple[int, int], ...]:
-    return tuple((int(first), int(last)) for first, last in answer.get("damaged", ()))
-
-
-def _retired(answer: dict[str, Any]) -> tuple[tuple[int, int, int], ...]:
-    return tuple((int(first), int(last), int(width)) for first, last, width in answer.get("retired", ()))
+def _axes(of: RunSeries | RunLayers) -> dict[str, Column]:
+    """The columns that say where a row lies."""
+    return {"step": of.steps} if of.axis == "step" or of.x is None else {"step": of.steps, of.axis: of.x}
 
 
 def _column(entries: list[Any]) -> Column:

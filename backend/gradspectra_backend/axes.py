@@ -14,7 +14,7 @@ from gradspectra_backend.problems import Problem
 Axis = Literal["step", "tokens", "time", "fraction"]
 
 SUMMED = {"tokens": "tokens", "time": "step_seconds"}
-"""Axis → the series whose sum over steps it is."""
+"""Axis → the series whose sum over steps it is; without step_seconds, time is that of the job's clock."""
 COLUMNS = 4096
 
 
@@ -25,7 +25,8 @@ def positions(
 
     step: the steps themselves. fraction: of `total_steps`, else of the last step. tokens, time: summed from the
     first step up to and with each; steps that were not recorded count as the recorded one before them. Raises Problem
-    422 where the run has not recorded what the axis is made of.
+    422 where the run has not recorded what the axis is made of. time of a run without step_seconds: since its first
+    record, as `read.elapsed` says.
     """
     if axis == "step":
         return steps
@@ -33,6 +34,8 @@ def positions(
         return np.asarray(steps / max(run["total_steps"] or run["last_step"], 1), np.float64)
     name = SUMMED[axis]
     if name not in read.series_names(conn, run["id"]):
+        if axis == "time":
+            return read.elapsed(conn, run["id"], steps, attempt)
         raise Problem(
             "bad-request",
             f"axis: {axis} is summed from the series {name!r}, which this run has not recorded",

@@ -28,6 +28,7 @@ _VERSION = version("gradspectra")
 """Part of what an ETag is made of, where that is not the body itself: another version may write it in another way."""
 
 Body = bytes | memoryview
+UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "What `If-None-Match` names is still the answer."}}
 RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "content": {
@@ -35,7 +36,7 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
             for form in (ARRAYS, ARROW)
         }
     },
-    304: {"description": "What `If-None-Match` names is still the answer."},
+    **UNCHANGED,
 }
 """What the document says of calls that answer in these forms."""
 

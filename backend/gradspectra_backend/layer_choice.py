@@ -10,12 +10,13 @@ from fastapi import Depends, Query
 from gradspectra_core.layers import ROLES
 from gradspectra_core.records import Bool
 from gradspectra_core.views import LayerSeries
-from gradspectra_store import read
+from gradspectra_store import Store, read
 from sqlalchemy import Connection
 
 from gradspectra_backend.patterns import MAX_PATTERN, matching
 from gradspectra_backend.problems import Problem
 from gradspectra_backend.routes.fields import names_of
+from gradspectra_backend.routes.runs import run_object
 
 DEPTHS = r"^(-1|\d{1,6}(-\d{1,6})?)(,(-1|\d{1,6}(-\d{1,6})?))*$"
 
@@ -91,6 +92,15 @@ class LayerChoice:
         if self.roles and layer["role"] not in self.roles:
             return False
         return not self.depths or any(layer["depth"] in depths for depths in self.depths)
+
+
+def chosen_layers(store: Store, run: str, choice: LayerChoice) -> list[str] | None:
+    """The layers that fit, None for all, found before the turn for a large answer: an expression may take a second."""
+    if not choice.filtered:
+        return choice.names
+    with store.read() as conn:
+        run_object(conn, run)
+        return choice.of(conn, run)
 
 
 def _range(text: str) -> range:

@@ -13,6 +13,8 @@ from gradspectra_backend.schemas import Damaged, Open, Page, Retired, Spectrum
 class SpectraPage(Page[Spectrum]):
     """Spectra of one layer; of the ranges in `retired` one is left in so many steps."""
 
+    axis: str
+    x: list[float] = Field(description="Where each spectrum lies on the axis.")
     damaged: Damaged
     retired: Retired
 

@@ -6,9 +6,10 @@ from gradspectra_store.recorded import read_recorded, read_recorded_layers
 from gradspectra_store.retired import layers_left, spectra_left
 from gradspectra_store.series import read_series, series_names
 from gradspectra_store.spectra import find_spectra, read_spectra
-from gradspectra_store.times import read_times
+from gradspectra_store.times import elapsed, read_times
 
 __all__ = [
+    "elapsed",
     "find_spectra",
     "layer_count",
     "layer_list",

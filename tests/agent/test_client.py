@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 from agent.service import eventually, service
+from gradspectra.answers import numbers
 from gradspectra.client import Client, Run
 from gradspectra.errors import ServerAway, ServerRefused
 from gradspectra.files import write_whole
 from gradspectra.learning_rates import groups_of
 from gradspectra.recorder import Recorder
-from gradspectra.tables import RunLayers, RunSeries, RunSpectra, Table, numbers
+from gradspectra.tables import RunLayers, RunSeries, RunSpectra, Table
 from gradspectra_frontend.figures import FIGURES
 
 STEPS = 300

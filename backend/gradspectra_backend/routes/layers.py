@@ -14,9 +14,9 @@ from gradspectra_backend import retention_schemas, schemas
 from gradspectra_backend.answers import answer, dumps, plain, spectrum_object
 from gradspectra_backend.auth import READ
 from gradspectra_backend.axes import positions
-from gradspectra_backend.context import Context, Shared
+from gradspectra_backend.context import Shared
 from gradspectra_backend.forms import JSON, RESPONSES, answer_layers, unchanged_or
-from gradspectra_backend.layer_choice import Choice, LayerChoice
+from gradspectra_backend.layer_choice import Choice, chosen_layers
 from gradspectra_backend.memory import large_answer
 from gradspectra_backend.routes.fields import Attempt, Columns, RunId, Start, Stop
 from gradspectra_backend.routes.runs import run_object
@@ -53,7 +53,7 @@ def read_layers(
     axis: AxisOf = "step",
 ) -> Response:
     """One statistic or metric of all layers: per layer and bucket mean, minimum, maximum, and count of non-finite."""
-    names = _chosen(context, run, choice) if choice.filtered else choice.names
+    names = chosen_layers(context.store, run, choice)
     with large_answer():
         with context.store.read() as conn:
             members = run_object(conn, run)
@@ -61,13 +61,6 @@ def read_layers(
             steps = np.asarray(values.x, np.int64)
             placed = replace(values, axis=axis, x=positions(conn, members, axis, steps, attempt))
         return answer_layers(request, placed, steps)
-
-
-def _chosen(context: Context, run: str, choice: LayerChoice) -> list[str] | None:
-    """The layers that fit, found before the turn for a large answer: an expression may take a second."""
-    with context.store.read() as conn:
-        run_object(conn, run)
-        return choice.of(conn, run)
 
 
 @router.get("/runs/{run}/spectra", response_model=retention_schemas.SpectraPage, dependencies=[READ])
@@ -81,14 +74,16 @@ def read_spectra(
     columns: Columns = 100,
     of: Of = "gradient",
     attempt: Attempt = None,
+    axis: AxisOf = "step",
 ) -> Response:
-    """Spectra of one layer, at most `columns` of them, evenly spread over the steps."""
+    """Spectra of one layer, at most `columns` of them, evenly spread over the steps; `x` says where they lie."""
     with context.store.read() as conn:
-        run_object(conn, run)
+        members = run_object(conn, run)
         found = read.find_spectra(conn, run, layer, start, stop, columns, of, attempt)
         left = read.spectra_left(conn, run, start, stop, attempt)
+        x = positions(conn, members, axis, np.array([one.step for one in found.spectra], np.int64), attempt)
     items = [spectrum_object(one) for one in found.spectra]
-    body = {"items": items, "next": None, "damaged": found.damaged, "retired": left}
+    body = {"items": items, "next": None, "axis": axis, "x": x, "damaged": found.damaged, "retired": left}
     return unchanged_or(request, dumps(body), JSON)
 
 
