@@ -16,11 +16,11 @@ from gradspectra.surroundings import rank
 
 @dataclass(frozen=True, slots=True)
 class Duty:
-    """active: steps are followed; sends: and recorded; stops: with the other ranks. group: of sharded parameters."""
+    """active: steps are followed; sends: and recorded; acts: at alerts, with the others. group: of sharded layers."""
 
     active: bool
     sends: bool
-    stops: bool
+    acts: bool
     group: Any
 
     def options(self, chosen: Options) -> Options:
@@ -30,12 +30,11 @@ class Duty:
         return chosen if self.sends or not self.active else replace(chosen, on_alert=None, stop_on=None)
 
 
-def duty_of_rank(
-    models: Mapping[str, nn.Module], optimizers: Sequence[Any], enabled: bool, stop_on: str | None
-) -> Duty:
+def duty_of_rank(models: Mapping[str, nn.Module], optimizers: Sequence[Any], enabled: bool, chosen: Options) -> Duty:
     """Say what this rank does; raises ValueError for a training that would be measured wrongly."""
     if not enabled:
         return Duty(False, False, False, None)
     refuse_unsupported(models, optimizers)
-    group, sends, stops = sharding(models, optimizers), rank() == 0, stop_on is not None
-    return Duty(sends or stops or group is not None, sends, stops, group)
+    group, sends = sharding(models, optimizers), rank() == 0
+    acts = chosen.on_alert is not None or chosen.stop_on is not None
+    return Duty(sends or acts or group is not None, sends, acts, group)

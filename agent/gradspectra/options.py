@@ -42,7 +42,7 @@ class Options:
     stop_on: str | None
 
     def following(self) -> Options:
-        """The same for a rank that only counts its steps, to stop with the others."""
+        """The same for a rank that only counts its steps, to act with the others."""
         nothing = replace(self, spectra=0, drift="off", second_tier="off", on_alert=None, stop_on=None)
         return replace(nothing, every=NEVER, batch_size=None)
 

@@ -57,18 +57,39 @@ class Reactions:
         """Call the user's function for each new alert; raises InstabilityError where stop_on says so."""
         while self._inbox:
             alert = self._inbox.popleft()
-            if not self._worse(alert):
-                continue
-            if self._on_alert is not None:
-                self._on_alert(alert)
-            if self._stop_on is not None and _rank(alert) >= SEVERITIES.index(self._stop_on):
-                text = alert.get("message") or alert.get("rule")
-                raise InstabilityError(f"step {alert.get('opened_step')}: {text}", [alert])
+            if self._worse(alert):
+                self.do(alert)
 
-    def stop(self, asked: int | None, taken: int) -> None:
-        """Raise InstabilityError where the server asked for a stop at a step that is taken, and the user agreed."""
-        if self.stops and asked is not None and taken >= asked:
-            raise InstabilityError(f"the server asked the run to stop at step {asked}")
+    def take(self) -> list[Alert]:
+        """The new alerts, which somebody else sees to it that `do` is called for."""
+        found = []
+        while self._inbox:
+            alert = self._inbox.popleft()
+            if self._worse(alert):
+                found.append(alert)
+        return found
+
+    def do(self, alert: Alert) -> None:
+        """Call the user's function for one alert; raises InstabilityError where stop_on says so."""
+        if self._on_alert is not None:
+            self._on_alert(alert)
+        if self.severe(alert):
+            raise InstabilityError(reason(alert), [alert])
+
+    def severe(self, alert: Alert) -> bool:
+        """Whether stop_on asks for a stop at this alert."""
+        return self._stop_on is not None and _rank(alert) >= SEVERITIES.index(self._stop_on)
+
+    def asked(self, stop_at_step: int | None, taken: int) -> str | None:
+        """That the server asked for a stop at a step that is taken, in words; None where not, or not agreed to."""
+        if not self.stops or stop_at_step is None or taken < stop_at_step:
+            return None
+        return f"the server asked the run to stop at step {stop_at_step}"
+
+    def stop(self, stop_at_step: int | None, taken: int) -> None:
+        """Raise InstabilityError where `asked`."""
+        if (why := self.asked(stop_at_step, taken)) is not None:
+            raise InstabilityError(why)
 
     def _worse(self, alert: Alert) -> bool:
         """Whether the alert is open and new, or more severe than when it was seen last."""
@@ -80,6 +101,11 @@ class Reactions:
             return False
         self._seen[identity] = rank
         return True
+
+
+def reason(alert: Alert) -> str:
+    """Why a run is stopped at an alert, in words."""
+    return f"step {alert.get('opened_step')}: {alert.get('message') or alert.get('rule')}"
 
 
 def _rank(alert: Alert) -> int:

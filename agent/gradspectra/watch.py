@@ -100,7 +100,7 @@ def watch(
         "spool": spool,
     }
     models, optimizers = models_by_name(model), optimizers_of(optimizer)
-    return Watch(models, optimizers, chosen, sending, duty_of_rank(models, optimizers, enabled, stop_on))
+    return Watch(models, optimizers, chosen, sending, duty_of_rank(models, optimizers, enabled, chosen))
 
 
 class Watch:
@@ -114,7 +114,8 @@ class Watch:
         sending: dict[str, Any],
         duty: Duty,
     ) -> None:
-        self._options = chosen = duty.options(chosen)
+        on_alert, self._options = chosen.on_alert, duty.options(chosen)
+        chosen = self._options
         facts = environment(models, optimizers) | {"drift": chosen.drift}
         self._reactions = Reactions(chosen.on_alert, chosen.stop_on)
         self._sending = {**sending, "environment": facts, "on_alerts": self._reactions.tell}
@@ -122,7 +123,7 @@ class Watch:
         self._transport = self._make_transport(**self._sending, start_step=chosen.start_step or 0)
         self._rules = LocalRules(self._transport.local_key)
         self._guard = Guard()
-        self._together = together(rank(), self._guard) if duty.stops else None
+        self._together = together(rank(), self._guard, on_alert) if duty.acts else None
         self._session = Session(models, optimizers, chosen, self._guard, self._emit, self._background, duty.group)
         self._models = models
         self._closed = self._named = False
@@ -305,6 +306,5 @@ class Watch:
         return self._transport.seconds_spent
 
     def _react(self) -> None:
-        taken = self._session.step
-        act = partial(self._reactions.act, self._transport.stop_at_step, taken)
-        act() if self._together is None else self._together.act(act, taken)
+        act = self._reactions.act if self._together is None else partial(self._together.act, self._reactions)
+        act(self._transport.stop_at_step, self._session.step)

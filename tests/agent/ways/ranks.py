@@ -35,9 +35,9 @@ RANKS, EXAMPLES = 2, 4
 class Plan:
     """How the two train. no_sync: gradients are exchanged in the last backward pass of a step alone.
 
-    stops: the third loss of rank 0 is not finite, and the watch is to stop on that. shards: fully_shard in place of
-    DistributedDataParallel, of a model with matrices of all shapes if mixed. weighted: the parts of a step have other
-    weights in its loss, which are logged. divided: gradients are divided by this in place of the number of ranks.
+    stops: the third loss of rank 0 is not finite, and the watches are to tell of that and stop. shards: fully_shard,
+    not DistributedDataParallel, of a model with matrices of all shapes if mixed. weighted: the parts of a step have
+    other weights in its loss, which are logged. divided: gradients are divided by this in place of the number of ranks.
     broken: a method `module:Class.name` of the agent that fails on broken_rank. budget, spectra, drift: of the watch.
     resumed: whose state a second watch goes on from, "own" or "rank 0"; "" for no second watch.
     """
@@ -111,6 +111,22 @@ def made(plan: Plan) -> nn.Module:
         return attention()
     torch.manual_seed(0)
     return Mixed()
+
+
+class Alerts:
+    """What the watch of a rank told it of: at which step, and by which rule."""
+
+    watch: gradspectra.Watch
+
+    def __init__(self) -> None:
+        self.called: list[list[Any]] = []
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"on_alert": self._on_alert, "stop_on": "critical"}
+
+    def _on_alert(self, alert: dict[str, Any]) -> None:
+        self.called.append([self.watch.status()["step"], alert["rule"], alert["opened_step"]])
 
 
 def part_loss(model: nn.Module, rank: int, step: int, part: int, plan: Plan) -> torch.Tensor:
@@ -238,7 +254,7 @@ def main(folder: Path, plan: Plan) -> None:
     with group(folder, 1):
         model = wrapped(made(plan), plan)
         optimizer = optimizer_of(model, plan)
-        stopped, stop_on = "", "critical" if plan.stops else None
+        stopped, alerts = "", Alerts()
 
         @contextmanager
         def around(_: int) -> Iterator[None]:
@@ -248,8 +264,9 @@ def main(folder: Path, plan: Plan) -> None:
                 if before:
                     yield
 
-        options = {**plan.options, "stop_on": stop_on, "enabled": plan.watch}
+        options = {**plan.options, **(alerts.options if plan.stops else {}), "enabled": plan.watch}
         with broken(plan, 1), gradspectra.watch(model, optimizer, **options) as watch:
+            alerts.watch = watch
             try:
                 train(model, optimizer, watch, 1, plan, around)
             except gradspectra.InstabilityError as error:
@@ -261,6 +278,7 @@ def main(folder: Path, plan: Plan) -> None:
                 train(model, optimizer, watch, 1, plan, around)
         told = {
             "stopped": stopped,
+            "alerts": alerts.called,
             "step": state["step"],
             "enabled": watch.status()["enabled"],
             "threads": [thread.name for thread in threading.enumerate()],

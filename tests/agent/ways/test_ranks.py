@@ -9,7 +9,7 @@ import pytest
 import torch
 from agent.watched_training import KeepingTransport, attention, loss_of, watched
 from agent.ways.plain import Plain
-from agent.ways.ranks import EXAMPLES, RANKS, Plan, group, part_loss, second_rank, train, weight_sum, wrapped
+from agent.ways.ranks import EXAMPLES, RANKS, Alerts, Plan, group, part_loss, second_rank, train, weight_sum, wrapped
 from agent.ways.way import way
 from gradspectra import together
 from gradspectra.errors import InstabilityError
@@ -62,12 +62,13 @@ def test_rank_0_measures_the_step_of_all_ranks(name, kept, the_way, tmp_path):
 
 
 @pytest.mark.slow
-def test_all_ranks_stop_at_the_same_step(kept, tmp_path):
-    plan = Plan(steps=20_000, stops=True)
+def test_all_ranks_hear_of_an_alert_and_stop_at_the_same_step(kept, tmp_path):
+    plan, alerts = Plan(steps=20_000, stops=True), Alerts()
     with second_rank(tmp_path, plan) as told, group(tmp_path, 0):
         model = wrapped(attention(), plan)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        with watched(model, optimizer, every=1000, stop_on="critical") as watch:
+        with watched(model, optimizer, every=1000, **alerts.options) as watch:
+            alerts.watch = watch
             with pytest.raises(InstabilityError, match="step 3: ") as raised:
                 train(model, optimizer, watch, 0, plan, lambda _: nullcontext())
             step = watch.state_dict()["step"]
@@ -76,6 +77,7 @@ def test_all_ranks_stop_at_the_same_step(kept, tmp_path):
     assert (told["step"], told["sum"]) == (step, total)
     assert told["stopped"] == f"rank 0 stops: {raised.value}"
     assert step >= 3 + together.AHEAD_STEPS
+    assert told["alerts"] == alerts.called == [[step, "nonfinite", 3]]
     assert (told["enabled"], told["spooled"]) == (False, [])
     assert kept()[-1].step == step
 
