@@ -7,31 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from gradspectra_core.records import Float32, Float64
+from gradspectra_core.records import Float64
 from torch import Tensor
 
-from gradspectra.columns import Columns
-from gradspectra.compiling import SAMPLE, Compiled
-from gradspectra.flat import CHUNK, OneThread, chunk, dot_into, flat, given_threads
-from gradspectra.fused import BYTES, CPU, FusedPass, address, fits
+from gradspectra.drift_samples import BLOCK, Samples, placed_at
+from gradspectra.flat import OneThread, chunk, dot_into, flat
+from gradspectra.fused import CPU, FusedPass, fits
 from gradspectra.inventory import Inventory, WatchedTensor
 from gradspectra.readout import Readout, summed
 from gradspectra.shards import local
-from gradspectra.starts import (
-    Coded,
-    Start,
-    before,
-    before_on_host,
-    copy_of,
-    extent,
-    in_steps,
-    is_of,
-    may_be_coded,
-    placed_on,
-)
+from gradspectra.starts import Start, before, copy_of, extent, in_steps, is_of, may_be_coded, placed_on
 
-BLOCK = 16
-"""Entries that are kept together: a cache line in float32, so that a sample reads little more than itself."""
 FEWEST = 4096
 """Entries of a layer that are kept at least, if it has as many."""
 STRIDES = (61, 53, 43, 37, 31, 23, 19, 17, 13, 11, 7, 5, 3)
@@ -77,61 +63,6 @@ def sample(numbers: Tensor) -> Tensor:
     return numbers[: blocks * stride * BLOCK].view(blocks, stride * BLOCK)[:, :BLOCK]
 
 
-class _Plain:
-    """The tensors that the compiled pass measures, as long as they lie where such tensors do.
-
-    entries: of each tensor how many numbers it must have. of: (n,) which tensor each layer is of; offsets: (n,) bytes
-    from there to its sample; place: where the layers are.
-    """
-
-    def __init__(self, tensors: Sequence[tuple[WatchedTensor, Sequence[tuple[Tensor, Start]]]]) -> None:
-        """Of each tensor, and per layer, what is its sample now, and what it was at the start."""
-        self.tensors = [tensor for tensor, _ in tensors]
-        self.entries = [tensor.pieces[-1][1] for tensor in self.tensors]
-        self.firsts = frozenset([tensor.first for tensor in self.tensors])
-        self.of = np.array([at for at, (_, layers) in enumerate(tensors) for _ in layers], np.int64)
-        self.offsets = np.array([BYTES * start for tensor in self.tensors for start, _ in tensor.pieces], np.uint64)
-        columns = np.array([t.first + piece for t in self.tensors for piece in range(len(t.pieces))], np.int64)
-        self.place = Columns()(columns) if len(columns) else columns
-        self.table, self.sums = np.zeros(len(self.of), SAMPLE), np.empty((len(self.of), 2))
-        self._starts = [start for _, layers in tensors for _, start in layers]
-        for row, (now, start) in enumerate(pair for _, layers in tensors for pair in layers):
-            shape = (len(now), BLOCK, now.stride(0)) if now.dim() == 2 else (1, len(now), len(now))
-            self.table[row] = (0, *_place(start, now), *shape)
-
-    def measure(self, compiled: Compiled) -> bool:
-        """Write the sums of each layer to `sums`, (n, 2); False where one of the tensors lies otherwise by now."""
-        at = [address(tensor.parameter, entries) for tensor, entries in zip(self.tensors, self.entries, strict=True)]
-        if not all(at) or not at:
-            return False
-        self.table["numbers"] = np.array(at, np.uint64)[self.of] + self.offsets
-        compiled.drift(len(self.table), self.table.ctypes.data, self.sums.ctypes.data, given_threads())
-        return True
-
-
-def _place(start: Start, now: Tensor) -> tuple[int, int, int, float]:
-    """The start of a sample as SAMPLE has it: start, 0 where the compiled pass cannot read it, lower, half and step."""
-    if isinstance(start, Tensor):
-        return address(start, now.numel()), 0, 0, 0.0
-    upper, lower = start["upper"], start["lower"]
-    plain = all(codes.is_cpu and codes.is_contiguous() for codes in (upper, lower))
-    return (upper.data_ptr() if plain else 0), lower.data_ptr(), lower.numel(), start["step"]
-
-
-@np.errstate(all="ignore")
-def _sums_on_host(square: Tensor, product: Tensor, now: Float32, start: Coded) -> None:
-    """The sums of a sample (n,) or (n, BLOCK) from a coded start, in pieces."""
-    most = CHUNK * len(now) // now.size
-    squares, products = [], []
-    for first in range(0, len(now), most):
-        then = before_on_host(start, first, min(first + most, len(now)))
-        moved, then = (now[first : first + most] - then).ravel(), then.ravel()
-        squares.append(np.dot(moved, moved))
-        products.append(np.dot(then, np.add(moved, then, out=moved)))
-    square.fill_(float(np.sum(squares)))
-    product.fill_(float(np.sum(products)))
-
-
 class Drift:
     """Keeps the weights of one inventory as they were at the start, and measures how far from there they are.
 
@@ -152,7 +83,7 @@ class Drift:
         self._scale = np.ones(len(inventory.table))
         self._results: dict[torch.device, Tensor] = {}
         self._fused = fused
-        self._plain = _Plain(())
+        self._together = Samples(())
         self._extents: dict[str, Tensor] = {}
         self._asked: Readout | None = None
         """The extents of starts that lie on an accelerator and may be coded, on their way to the host."""
@@ -201,13 +132,14 @@ class Drift:
             start = self.starts[name]
             if not isinstance(start, Tensor):
                 self._on(start["lost"].device)[2, index] = start["lost"]
-        self._plain = _Plain([(tensor, own) for tensor in self._inventory.tensors if (own := self._in_order(tensor))])
+        tensors = self._inventory.tensors
+        self._together = Samples([(tensor, own) for tensor in tensors if (own := self._in_order(tensor))])
 
     def _in_order(self, tensor: WatchedTensor) -> list[tuple[Tensor, Start]]:
-        """Now and start of each of its layers where the compiled pass can read both, else none."""
+        """Now and start of each of its layers where one pass over all can read both, else none."""
         names = self._inventory.table.names
         pairs = [(now, self.starts[names[index]]) for index, now in self._samples((tensor,))]
-        readable = fits(tensor) and all(_place(start, now)[0] for now, start in pairs)
+        readable = fits(tensor) and all(placed_at(start, now)[0] for now, start in pairs)
         return pairs if readable else []
 
     @torch.no_grad()
@@ -218,11 +150,10 @@ class Drift:
         if self._asked is not None:
             self._prepare()
         compiled = None if self._fused is None else self._fused.compiled
-        done: frozenset[int] = frozenset()
-        if compiled is not None and self._plain.measure(compiled):
+        done = self._together.measure(compiled)
+        if done:
             with np.errstate(over="ignore"):
-                self._on(CPU).numpy()[:2, self._plain.place] = self._plain.sums.T
-            done = self._plain.firsts
+                self._on(CPU).numpy()[:2, self._together.place] = self._together.sums.T
         for index, now in self._samples(tensor for tensor in self._inventory.tensors if tensor.first not in done):
             results = self._on(now.device)
             self._sums(results[0, index], results[1, index], now, self.starts[self._inventory.table.names[index]])
@@ -230,9 +161,6 @@ class Drift:
 
     @staticmethod
     def _sums(square: Tensor, product: Tensor, now: Tensor, start: Start) -> None:
-        if now.is_cpu and now.dtype is torch.float32 and not isinstance(start, Tensor):
-            _sums_on_host(square, product, now.numpy(), start)
-            return
         most, wide = chunk(now.device), torch.promote_types(now.dtype, torch.float32)
         rows = most if now.dim() == 1 else most // BLOCK
         if len(now) <= rows:

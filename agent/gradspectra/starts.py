@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TypedDict
 
 import numpy as np
@@ -115,13 +116,20 @@ def before(start: Start, first: int, last: int, dtype: torch.dtype) -> Tensor:
     )
 
 
-def before_on_host(start: Coded, first: int, last: int) -> Float32:
-    """As `before`, of a start on the host and by numpy, which takes half as long on a few thousand entries."""
-    upper, lower, step = start["upper"].numpy()[first:last], start["lower"].numpy(), start["step"]
-    half = len(lower)
-    ends = lower[first : min(last, half)] & 15, lower[max(first, half) - half : max(last, half) - half] >> 4
-    found: Float32 = np.multiply(upper, np.float32(16 * step), dtype=np.float32)
-    found += np.multiply(np.concatenate(ends), np.float32(step), dtype=np.float32)
+def decoded(starts: Sequence[Coded]) -> Float32:
+    """What samples on the host were at the start, one after another, (N,): by numpy, all of them in a few calls."""
+    upper = np.concatenate([start["upper"].view(-1).numpy() for start in starts])
+    lower = np.concatenate([start["lower"].view(-1).numpy() for start in starts])
+    low, high = lower & 15, lower >> 4
+    codes, first = [], 0
+    for start in starts:
+        half, count = start["lower"].numel(), start["upper"].numel()
+        codes += [low[first : first + half], high[first : first + count - half]]
+        first += half
+    found: Float32 = np.multiply(upper, 16, dtype=np.float32)
+    found += np.concatenate(codes)
+    steps = np.array([start["step"] for start in starts], np.float32)
+    found *= np.repeat(steps, [start["upper"].numel() for start in starts])
     return found
 
 

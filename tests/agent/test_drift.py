@@ -21,8 +21,8 @@ from agent.watched_training import (
     watched,
     weights,
 )
-from gradspectra import measuring
-from gradspectra.drift import BLOCK, FEWEST, sample
+from gradspectra import drift_samples, measuring
+from gradspectra.drift import BLOCK, FEWEST, Drift, sample
 from torch import nn
 
 
@@ -62,6 +62,26 @@ def test_small_layers_are_measured_whole(drift, kept):
         expected = {name: product or None for name, product in products(now, start).items()}
         assert_close(column(record, "weight_dot_init"), expected, 1e-5, 1e-7)
         assert expected["norm.bias"] is None
+
+
+@pytest.mark.parametrize("together", [10, 100, 10_000])
+def test_by_numpy_it_is_measured_of_many_layers_at_once_and_by_torch_of_large_ones(together, kept, monkeypatch):
+    monkeypatch.setenv("GRADSPECTRA_FUSED", "off")
+    monkeypatch.setattr(drift_samples, "CHUNK", together)
+    by_torch = []
+    original = Drift._sums
+    monkeypatch.setattr(Drift, "_sums", staticmethod(lambda *own: by_torch.append(own[2].numel()) or original(*own)))
+    model = attention()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    start = weights(model)
+    with watched(model, optimizer) as watch:
+        train(model, optimizer, watch, 2)
+    sizes = {name: p.numel() // (3 if name == "qkv.weight" else 1) for name, p in model.named_parameters()}
+    assert set(by_torch) == {size for size in sizes.values() if size > together}
+    now = weights(model)
+    assert_close(column(kept()[-1], "drift_sq"), far(model, start), 1e-5, 1e-12)
+    expected = {name: product or None for name, product in products(now, start).items()}
+    assert_close(column(kept()[-1], "weight_dot_init"), expected, 1e-5, 1e-7)
 
 
 def wander(model, optimizer, steps):
