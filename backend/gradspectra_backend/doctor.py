@@ -139,11 +139,13 @@ def _runs(settings: Settings, repair: bool) -> Finding:
                 found = disagreements(conn)
     except StoreError:
         return _bad("runs", "warning", "not checked, the database does not answer", "see what is said of it")
-    mended = f"; {made} rows mended" if made else ""
+    mended = f"; {made} row{'s' * (made > 1)} mended" if made else ""
     if not found:
         return {"name": "runs", "status": "ok", "detail": f"watermarks and rows agree{mended}"}
     more = f"; and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
-    remedy = "`gradspectra doctor --repair` mends watermarks that are missing and rows of no run; a backup has the rest"
+    remedy = (
+        "`gradspectra doctor --repair` mends watermarks, names, extents and rows of no run; a backup has the rest"
+    )
     return _bad("runs", "failed", "; ".join(found[:MOST_NAMED]) + more + mended, remedy)
 
 

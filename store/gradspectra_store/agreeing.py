@@ -1,4 +1,4 @@
-"""What must agree between tables: each run has its watermark and its attempt, and no row is of a run that is gone."""
+"""What must agree between tables: each run has its watermark and its attempt, and no row is gone or left over."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sqlalchemy as sa
 from gradspectra_store.compaction import compact_anew
 from gradspectra_store.engines import insert_into
 from gradspectra_store.layer_tables import lost_tables
+from gradspectra_store.missing import missing_rows, put_back
 from gradspectra_store.schema import attempts, cursors, metadata, runs, segments, sessions
 
 
@@ -26,6 +27,7 @@ def disagreements(conn: sa.Connection) -> list[str]:
     found += [
         f"run {run} has lost a table of its layers: what was recorded of them is damaged" for run in lost_tables(conn)
     ]
+    found += missing_rows(conn)
     found += [f"{count} rows of {table} are of runs that are gone" for table, count in _orphans(conn).items()]
     return found
 
@@ -33,8 +35,8 @@ def disagreements(conn: sa.Connection) -> list[str]:
 def make_agree(conn: sa.Connection) -> int:
     """Delete rows of runs that are gone, and give a run without a watermark one that lets it be shown and go on.
 
-    What such a run has is taken for derived. Segments whose session is of another run, which is there, are that run's.
-    Returns how many rows were deleted, made or changed.
+    What such a run has is taken for derived. Names and extents that blocks tell of are written again. Segments whose
+    session is of another run, which is there, are that run's. Returns how many rows were deleted, made or changed.
     """
     home = _brought_home(conn)
     missing = _without_watermark(conn)
@@ -42,7 +44,7 @@ def make_agree(conn: sa.Connection) -> int:
         values = {"batch": row.last_batch, "attempt": row.attempt, "derived_step": row.last_step}
         insert = insert_into(conn, cursors).values(run=row.id, suggestions_step=0, **values)
         conn.execute(insert.on_conflict_do_nothing())
-    done = len(missing) + home
+    done = len(missing) + home + put_back(conn)
     for name in _orphans(conn):
         table = metadata.tables[name]
         done += conn.execute(sa.delete(table).where(table.c.run.not_in(sa.select(runs.c.id)))).rowcount

@@ -9,14 +9,17 @@ from typing import Any
 
 import sqlalchemy as sa
 from gradspectra_core.blocks import DamagedBlock, unpack_level, unpack_recorded
+from gradspectra_core.pyramid import Level
 
 from gradspectra_store.block_schema import blocks
 from gradspectra_store.database import Store
 from gradspectra_store.errors import StoreDamaged
 from gradspectra_store.fitting import Known, Misfit, content_of, misfit_of_block, misfit_of_segment
+from gradspectra_store.missing import lost_below
 from gradspectra_store.schema import derived_segments, segments
 from gradspectra_store.segments import READERS, opened
 
+GONE = "is gone"
 _AT_ONCE = 16
 
 
@@ -67,7 +70,7 @@ def is_sound(row: Any) -> bool:
     return True
 
 
-def _check(store: Store, seconds: float, looks: dict[sa.Table, Callable[[Known, Any], DamagedPlace | None]]) -> Checked:
+def _check(store: Store, seconds: float, looks: dict[sa.Table, Callable[[Known, Any], list[DamagedPlace]]]) -> Checked:
     until = time.monotonic() + seconds
     found: list[DamagedPlace] = []
     count = 0
@@ -78,48 +81,72 @@ def _check(store: Store, seconds: float, looks: dict[sa.Table, Callable[[Known, 
             with store.read() as conn:
                 rows = conn.execute(query).all()
                 known = Known(conn)
-                found += [place for place in (look(known, row) for row in rows) if place is not None]
+                found += [place for row in rows for place in look(known, row)]
             count += len(rows)
             if len(rows) < _AT_ONCE:
                 break
             query = newest.where(table.c.id < rows[-1].id)
             if time.monotonic() > until:
-                return Checked(count, False, tuple(found))
-    return Checked(count, True, tuple(found))
+                return Checked(count, False, _told_once(found))
+    return Checked(count, True, _told_once(found))
 
 
-def _block(known: Known, row: Any) -> DamagedPlace | None:
+def _block(known: Known, row: Any) -> list[DamagedPlace]:
     misfit = None
     try:
         content = unpack_recorded(row.payload) if row.level == 0 else unpack_level(row.payload)
         if (misfit := misfit_of_block(known, row, content)) is None:
-            return None
+            lost = lost_below(known.conn, row, content) if isinstance(content, Level) else []
+            return [_gone(row, *below) for below in lost]
     except DamagedBlock:
         pass
     right = {} if misfit is None else misfit.right
     first, stop = right.get("first", row.first), right.get("stop", row.stop)
     last = stop - 1 if isinstance(stop, int) else first  # the row itself may have suffered
     place = row.run, row.attempt, row.name or "times", row.level, first, last
-    return DamagedPlace(*place, row.id, blocks.name, misfit)
+    return [DamagedPlace(*place, row.id, blocks.name, misfit)]
 
 
-def _segment(known: Known, row: Any) -> DamagedPlace | None:
+def _told_once(found: list[DamagedPlace]) -> tuple[DamagedPlace, ...]:
+    """Leave out what is gone only because the row that has it is damaged, and what was found twice."""
+    rows: dict[tuple[Any, ...], list[DamagedPlace]] = {}
+    for one in found:
+        if not _is_gone(one) and isinstance(one.first_step, int):
+            rows.setdefault((one.run, one.attempt, one.name, one.level), []).append(one)
+
+    def hidden(gone: DamagedPlace) -> bool:
+        own = rows.get((gone.run, gone.attempt, gone.name, gone.level), ())
+        return any(one.first_step <= gone.last_step and one.last_step >= gone.first_step for one in own)
+
+    return tuple(one for one in dict.fromkeys(found) if not (_is_gone(one) and hidden(one)))
+
+
+def _is_gone(one: DamagedPlace) -> bool:
+    return one.misfit is not None and one.misfit.why == GONE
+
+
+def _gone(row: Any, name: str, first: int, last: int) -> DamagedPlace:
+    place = row.run, row.attempt, name or "times", 0, first, last
+    return DamagedPlace(*place, row.id, blocks.name, Misfit(GONE, {}))
+
+
+def _segment(known: Known, row: Any) -> list[DamagedPlace]:
     return _of_segment(known, row, segments.name)
 
 
-def _derived_segment(known: Known, row: Any) -> DamagedPlace | None:
+def _derived_segment(known: Known, row: Any) -> list[DamagedPlace]:
     return _of_segment(known, row, derived_segments.name)
 
 
-def _of_segment(known: Known, row: Any, table: str) -> DamagedPlace | None:
+def _of_segment(known: Known, row: Any, table: str) -> list[DamagedPlace]:
     misfit, kind = None, row.kind
     try:
         kind, content = content_of(row)
         if (misfit := misfit_of_segment(known, row, kind, content)) is None:
-            return None
+            return []
     except StoreDamaged:
         pass
     right = {} if misfit is None else misfit.right
     steps = right.get("first_step", row.first_step), right.get("last_step", row.last_step)
     name = f"{'derived ' if table == derived_segments.name else ''}{kind} (segment)"
-    return DamagedPlace(row.run, right.get("attempt", row.attempt), name, None, *steps, row.id, table, misfit)
+    return [DamagedPlace(row.run, right.get("attempt", row.attempt), name, None, *steps, row.id, table, misfit)]

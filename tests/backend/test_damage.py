@@ -188,6 +188,25 @@ def test_the_doctor_names_a_block_whose_row_is_damaged_too(caller: Caller, setti
     assert f"1 damaged: run {run['id']} attempt 1 loss level 0 steps 1 to 1" in found["detail"]
 
 
+def test_the_doctor_tells_of_rows_that_are_gone(caller: Caller, settings: Settings):
+    run = derived_run(caller)
+    store = Store.open(settings.database)
+    compact(store, run["id"])
+    with store.write() as conn:
+        conn.execute(sa.text("DELETE FROM blocks WHERE name = 'loss' AND level = 0"))
+        conn.execute(sa.text("DELETE FROM names WHERE name = 'loss'"))
+        conn.execute(sa.text("DELETE FROM segments WHERE kind = 'scalars' AND last_step = 144"))
+    store.close()
+
+    def said() -> list[str]:
+        found = {entry["name"]: entry for entry in examine(lambda: settings)}
+        return [f"{found[name]['status']}: {found[name]['detail']}" for name in ("runs", "blocks")]
+
+    gone = f"run {run['id']} attempt 1 loss level 0 steps 0 to 111 (is gone)"
+    lost = f"run {run['id']} has lost a batch of attempt 1 between steps 128 and 145"
+    assert said() == [f"failed: {lost}", f"failed: all 3 read, 1 damaged: {gone}"]
+
+
 def test_layers_whose_table_is_lost_are_damage_and_the_doctor_names_the_run(caller: Caller, settings: Settings):
     run, of = caller.start(), table()
     steps = list(range(1, 17))

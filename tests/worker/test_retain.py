@@ -7,6 +7,7 @@ import pytest
 import sqlalchemy as sa
 from gradspectra_store import Store
 from gradspectra_store.block_schema import blocks
+from gradspectra_store.checking import check_blocks
 from gradspectra_store.freeing import bytes_of, to_be_freed
 from gradspectra_store.read import read_series
 from gradspectra_store.retention import DAY, Retention, adopt_retention, due_runs
@@ -40,6 +41,7 @@ def test_what_is_left_is_what_the_coarser_answer_was_and_says_so(store):
         series = read_series(conn, run, ["loss", "eval_loss", "noise_scale"], columns=10_000)
     assert retain(store, run, KEPT, LATER) > 0
     assert retain(store, run, KEPT, LATER) == 0
+    assert check_blocks(store, 60.0).damaged == ()
     for attempt in (1, 2):
         for name in NAMES:
             now = asked(store, run, name, columns=10_000, attempt=attempt)
