@@ -46,14 +46,6 @@ class SessionFolder:
             raise
         return folder
 
-    def request(self) -> tuple[str, RunRequest]:
-        """Return server and run request of the session; raises ValueError where run.json is missing or damaged."""
-        try:
-            members = json.loads((self.path / RUN_FILE).read_bytes())
-            return str(members["server"]), RunRequest.from_json(members["request"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{self.path / RUN_FILE} does not say which run this is: {error}") from None
-
     def set_closed(self, state: str) -> None:
         """Remember how the run ended, for whoever sends the rest; a disk that is full forgets it."""
         with suppress(OSError):
@@ -81,6 +73,15 @@ class SessionFolder:
         new = self.path / f"{name}.new"
         new.write_text(json.dumps(members), encoding="utf-8")
         os.replace(new, self.path / name)
+
+
+def request_of(path: Path) -> tuple[str, RunRequest]:
+    """Return server and run request of a session's directory; raises ValueError where it has none that can be read."""
+    try:
+        members = json.loads((path / RUN_FILE).read_bytes())
+        return str(members["server"]), RunRequest.from_json(members["request"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path / RUN_FILE} does not say which run this is: {error}") from None
 
 
 def make_folder(spool: Path, request: RunRequest, server: str) -> tuple[SessionFolder | None, str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from gradspectra_core.records import Batch, Gap
 from gradspectra_core.wire import WireError, decode_batch, encode_batch
 
+from gradspectra.claims import Claim, held_claims
 from gradspectra.frames import LAYERS, SPECTRA, STAMPED, Frame, frame_bytes
 from gradspectra.journal import Journal, open_file
 from gradspectra.shedding import Excess, Sized, beyond_reading, shed_flagged, shed_steps, without_steps
@@ -22,6 +23,8 @@ log = logging.getLogger("gradspectra")
 
 DEFAULT_LIMIT = 256 << 20
 MEMORY_LIMIT = 64 << 20
+PATIENCE = 1.25
+"""How far past its bound a spool may grow while a sync copies it."""
 KEEP_ACKNOWLEDGED = 4 << 20
 NOT_SPOOLED = "its batch could not be spooled"
 LOST_BY_SERVER = "the server lost it after storing it"
@@ -39,6 +42,7 @@ class Spool:
     def __init__(self, directory: Path | None, limit: int = DEFAULT_LIMIT) -> None:
         self.journal = Journal(None if directory is None else directory / "batches")
         self._marker = None if directory is None else open_file(directory / "acknowledged")
+        self._directory = directory
         self._limit = limit if directory else min(limit, MEMORY_LIMIT)
         self._attempted = 0
         self._session: str | None = None
@@ -50,6 +54,11 @@ class Spool:
         self.times_thinned = 0
         self.failed = 0
         self._count()
+
+    @property
+    def attempted(self) -> int:
+        """The last batch that was given out to be sent."""
+        return max(self._attempted, self.acknowledged)
 
     @property
     def waiting_bytes(self) -> int:
@@ -168,6 +177,24 @@ class Spool:
         self._rewrite(with_gap)
 
     def _thin_out(self, limit: int) -> None:
+        """Make room: forget what a sync has brought to the server, and give up the oldest of what was never sent."""
+        if self._directory is None or self.journal.in_memory:
+            self._give_up_oldest(limit)
+            return
+        with held_claims(self._directory) as claims:
+            if claims.locked is False and self.waiting_bytes <= PATIENCE * limit:
+                return
+            self._heed(claims.read())
+            if self.waiting_bytes > limit:
+                self._give_up_oldest(limit)
+
+    def _heed(self, claim: Claim) -> None:
+        """Take over what a sync has done."""
+        if self.acknowledged < claim.stored < self.next_sequence:
+            self.acknowledge(claim.stored)
+        self._attempted = max(self._attempted, min(claim.copied, self.next_sequence - 1))
+
+    def _give_up_oldest(self, limit: int) -> None:
         """Give up the oldest of what was never sent until a quarter of the bound is free: spectra, layers, steps."""
         self.times_thinned += 1
         for flag in (SPECTRA, LAYERS):

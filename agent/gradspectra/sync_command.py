@@ -36,9 +36,10 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _line(result: Synced) -> str:
-    if result.status == "sent":
+    if result.status in ("sent", "running"):
         refused = f", {result.refused} batches refused (kept in {result.directory}/refused)" if result.refused else ""
-        return f"sent {result.steps} steps to {result.url}{refused}"
+        goes_on = "; the job goes on" if result.status == "running" else ""
+        return f"sent {result.steps} steps to {result.url}{refused}{goes_on}"
     if result.status == "in use":
         return f"left alone: {result.error}"
     stays = f"{result.left} steps stay in" if result.left else "not sent:"

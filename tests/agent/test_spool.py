@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from agent.records import TABLE, layer_record, scalar_record
+from gradspectra.claims import Claim, held_claims
 from gradspectra.journal import Journal
 from gradspectra.packing import Packer
 from gradspectra.record import StepRecord
-from gradspectra.spool import Spool
+from gradspectra.spool import PATIENCE, Spool
 from gradspectra_core.layers import Layer, LayerTable
 from gradspectra_core.limits import DEFAULT_LIMITS
 from gradspectra_core.records import Batch
@@ -203,6 +204,60 @@ def test_a_full_spool_gives_up_the_oldest_spectra_first(tmp_path: Path) -> None:
     assert [(gap.first, gap.last, gap.what) for batch in batches for gap in batch.gaps] == [
         (step, step, "spectra") for step in without
     ]
+
+
+def test_a_full_spool_forgets_what_a_sync_has_brought_to_the_server_before_it_gives_anything_up(tmp_path: Path) -> None:
+    packer, limit = Packer(), 40_000
+    spool = filled(tmp_path, 10, packer, limit)
+    each = spool.waiting_bytes / 10
+    with held_claims(tmp_path) as claims:
+        claims.write(Claim(copied=10, stored=8))
+    while spool.next_sequence * each <= limit + 2 * each:
+        (batch,) = packer.pack([layer_record(spool.next_sequence)])
+        spool.append(batch)
+    assert (spool.acknowledged, spool.times_thinned) == (8, 0)
+    batches = list(drained(spool))
+    assert [batch.sequence for batch in batches] == list(range(9, spool.next_sequence))
+    assert all(batch.layers is not None and not batch.gaps for batch in batches)
+
+
+def test_what_a_sync_has_copied_keeps_its_number_and_content(tmp_path: Path) -> None:
+    packer = Packer()
+    spool = filled(tmp_path, 5, packer, limit=30_000)
+    before = [decode_batch(payload) for frame in spool.journal.frames() if (payload := spool.journal.payload(frame))]
+    with held_claims(tmp_path) as claims:
+        claims.write(Claim(copied=5))
+    for step in range(6, 301):
+        (batch,) = packer.pack([layer_record(step)])
+        spool.append(batch)
+    assert spool.times_thinned
+    after = list(drained(spool))
+    assert [encode_batch(batch) for batch in after[:5]] == [encode_batch(batch) for batch in before]
+    assert [batch.sequence for batch in after] == list(range(1, len(after) + 1))
+
+
+@pytest.mark.parametrize(("locked", "grows"), [(False, True), (None, False)])
+def test_a_full_spool_waits_for_a_sync_that_copies_it_but_not_for_ever(
+    locked: bool | None, grows: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradspectra.claims._locked", lambda _: locked)
+    packer, limit, largest = Packer(), 30_000, 0
+    spool = opened(tmp_path, limit)
+    for step in range(1, 301):
+        (batch,) = packer.pack([layer_record(step)])
+        spool.append(batch)
+        largest = max(largest, spool.waiting_bytes)
+    assert (largest > limit, spool.times_thinned > 0) == (grows, True)
+    assert largest <= PATIENCE * limit
+
+
+@given(st.binary(max_size=24))
+@settings(max_examples=30, deadline=None)
+def test_a_damaged_claim_is_none(raw: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "claimed").write_bytes(raw)
+        with held_claims(Path(folder)) as claims:
+            assert claims.read() == Claim()
 
 
 def test_a_spool_that_stays_full_gives_up_layers_then_steps_each_with_a_gap(tmp_path: Path) -> None:

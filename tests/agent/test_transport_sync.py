@@ -149,17 +149,63 @@ def test_a_spool_is_cut_by_the_kill_and_still_sent(server: ScriptedServer, tmp_p
     assert server.steps() == list(range(1, result.steps + 1))
 
 
-def test_a_live_job_keeps_others_away(server: ScriptedServer, tmp_path: Path) -> None:
+def spooled(transport: Transport, steps: int) -> Path:
+    """The directory of a job that finds no server, once so many steps lie there."""
+    deadline = time.monotonic() + 60
+    while transport._sender is None or transport._sender.spool.waiting_steps < steps:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert transport.spool_directory is not None
+    return Path(transport.spool_directory)
+
+
+def test_what_a_running_job_has_spooled_is_sent_while_it_goes_on(server: ScriptedServer, tmp_path: Path) -> None:
+    transport = Transport(server=AWAY, project="p", spool=tmp_path)
+    transport.start()
+    for first, last in ((1, 10), (11, 15)):
+        for step in range(first, last + 1):
+            transport.record(layer_record(step, spectra=True))
+        folder = spooled(transport, last)
+        code = f"from gradspectra.sync import sync; print(sync({str(folder)!r}, {server.url!r})[0])"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+        assert "status='running', run='run1'" in done.stdout
+        assert f"steps={last - first + 1}, left=0, refused=0, error=None" in done.stdout
+        assert server.steps() == list(range(1, last + 1))
+    assert sync(folder, server.url)[0].status == "running", "also from within the job, and with nothing new"
+    transport.record(layer_record(16))
+    transport.close(timeout=0.5)
+    assert server.finished == []
+    assert sync(folder, server.url)[0].status == "sent"
+    assert server.steps() == list(range(1, 17))
+    assert server.repeated == 0
+    assert [end["state"] for end in server.finished] == ["finished"]
+    assert not folder.exists()
+
+
+def test_what_a_sync_and_the_job_both_send_is_there_once(server: ScriptedServer, tmp_path: Path) -> None:
+    server.scripts = [lambda handler: handler.answer(503, {"title": "busy"}, Retry_After="1")]
     transport = Transport(server=server.url, project="p", spool=tmp_path)
     transport.start()
+    for step in range(1, 100):
+        transport.record(layer_record(step))
+    server.wait_for(lambda: not server.scripts)
+    assert sync(spooled(transport, 99), server.url)[0].status == "running"
+    transport.close(timeout=30.0)
+    assert server.steps() == list(range(1, 100))
+    assert [end["state"] for end in server.finished] == ["finished"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_syncs_do_not_copy_the_same_spool_at_once(server: ScriptedServer, tmp_path: Path) -> None:
+    transport = Transport(server=AWAY, project="p", spool=tmp_path)
+    transport.start()
     transport.record(scalar_record(1))
-    server.wait_for(lambda: server.steps() == [1])
-    (folder,) = tmp_path.iterdir()
-    assert sync(folder, server.url)[0].status == "in use"
-    code = f"from gradspectra.sync import sync; print(sync({str(folder)!r}, {server.url!r})[0].status)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout == "in use\n"
-    transport.close()
+    folder = spooled(transport, 1)
+    other = DirectoryLock(folder, "syncing", "another sync")
+    (result,) = sync(folder, server.url)
+    assert (result.status, result.error) == ("in use", f"{folder} is in use by another sync")
+    other.release()
+    transport.close(timeout=0.1)
 
 
 def test_a_lock_is_free_again_after_release(tmp_path: Path) -> None:
