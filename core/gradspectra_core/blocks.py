@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from gradspectra_core.planes import MAX_LENGTH, CodingError, decode, encode
 from gradspectra_core.pyramid import Level, same_in_all
 from gradspectra_core.records import Bool, Int64
+from gradspectra_core.slots import in_each_row
 from gradspectra_core.widths import width_of
 
 _NAME = b"gsb1"
@@ -116,7 +117,7 @@ def unpack_level(payload: bytes) -> Level:
         offset, at = decode(body, at, whole)
         flat, at = decode(body, at, whole)
         finite = _as_one_row(_shaped(flat, 1 if flags & _ONE_ROW else rows, count))
-        counts = {"finite": np.broadcast_to(finite, (rows, count))}
+        counts = {"finite": in_each_row(finite, rows)}
         for name in (name for name, bit in _COUNTS if flags & bit):
             flat, at = decode(body, at, whole)
             counts[name] = _as_one_row(_shaped(flat, rows, count))
@@ -180,7 +181,7 @@ def _spread(values: NDArray[Any], held: Bool | None, rows: int, count: int) -> N
 def _as_one_row(counts: Int64) -> Int64:
     """The same counts; where all rows have the same, as one row that is repeated."""
     if len(counts) > 1 and counts.strides[0] and (counts == counts[:1]).all():
-        return np.broadcast_to(counts[0].copy(), counts.shape)
+        return in_each_row(counts[:1].copy(), len(counts))
     return counts
 
 
@@ -193,6 +194,6 @@ def _put(whole: NDArray[Any], there: Bool, values: NDArray[Any]) -> None:
 def _shaped(flat: NDArray[Any], rows: int, count: int) -> NDArray[Any]:
     if len(flat) != rows * count:
         raise DamagedBlock(f"the block holds {len(flat)} numbers where {rows * count} belong")
-    if flat.strides == (0,):
-        return np.broadcast_to(flat[:1].reshape(1, 1), (rows, count)) if rows * count else flat.reshape(rows, count)
+    if flat.strides == (0,) and rows * count:
+        return np.ndarray((rows, count), flat.dtype, flat[:1].tobytes(), strides=(0, 0))
     return flat.reshape(rows, count)

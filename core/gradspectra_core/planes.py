@@ -20,10 +20,12 @@ _HEAD = struct.Struct("<BBI")
 _PLANE = struct.Struct("<BI")
 _CONSTANT, _DIFFERENCES = 0, 1
 _SAME, _PLAIN, _DEFLATED, _SPARSE = 0, 1, 2, 3
-_EMPTY = _PLANE.pack(_SAME, 1) + b"\0"
-"""A plane of zeros, as the upper ones of small numbers are."""
+_EMPTY = [(_PLANE.pack(_SAME, 1) + b"\0") * count for count in range(9)]
+"""So many planes of zeros, as the upper ones of small numbers are."""
 _PLACE = np.dtype("<u4")
 _SPARSE_SHARE = 256
+_SHORT = 6
+"""So many bytes a plane with one place takes."""
 _WORDS = {size: np.dtype(f"<u{size}") for size in (1, 4, 8)}
 MAX_LENGTH = 1 << 30
 """A coded array never says to hold more numbers than this."""
@@ -64,6 +66,8 @@ def decode(payload: memoryview, at: int, dtype: np.dtype[Any], base: Numbers | N
             raise CodingError("the array is cut off")
         return np.ndarray((length,), dtype, bytes(payload[at : at + size]), strides=(0,)), at + size
     same, planes, at = _planes(payload, at, size)
+    if base is None and length and all(map(_of_first, planes)):
+        return _evenly(same, planes, length, size).view(dtype), at
     coded: Numbers = np.empty(length, _WORDS[size])
     coded.fill(same)
     octets = coded.view(np.uint8).reshape(length, size)
@@ -93,9 +97,30 @@ def _fold(differences: Numbers) -> None:
 
 def _unfold(coded: Numbers) -> None:
     one = coded.dtype.type(1)
-    sign = np.negative(coded & one)
+    sign = coded & one
+    np.negative(sign, out=sign)
     coded >>= one
     coded ^= sign
+
+
+def _of_first(plane: tuple[int, int, memoryview]) -> bool:
+    """Whether a plane is the same byte everywhere but for the first number."""
+    _, kind, content = plane
+    return kind == _SPARSE and len(content) == 1 + _PLACE.itemsize + 1 and not any(content[1:-1])
+
+
+def _evenly(same: int, planes: list[tuple[int, int, memoryview]], length: int, size: int) -> Numbers:
+    """Numbers of one difference to each other, as steps mostly are. same, planes: as `_planes` gives them."""
+    begin = same
+    for number, _, content in planes:
+        begin ^= (content[0] ^ content[-1]) << 8 * number
+    first, apart = ((one >> 1) ^ -(one & 1) for one in (begin, same))
+    bits = 8 * size - 1
+    word = _WORDS[size].type
+    found: Numbers = np.arange(length, dtype=word)
+    found *= word(apart & (2 << bits) - 1)
+    found += word(first & (2 << bits) - 1)
+    return found
 
 
 def _plane(plane: NDArray[np.uint8], worth: float) -> bytes:
@@ -104,7 +129,7 @@ def _plane(plane: NDArray[np.uint8], worth: float) -> bytes:
     if len(plane):
         most = np.bincount(plane, minlength=256).argmax().astype(np.uint8)
         places = np.flatnonzero(plane != most)
-        if len(places) * _SPARSE_SHARE <= len(plane):
+        if len(places) <= max(len(plane) // _SPARSE_SHARE, 1) and len(plane) > _SHORT:
             content = most.tobytes() + places.astype(_PLACE).tobytes() + plane[places].tobytes()
             return _PLANE.pack(_SPARSE, len(content)) + content
     plain = plane.tobytes()
@@ -120,10 +145,10 @@ def _planes(payload: memoryview, at: int, size: int) -> tuple[int, list[tuple[in
     same = 0
     planes: list[tuple[int, int, memoryview]] = []
     for number in range(size):
-        rest = _EMPTY * (size - number)
-        if payload[at : at + len(rest)] == rest:
-            return same, planes, at + len(rest)
         kind, length = _taken(_PLANE, payload, at)
+        rest = _EMPTY[size - number]
+        if kind == _SAME and payload[at : at + len(rest)] == rest:
+            return same, planes, at + len(rest)
         at += _PLANE.size
         end = at + length
         if end > len(payload) or kind not in (_SAME, _PLAIN, _DEFLATED, _SPARSE) or (kind == _SAME and length != 1):

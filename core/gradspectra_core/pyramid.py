@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from gradspectra_core.records import Bool, Int64
-from gradspectra_core.slots import Numbers, Slots, constant, repeated
+from gradspectra_core.slots import Numbers, Slots, constant, in_each_row, repeated
 from gradspectra_core.widths import FACTOR as FACTOR
 
 _LARGEST = float(np.finfo(np.float32).max)
@@ -121,6 +121,8 @@ def coarser(level: Level, factor: int = FACTOR, dtype: np.dtype[Any] | None = No
     if len(parts) > 1:
         return joined([coarser(part, factor, dtype) for part in parts])
     dense = Slots.of(level.numbers, factor)
+    if dense.alone:
+        return _renumbered(level, factor, dtype)
     held = same_in_all(level.finite)
     whole = bool(held.all())
     finite = dense.total(held)
@@ -137,9 +139,27 @@ def coarser(level: Level, factor: int = FACTOR, dtype: np.dtype[Any] | None = No
     mean = mean if dtype is None else mean.astype(dtype) if low.dtype == dtype else _cast(mean, dtype)
     last = None if level.last is None else _cast(dense.latest(level.last, held, whole), dtype)
     low, high = _cast(low, dtype), _cast(high, dtype)
-    finite = np.broadcast_to(finite, mean.shape)
+    finite = in_each_row(finite, level.rows)
     return Level(
         level.numbers[dense.starts] // factor, level.first[dense.starts], mean, low, high, last, finite, *counts
+    )
+
+
+def _renumbered(level: Level, factor: int, dtype: np.dtype[Any] | None) -> Level:
+    """As `coarser`, of buckets that each lie in a wider one by themselves."""
+    own = {id(array): array for array in (level.mean, level.low, level.high)}
+    cast = {key: _cast(array + 0.0, dtype) for key, array in own.items()}
+    mean, low, high = (cast[id(array)] for array in (level.mean, level.low, level.high))
+    mean = mean.astype(np.float64) if dtype is None else mean
+    counts = level.finite, level.nan, level.up, level.down
+    return Level(
+        level.numbers // factor,
+        level.first,
+        mean,
+        low,
+        high,
+        None if level.last is None else _cast(level.last, dtype),
+        *counts,
     )
 
 
@@ -225,6 +245,5 @@ def _beside(arrays: list[Numbers | None], levels: Sequence[Level]) -> Numbers | 
     if one is not None and all(constant(array) == one for array in there):
         return np.broadcast_to(there[0][0, 0], (there[0].shape[0], sum(array.shape[1] for array in there)))
     if all(array.strides[0] == 0 for array in there):
-        row = np.concatenate([array[:1] for array in there], axis=1)
-        return np.broadcast_to(row, (there[0].shape[0], row.shape[1]))
+        return in_each_row(np.concatenate([array[:1] for array in there], axis=1), there[0].shape[0])
     return np.concatenate(there, axis=1)

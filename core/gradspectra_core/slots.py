@@ -123,6 +123,16 @@ def repeated(value: int, shape: tuple[int, ...]) -> Int64:
     return np.ndarray(shape, np.int64, value.to_bytes(8, sys.byteorder), strides=(0,) * len(shape))
 
 
+def in_each_row(counts: Numbers, rows: int) -> Numbers:
+    """Counts that come as one row, (1, N), as (rows, N), kept once; others as they are."""
+    if counts.shape[0] == rows:
+        return counts
+    count = counts.shape[1]
+    if counts.strides == (0, 0):
+        return np.ndarray((rows, count), counts.dtype, counts[:, :1].tobytes(), strides=(0, 0))
+    return np.ndarray((rows, count), counts.dtype, np.ascontiguousarray(counts), strides=(0, counts.itemsize))
+
+
 def constant(counts: Numbers) -> Any:
     """The value that all entries are known to have, None where they are kept one by one."""
     return counts.flat[0] if counts.size and counts.strides == (0, 0) else None

@@ -123,7 +123,7 @@ def _make_again(store: Store, identity: int) -> bool:
 def _remade(conn: sa.Connection, row: Any) -> bytes | None:
     """The payload of a block of buckets, None where something that it was made of is not there any more."""
     source = Source(*(getattr(row, name) for name in Source._fields))
-    of_block = BlockRow(*(getattr(row, name) for name in BlockRow.__slots__))
+    of_block = BlockRow(*(getattr(row, name) for name in BlockRow._fields))
     quantity = Quantity(row.name, (row.name,), 1, last=True)
     coarse = []
     if row.kind == "layers":

@@ -31,6 +31,18 @@ def test_any_bits_come_back(data: st.DataObject, dtype: type, length: int, based
     assert (bits(back) == bits(array)).all()
 
 
+@given(DTYPES, st.integers(-(2**62), 2**62), st.integers(-(2**40), 2**40), st.integers(1, 600))
+def test_numbers_at_even_distances_come_back_and_take_little_room(dtype: type, first: int, apart: int, length: int):
+    word = np.dtype(f"u{np.dtype(dtype).itemsize}")
+    array = ((first + apart * np.arange(length)).view(np.uint64)).astype(word).view(dtype)
+    coded = b"before" + encode(array) + b"after"
+    back, end = decode(memoryview(coded), 6, np.dtype(dtype))
+    assert coded[end:] == b"after"
+    assert len(back) == length
+    assert (bits(back) == bits(array)).all()
+    assert len(coded) <= 11 + 6 + word.itemsize * 11
+
+
 @given(st.data(), DTYPES, st.integers(0, 4), st.integers(0, 20), st.booleans())
 def test_recorded_numbers_come_back_in_place(data: st.DataObject, dtype: type, rows: int, count: int, full: bool):
     values = data.draw(hnp.arrays(f"u{np.dtype(dtype).itemsize}", (rows, count))).view(dtype).reshape(rows, count)

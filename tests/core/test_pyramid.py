@@ -165,3 +165,22 @@ def test_rows_that_a_block_does_not_have_are_absent():
 @pytest.mark.parametrize(("width", "level"), [(1, 0), (4, 0), (8, 1), (32, 1), (64, 2), (16_384, 4)])
 def test_the_level_is_the_coarsest_that_fits(width: int, level: int):
     assert level_of(width) == level
+
+
+def test_buckets_that_lie_in_wider_ones_by_themselves_stay_as_they_are():
+    values = np.array([[-0.0, 1e300, 2.5], [np.inf, -1e300, np.nan]])
+    level = leaves(np.array([3, 17, 40]), values, None, last=True)
+    wider = coarser(level, 8, np.dtype(np.float32))
+    largest = np.finfo(np.float32).max
+    assert wider.numbers.tolist() == [0, 2, 5]
+    assert wider.first.tolist() == [3, 17, 40]
+    for array in (wider.mean, wider.low, wider.high):
+        assert array.dtype == np.float32
+        assert array.tolist() == [[0.0, largest, 2.5], [0.0, -largest, 0.0]]
+        assert not np.signbit(array[0, 0])
+    assert wider.finite.tolist() == [[1, 1, 1], [0, 1, 0]]
+    assert wider.nan is not None
+    assert wider.up is not None
+    assert wider.nan.tolist() == [[0, 0, 0], [0, 0, 1]]
+    assert wider.up.tolist() == [[0, 0, 0], [1, 0, 0]]
+    assert coarser(level).mean.tolist() == [[0.0, 1e300, 2.5], [0.0, -1e300, 0.0]]
