@@ -34,7 +34,7 @@ from gradspectra_backend.news import AlertNews
 from gradspectra_backend.pump import Pump
 from gradspectra_backend.routes import API, OPERATION
 from gradspectra_backend.settings import Settings, load_settings
-from gradspectra_backend.short_way import ShortWay
+from gradspectra_backend.short_way import ShortestWay, ShortWay
 from gradspectra_backend.start import has_token
 
 log = logging.getLogger(__name__)
@@ -70,9 +70,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     openapi.install(app)
     app.add_middleware(ShortWay)
     app.add_middleware(RequestBounds, max_body=settings.max_body)
-    app.add_middleware(TrustedHosts, hosts=settings.hosts)
+    passed: set[str] = set()
+    app.add_middleware(TrustedHosts, hosts=settings.hosts, passed=passed)
     app.add_middleware(HeadAsGet)
     app.add_middleware(SecurityHeaders)
+    app.add_middleware(ShortestWay, hosts=passed)
     return app
 
 

@@ -44,6 +44,12 @@ class Context:
     logins: LoginLimit = field(default_factory=LoginLimit)
     clock: Callable[[], float] = field(default=time.time)
 
+    @property
+    def stores_at_once(self) -> bool:
+        """Whether a short batch is stored without waiting for a disk or for a server on the network."""
+        local = self.store.dialect == "sqlite" and self.workers is None
+        return local and self.settings.sqlite_synchronous == "NORMAL"
+
 
 def context_of(request: Request) -> Context:
     """The context of the process that answers `request`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from fastapi import FastAPI, Request
 from gradspectra_frontend.assets import CONTENT_SECURITY_POLICY
 from starlette.datastructures import Headers
@@ -26,6 +28,13 @@ _SECURITY_NAMES = frozenset(name for name, _ in _SECURITY_HEADERS)
 _NOT_KEPT = (b"cache-control", b"no-store")
 
 
+def secured(said: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The headers of an answer with those that every answer has."""
+    headers = [header for header in said if header[0] not in _SECURITY_NAMES]
+    kept = any(name == b"cache-control" for name, _ in headers)
+    return [*headers, *_SECURITY_HEADERS] if kept else [*headers, *_SECURITY_HEADERS, _NOT_KEPT]
+
+
 class SecurityHeaders:
     """Adds the security headers to every answer, and `Cache-Control: no-store` where an answer says nothing."""
 
@@ -39,11 +48,7 @@ class SecurityHeaders:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                said = message.get("headers", ())
-                headers = [header for header in said if header[0] not in _SECURITY_NAMES] + _SECURITY_HEADERS
-                if not any(name == b"cache-control" for name, _ in said):
-                    headers.append(_NOT_KEPT)
-                message = {**message, "headers": headers}
+                message = {**message, "headers": secured(message.get("headers", ()))}
             await send(message)
 
         await self.app(scope, receive, send_with_headers)
@@ -67,14 +72,14 @@ MOST_HOSTS = 64
 class TrustedHosts:
     """Refuses Host headers that are not ours, as a problem document; the check itself is Starlette's.
 
-    A Host that has passed is not checked again: it is one of a few, which every request repeats.
+    A Host that has passed is not checked again: it is one of a few, which every request repeats. passed: takes them.
     """
 
-    def __init__(self, app: ASGIApp, hosts: tuple[str, ...]) -> None:
+    def __init__(self, app: ASGIApp, hosts: tuple[str, ...], passed: set[str]) -> None:
         self.app = app
         self.hosts = hosts
         self._check = TrustedHostMiddleware(self._trusted, hosts, www_redirect=False)
-        self._passed: set[str] = set()
+        self._passed = passed
 
     @staticmethod
     async def _trusted(scope: Scope, _receive: Receive, _send: Send) -> None:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
 
-from gradspectra_store.engines import BUSY_MILLISECONDS, mapped_errors, new_engine
-from gradspectra_store.errors import StoreUnavailable
+from gradspectra_store.engines import BUSY_MILLISECONDS, driver_execute, mapped_errors, new_engine
+from gradspectra_store.errors import StoreBusy, StoreUnavailable
 from gradspectra_store.migrating import check_version
 from gradspectra_store.migrating import migrate as migrate_database
 from gradspectra_store.segment_cache import SegmentCache
 
 WRITE_WAIT = 30.0
 WAL_BOUND = 64 * 2**20
+LOOK_AGAIN = 0.005
+"""Seconds after which a writer looks again whether another process has ended its transaction."""
 READERS_MILLISECONDS = 100
 """For so long a log that has grown, and all who write with it, waits until nobody reads what lies in it."""
 
@@ -63,17 +66,48 @@ class Store:
             if self._one_writer is None:
                 with self._engine.begin() as conn:
                     yield conn
-                return
-            conn = self._writer or self._engine.connect()
-            self._writer = None
-            try:
-                with conn.begin():
+            else:
+                with self._transaction(WRITE_WAIT) as conn:
                     yield conn
-                self._commits += 1
-            except BaseException:
-                conn.close()
-                raise
+
+    @contextmanager
+    def write_at_once(self) -> Iterator[sa.Connection]:
+        """As `write`, but raises StoreBusy where another writer would have to be waited for; always on PostgreSQL."""
+        if self._one_writer is None or not self._one_writer.acquire(blocking=False):
+            raise StoreBusy
+        try:
+            with mapped_errors(self.url), self._transaction(0.0) as conn:
+                yield conn
+        finally:
+            self._one_writer.release()
+
+    @contextmanager
+    def _transaction(self, seconds: float) -> Iterator[sa.Connection]:
+        """One of the writers' connection, begun within so many seconds; who calls is alone in this process.
+
+        Begun and ended by the driver: the library takes as long for that as a small batch takes to be written.
+        """
+        conn = self._writer or self._new_writer()
+        self._writer = None
+        try:
+            _begin(conn, seconds)
+            yield conn
+            driver_execute(conn, "COMMIT").close()
+            self._commits += 1
+        except StoreBusy:  # nothing has begun
             self._writer = conn
+            raise
+        except BaseException:
+            conn.invalidate()
+            conn.close()
+            raise
+        self._writer = conn
+
+    def _new_writer(self) -> sa.Connection:
+        conn = self._engine.connect().execution_options(begun_by_hand=True)
+        conn.begin()
+        driver_execute(conn, "PRAGMA busy_timeout=0").close()
+        return conn
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
@@ -130,3 +164,20 @@ class Store:
             yield
         finally:
             self._one_writer.release()
+
+
+def _begin(conn: sa.Connection, seconds: float) -> None:
+    """Take SQLite's write lock, which another process may have; raises StoreBusy where there are no seconds to wait."""
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            driver_execute(conn, "BEGIN IMMEDIATE").close()
+            return
+        except sa.exc.OperationalError as error:
+            if "is locked" not in str(error.orig):
+                raise
+            if not seconds:
+                raise StoreBusy from None
+            if time.monotonic() >= until:
+                raise
+        time.sleep(LOOK_AGAIN)

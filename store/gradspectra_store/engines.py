@@ -37,7 +37,8 @@ def new_engine(url: str, *, synchronous: str = "NORMAL", foreign_keys: bool = Tr
     """Make an engine whose write transactions are exclusive on SQLite from their BEGIN on.
 
     url: `sqlite:////absolute/path.db` or `postgresql+psycopg://…`; the folder of an SQLite file is made. A
-    connection with the execution option `read_only` begins without taking the write lock.
+    connection with the execution option `read_only` begins without taking the write lock; one with `begun_by_hand` does
+    not begin by itself.
     """
     try:
         parsed = sa.make_url(url)
@@ -70,7 +71,7 @@ def _sqlite(url: sa.URL, synchronous: str, foreign_keys: bool) -> sa.Engine:
     @sa.event.listens_for(engine, "begin")
     def _begin(conn: sa.Connection) -> None:
         options = conn.get_execution_options()
-        if options.get("isolation_level") != "AUTOCOMMIT":
+        if options.get("isolation_level") != "AUTOCOMMIT" and not options.get("begun_by_hand"):
             driver_execute(conn, "BEGIN" if options.get("read_only") else "BEGIN IMMEDIATE").close()
 
     return engine

@@ -9,6 +9,10 @@ class StoreError(Exception):
     """Base of everything the store raises on purpose."""
 
 
+class StoreBusy(Exception):
+    """Another writer has the database just now, and the caller does not wait: to be tried again where one can."""
+
+
 class BadInput(StoreError):
     """A value that is refused. field: its name as the caller knows it."""
 

@@ -4,7 +4,8 @@ import asyncio
 import threading
 
 import pytest
-from gradspectra_backend.lane import Lane
+from gradspectra_backend import lane as lanes
+from gradspectra_backend.lane import AtOnce, Lane
 
 
 def test_a_result_comes_back_and_an_error_is_raised():
@@ -45,3 +46,27 @@ def test_a_caller_that_goes_away_leaves_the_lane_as_it_was():
         assert await lane.run(ended.is_set)
 
     asyncio.run(scenario())
+
+
+def test_after_a_call_that_took_long_in_the_event_loop_none_is_made_there_for_a_while(monkeypatch: pytest.MonkeyPatch):
+    now = [100.0]
+    monkeypatch.setattr(lanes.time, "monotonic", lambda: now[0])
+
+    def taking(seconds: float) -> float:
+        now[0] += seconds
+        return seconds
+
+    def failing() -> None:
+        taking(1.0)
+        raise ZeroDivisionError
+
+    at_once = AtOnce()
+    assert at_once.run(taking, 0.01) == 0.01
+    assert at_once.open
+    assert at_once.run(taking, 0.1) == 0.1
+    assert not at_once.open
+    now[0] += 1.1
+    assert at_once.open
+    with pytest.raises(ZeroDivisionError):
+        at_once.run(failing)
+    assert not at_once.open

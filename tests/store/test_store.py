@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 from gradspectra_store import Store, StoreError
 from gradspectra_store.engines import mapped_errors, set_up_sqlite
-from gradspectra_store.errors import BadRequest, SequenceGap, StoreFull, StoreUnavailable
+from gradspectra_store.errors import BadRequest, SequenceGap, StoreBusy, StoreFull, StoreUnavailable
 from gradspectra_store.ingest import ingest
 from gradspectra_store.read import read_series
 from gradspectra_store.run_views import get_run
@@ -153,10 +154,9 @@ def test_a_full_disk_is_said_and_leaves_what_was_there(tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_database_locked_by_another_process_is_unavailable(tmp_path: Path) -> None:
+def test_a_database_locked_by_another_process_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store.open(f"sqlite:///{tmp_path}/a.db")
-    with store.write() as conn:
-        conn.exec_driver_sql("PRAGMA busy_timeout=10")
+    monkeypatch.setattr("gradspectra_store.database.WRITE_WAIT", 0.01)
     other = sqlite3.connect(tmp_path / "a.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(StoreUnavailable, match="database is locked"):
@@ -165,6 +165,49 @@ def test_a_database_locked_by_another_process_is_unavailable(tmp_path: Path) -> 
     other.close()
     assert started(store).next_sequence == 1
     store.close()
+
+
+def test_a_writer_waits_until_another_process_has_ended_its_transaction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store.open(f"sqlite:///{tmp_path}/a.db")
+    other = sqlite3.connect(tmp_path / "a.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    looked = []
+
+    def pause(seconds: float) -> None:
+        looked.append(seconds)
+        if len(looked) == 3:
+            other.execute("COMMIT")
+
+    monkeypatch.setattr("gradspectra_store.database.time.sleep", pause)
+    assert started(store).next_sequence == 1
+    assert len(looked) == 3
+    other.close()
+    store.close()
+
+
+def test_who_does_not_wait_writes_only_where_nobody_else_does(store: Store) -> None:
+    def at_once() -> str:
+        with store.write_at_once() as conn:
+            return start_run(conn, RunRequest("p", "n")).run
+
+    if store.dialect == "postgresql":
+        with pytest.raises(StoreBusy):
+            at_once()
+        return
+    with store.read() as conn:
+        assert get_run(conn, at_once()) is not None
+    with store.write(), ThreadPoolExecutor(1) as other, pytest.raises(StoreBusy):
+        other.submit(at_once).result(60)
+    process = sqlite3.connect(sa.make_url(store.url).database or "", isolation_level=None)
+    process.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreBusy):
+        at_once()
+    process.execute("ROLLBACK")
+    process.close()
+    assert at_once()
+    assert started(store).next_sequence == 1
 
 
 def test_a_disk_full_on_postgresql_is_said() -> None:

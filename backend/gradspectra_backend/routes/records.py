@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 import orjson
+import sqlalchemy as sa
 from fastapi import APIRouter, Request
 from gradspectra_core.jsonform import batch_from_json
 from gradspectra_core.records import Batch
 from gradspectra_core.wire import CONTENT_TYPE, Limits, WireError, decode_batch
-from gradspectra_store.errors import SequenceGap, StoreError
+from gradspectra_store.errors import SequenceGap, StoreBusy, StoreError
 from gradspectra_store.ingest import Ingested, ingest
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -20,7 +23,7 @@ from gradspectra_backend.answers import answer, plain
 from gradspectra_backend.auth import INGEST
 from gradspectra_backend.bodies import decoded
 from gradspectra_backend.context import Context, Shared
-from gradspectra_backend.lane import Lane
+from gradspectra_backend.lane import AtOnce, Lane
 from gradspectra_backend.problems import Problem
 from gradspectra_backend.routes.fields import RunId
 from gradspectra_backend.routes.lifecycle import fresh_alerts
@@ -28,7 +31,11 @@ from gradspectra_backend.routes.lifecycle import fresh_alerts
 router = APIRouter(prefix="/api/v1", tags=["a training job"])
 
 LIMITS = Limits()
+SHORT = 64 << 10
+"""A body of at most so many bytes is stored in the event loop, where no disk and no other writer is waited for."""
 _lane = Lane("gradspectra-ingest")
+_at_once = AtOnce()
+_Write = Callable[[], AbstractContextManager[sa.Connection]]
 
 BODY = {
     "requestBody": {
@@ -54,17 +61,24 @@ async def post_records(context: Shared, run: RunId, request: Request) -> Respons
     except ClientDisconnect:  # nobody is there to read it, but nothing has failed either
         raise Problem("malformed-body", "the body broke off before its end") from None
     content_type = request.headers.get("content-type", "").split(";")[0].strip().lower()
-    encoding = request.headers.get("content-encoding", "")
-    return await _lane.run(_store, context, run, body, content_type, encoding)
+    return await take(context, run, body, content_type, request.headers.get("content-encoding", ""))
 
 
-def _store(context: Context, run: str, body: bytes, content_type: str, encoding: str) -> Response:
+async def take(context: Context, run: str, body: bytes, content_type: str, encoding: str = "") -> Response:
+    """Store the batch in a body: a short one at once, where nothing has to be waited for, the others in a thread."""
+    if len(body) <= SHORT and context.stores_at_once and not encoding and _at_once.open:
+        with suppress(StoreBusy):
+            return _at_once.run(_store, context, run, body, content_type, encoding, context.store.write_at_once)
+    return await _lane.run(_store, context, run, body, content_type, encoding, context.store.write)
+
+
+def _store(context: Context, run: str, body: bytes, content_type: str, encoding: str, write: _Write) -> Response:
     started = time.perf_counter()
     meters = context.meters
     try:
         body = decoded(body, encoding, context.settings.max_body)
         batch = parse(body, content_type)
-        with context.store.write() as conn:
+        with write() as conn:
             done = ingest(conn, run, batch, context.clock())
     except (StoreError, WireError, Problem) as error:
         meters.batches.labels("gap" if isinstance(error, SequenceGap) else "refused").inc()
