@@ -28,31 +28,9 @@ from gradspectra_store.runs import update_run
 from gradspectra_store.schema import segments
 from store.batches import a_batch, columns, started, stored
 from store.compacting import compacted, derived_through
+from store.schemas import downgraded, emptied
 
 HEAD = "0011"
-
-
-def emptied(url: str) -> str:
-    """The database without any table."""
-    engine = sa.create_engine(url)
-    if engine.dialect.name == "postgresql":
-        with engine.begin() as conn:
-            conn.execute(sa.text("DROP SCHEMA public CASCADE"))
-            conn.execute(sa.text("CREATE SCHEMA public"))
-    engine.dispose()
-    if engine.dialect.name == "sqlite":
-        Path(str(engine.url.database)).unlink(missing_ok=True)
-    return url
-
-
-def downgraded(url: str, version: str) -> None:
-    """Bring a database back to an older version."""
-    config, engine = Config(), new_engine(url, foreign_keys=False)
-    with as_file(files("gradspectra_store") / "migrations") as folder, engine.begin() as conn:
-        config.set_main_option("script_location", str(folder))
-        config.attributes["connection"] = conn
-        command.downgrade(config, version)
-    engine.dispose()
 
 
 def test_the_migrations_make_the_schema(url: str) -> None:
