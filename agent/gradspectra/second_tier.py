@@ -42,7 +42,7 @@ from gradspectra.second_numbers import (
     units,
     update_rows,
 )
-from gradspectra.second_units import Unit, expected_seconds, together
+from gradspectra.second_units import Unit, expected_seconds, learned, together
 from gradspectra.turns import Turns
 from gradspectra.updates import intended_update, same_steps, unknown_update
 
@@ -89,8 +89,7 @@ class SecondTier:
         columns = [column for t in tensors for column in range(t.first, t.first + len(t.pieces))]
         layers = [self._inventory.table.layers[column] for column in columns]
         counts = tuple(units(layer.shape, tensors[0].axis) for layer in layers)
-        place = placed(columns, tensors[0].parameter.device)
-        firsts = frozenset([tensor.first for tensor in tensors])
+        place, firsts = placed(columns, tensors[0].parameter.device), frozenset(tensor.first for tensor in tensors)
         expected = expected_seconds(sum(t.parameter.numel() for t in tensors))
         return Unit(tensors, firsts, tuple(columns), place, counts, expected)
 
@@ -101,22 +100,27 @@ class SecondTier:
         """The units whose turn it is at the recorded step that comes: all, or as many as the budget pays for."""
         if self._budget.share is None:
             return self._with_medians(list(self._units))
-        most = LARGEST_PIECE * self._budget.step_seconds
-        self._credit = min(self._credit + self._budget.second_seconds(), most)
+        self._credit += self._budget.second_seconds()
+        self._credit = min(self._credit, LARGEST_PIECE * self._budget.step_seconds)
         found: list[Unit] = []
         for _ in self._units:
             unit = self._units[self._next]
-            cost = unit.expected * self._speed
-            large = self._budget.too_large(cost)
-            if large:
-                self.too_large[unit.tensors[0].name] = cost
+            cost = unit.cost(self._speed)
+            if self._budget.too_large(cost):
+                self._refuse(unit)
             elif cost > self._credit:
                 break
             else:
                 self._credit -= cost
                 found.append(unit)
+                self.too_large.pop(unit.tensors[0].name, None)
             self._next = (self._next + 1) % len(self._units)
         return self._with_medians(found)
+
+    def _refuse(self, unit: Unit) -> None:
+        """A unit is left out since it would take too much of a step."""
+        self.too_large[unit.tensors[0].name] = unit.cost(self._speed)
+        unit.doubt.refused(unit.taken >= 0)
 
     def _with_medians(self, due: list[Unit]) -> list[Unit]:
         """The same, once it is chosen of which layers a median is taken: samples lie far apart in memory."""
@@ -284,9 +288,8 @@ class SecondTier:
         return self._results[device]
 
     def learn(self, taken: Sequence[Unit], seconds: float) -> None:
-        """Expect in future what these cost; one slow time does not say much."""
-        ratio = seconds / max(sum(unit.expected for unit in taken) * self._speed, 1e-9)
-        self._speed *= min(max(ratio, 0.7), 1.5) ** 0.3
+        """Expect in future what these cost."""
+        self._speed = learned(taken, seconds, self._speed)
         self._plan()
 
     def _plan(self) -> None:

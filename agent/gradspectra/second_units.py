@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 
 from torch import Tensor
 
 from gradspectra.bundles import bundle
+from gradspectra.doubt import Doubt
 from gradspectra.inventory import WatchedTensor
 from gradspectra.second_numbers import units
 
@@ -18,8 +19,8 @@ class Unit:
     """Tensors of one optimizer that are measured together.
 
     firsts: of each its first layer. layers: all of them; columns: (n,) the same, on their device; counts: output units
-    of each; expected: seconds, as a first guess; taken: the step it was last measured at; alone: one unit for each
-    tensor, once it was needed.
+    of each; expected: seconds, as a first guess; doubt: of it; taken: the step it was last measured at; alone: one unit
+    for each tensor, once it was needed.
     """
 
     tensors: tuple[WatchedTensor, ...]
@@ -30,6 +31,11 @@ class Unit:
     expected: float
     taken: int = -1
     alone: list[Unit] | None = None
+    doubt: Doubt = field(default_factory=Doubt)
+
+    def cost(self, speed: float) -> float:
+        """Seconds that it is expected to take, where all units take `speed` times what was guessed first."""
+        return self.expected * speed * self.doubt.part
 
 
 def together(tensors: Sequence[WatchedTensor]) -> list[tuple[WatchedTensor, ...]]:
@@ -44,3 +50,15 @@ def together(tensors: Sequence[WatchedTensor]) -> list[tuple[WatchedTensor, ...]
 def expected_seconds(entries: int) -> float:
     """A first guess of what a unit of so many entries costs, until it was seen."""
     return 6e-5 + 4e-9 * entries
+
+
+def learned(taken: Sequence[Unit], seconds: float, speed: float) -> float:
+    """What `speed` is from now on: these took so many seconds. One slow time does not say much.
+
+    Where a unit was among them whose expectation had been doubted, it is that unit's expectation that is mended.
+    """
+    cost = max(sum(unit.cost(speed) for unit in taken), 1e-9)
+    doubted = [unit for unit in taken if unit.doubt.part < 1.0]
+    for unit in doubted:
+        unit.expected = unit.doubt.settled(unit.expected, unit.expected * unit.doubt.part * seconds / cost)
+    return speed if doubted else speed * min(max(seconds / cost, 0.7), 1.5) ** 0.3

@@ -104,7 +104,7 @@ class ShardTier(SecondTier):
         self._credit += self._budget.second_seconds()
         self._credit = credit = min(self._credit, LARGEST_PIECE * self._budget.step_seconds)
         for number in range(len(self._units)):
-            cost = self._cost(self._turn(number))
+            cost = self._turn(number).cost(self._speed)
             if self._budget.too_large(cost):
                 return number or OVERSIZED
             credit -= cost
@@ -114,9 +114,6 @@ class ShardTier(SecondTier):
 
     def _turn(self, number: int) -> Unit:
         return self._units[(self._next + number) % len(self._units)]
-
-    def _cost(self, unit: Unit) -> float:
-        return unit.expected * self._speed
 
     def agree(self, ready: Float64, alarmed: bool) -> None:
         """An exchange is over. ready: (R,) what each rank said of its turns; alarmed: whether any raised an alarm."""
@@ -130,13 +127,15 @@ class ShardTier(SecondTier):
         elif self._budget.share is not None and self._units:
             if (ready == OVERSIZED).any():
                 unit = self._turn(0)
-                self.too_large[unit.tensors[0].name] = self._cost(unit)
+                self._refuse(unit)
                 self._next = (self._next + 1) % len(self._units)
             else:
                 turns = int(ready.min())
             self._planned = [self._turn(number) for number in range(turns)]
+            for unit in self._planned:
+                self.too_large.pop(unit.tensors[0].name, None)
             self._next = (self._next + turns) % len(self._units)
-            self._credit -= sum(self._cost(unit) for unit in self._planned)
+            self._credit -= sum(unit.cost(self._speed) for unit in self._planned)
         self._agree_on_rest()
 
     def _agree_on_rest(self) -> None:
