@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gradspectra.guard import Guard
 from gradspectra.singular import measured
+from gradspectra.thread_clock import ThreadClock
 
 NICE = 19
 """What the scheduler is told of the thread: it gets what the training's threads leave of the cores."""
@@ -58,10 +59,16 @@ class Beside:
         self._last: Work | None = None
         self._process = os.getpid()
         self._closed = False
+        self._clock = ThreadClock()
         self.working = threading.Lock()
         self.lost = LOST if sys.platform == "linux" else LOST_ALIKE
         """Of each second that it takes of a processor, what one thread of the training is taken to lose."""
         _all.add(self)
+
+    @property
+    def seconds_spent(self) -> float:
+        """Seconds of a processor that the thread has taken so far."""
+        return self._clock.seconds
 
     @property
     def busy(self) -> bool:
@@ -102,13 +109,16 @@ class Beside:
 
     def _run(self, ready: threading.Event) -> None:
         torch.set_num_threads(1)
+        self._clock.begin()
         self._give_way()
         ready.set()
         while (work := self._work.get()) is not None:
             with self.working, torch.no_grad():
                 self._guard.run("spectra", work.do)
             work.matrix = None
+            self._clock.note()
             work.done = True
+        self._clock.end()
 
 
 _all: weakref.WeakSet[Beside] = weakref.WeakSet()

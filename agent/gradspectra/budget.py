@@ -9,15 +9,20 @@ more than half of the share, the tiers keep the other half, and the overhead tha
 The second tier takes what is left after both, at most a tenth of the share; at the least what brings it round every 200
 steps, as far as that is within the tenth.
 All costs are kept as shares of the step they came in, so that a machine that is busy with other things changes nothing.
+They are the clock's, times what a second of the clock was found to cost the training (pairs.py).
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
+from typing import Any
+
+from gradspectra.off_steps import OffSteps
+from gradspectra.pairs import Factors, Pairs, Work
 
 SAFETY = 0.95
-"""Part of the budget that is planned; the rest is for what the agent's own clock does not see (caches, wake-ups)."""
+"""Part of the budget that is planned; the rest is for what neither the clock nor the pairs have seen yet."""
 OVERDRAFT = 1.4
 """Of the budget, where FREQUENT and LONGEST_LAP could not be kept within it."""
 KEPT_FOR_TIERS = 0.5
@@ -41,6 +46,14 @@ LARGEST_PIECE = 0.05
 REVIEW_STEPS = 16
 WARMUP_STEPS = 3
 """First steps, whose costs are not typical: memory is taken, kernels are chosen."""
+STEADY = 0.1
+"""Factors that have changed by less than this share of them are not planned with, so that cadences keep still."""
+SENDINGS = 256
+"""Steps over which the mean of the sending is taken, which comes with few of them, and then costs much."""
+LOOSE = 0.85
+"""Of an allowance, what a finer cadence must fit into before it is taken up again."""
+TIGHT = 0.1
+"""Of the budget, the standard error with which the overhead is known well."""
 
 
 class Window:
@@ -57,11 +70,6 @@ class Window:
 
     def __len__(self) -> int:
         return len(self._values)
-
-    @property
-    def mean(self) -> float:
-        """The mean; 0 before the first."""
-        return sum(self._values) / len(self._values) if self._values else 0.0
 
     def quantile(self, share: float) -> float:
         """The number below which this share of them lies; 0 before the first."""
@@ -94,22 +102,39 @@ class Budget:
         self._base = Window(33)
         self._layers = Window(7)
         self._parts = Window(7)
-        self._background = Window(33)
-        self._base_share = self._tier_share = self._second_share = 0.0
+        self._background = self._base_share = self._tier_share = self._second_share = 0.0
         self._spent = self._wall = 0.0
+        self.factors = Factors()
+        """What a second of the clock is planned to cost the training."""
+        self._pairs = Pairs()
+        self._hidden, self._error = 0.0, math.inf
+        self._off_steps = OffSteps(every, share is not None)
 
     def due(self, step: int) -> bool:
-        """Whether the layer numbers of this step are to be measured."""
-        return step % self.cadence == 0
+        """Whether the layer numbers of this step are to be measured; to be asked of the steps in their order."""
+        tight = self.share is not None and self._error <= TIGHT * self.share * self._wall
+        return self._off_steps.due(step, self.cadence, tight)
 
     def parts_due(self, step: int) -> bool:
         """Whether the parts of this step are to be measured, if its layer numbers are."""
-        return self.share is None or step % self.parts_cadence == 0
+        return self.share is None or self._off_steps.turn(step, self.parts_cadence)
 
     @property
     def overhead(self) -> float:
-        """Share of the step time spent so far, everything included."""
-        return self._spent / self._wall if self._wall > 0 else 0.0
+        """Share of the step time spent so far, everything included, also what the clock does not see."""
+        return max(self._spent + self._hidden, 0.0) / self._wall if self._wall > 0 else 0.0
+
+    def status(self) -> dict[str, Any]:
+        """The budget and what was spent; what the clock alone says of it, and how sure it is by how many pairs."""
+        known = self._wall > 0
+        return {
+            "budget": self.share,
+            "overhead": self.overhead,
+            "overhead_clocked": self._spent / self._wall if known else 0.0,
+            "overhead_error": self._error / self._wall if known and self._error < math.inf else None,
+            "steps_compared": self._pairs.compared,
+            "step_seconds": self.step_seconds,
+        }
 
     def step_done(
         self,
@@ -120,33 +145,44 @@ class Budget:
         background: float,
         second: float = 0.0,
         parts: float | None = None,
+        beside: float = 0.0,
     ) -> None:
         """Account for a step. seconds: its whole time (None: not known, the first or after a pause).
 
         base: what hooks and log cost at any step; layers: what the layer numbers cost, None where they were not
         measured; parts: what the squares of its parts cost, alike; spectra, second: what spectra and the second tier
-        cost; background: what the sending thread took meanwhile.
+        cost on the training's thread; background: what the sending thread took meanwhile; beside: what spectra beside
+        the training are taken to have cost it.
         """
         self._steps += 1
         if seconds is None:
+            self._pairs.passed()
             return
         own = base + (layers or 0.0) + (parts or 0.0) + spectra + second
         self._wall += seconds
-        self._spent += own + background
+        self._spent += own + background + beside
         if self._steps <= WARMUP_STEPS:
             return
         bare = max(seconds - own, 1e-9)
         self._durations.add(bare)
         self._base.add(base / bare)
-        self._background.add(background / bare)
+        self._background += (background / bare - self._background) / min(self._steps - WARMUP_STEPS, SENDINGS)
         if layers is not None:
             self._layers.add(layers / bare)
         if parts is not None:
             self._parts.add(parts / bare)
+        if self._pairs.add(seconds, bare, Work(layers or 0.0, parts or 0.0, second, spectra, beside, background)):
+            self._trust()
         if layers is not None or self._steps % REVIEW_STEPS == 0:
             self._review()
         if self.share is not None:
-            self._save(spectra / bare)
+            self._save((spectra * self.factors.spectra + beside * self.factors.beside) / bare)
+
+    def _trust(self) -> None:
+        """Take over what the pairs say by now."""
+        self._hidden, self._error = self._pairs.hidden()
+        pairs = zip(self._pairs.factors, self.factors, strict=True)
+        self.factors = Factors(*(new if abs(new - old) > STEADY * old else old for new, old in pairs))
 
     def pays(self, cost: float) -> bool:
         """Whether a piece of spectral work of this many seconds may be done now."""
@@ -164,7 +200,7 @@ class Budget:
 
     def second_seconds(self) -> float:
         """What the second tier may cost at a recorded step; 0 until the costs are known."""
-        return self._second_share * self.cadence * self.step_seconds
+        return self._second_share * self.cadence * self.step_seconds / self.factors.layers
 
     def _save(self, spent: float) -> None:
         """Put aside the share of a step that is left for spectra, up to what a large piece costs."""
@@ -183,7 +219,7 @@ class Budget:
         assert self.share is not None
         if not self.step_seconds:
             return 0.0
-        lap = self.second_lap_seconds / self.step_seconds
+        lap = self.second_lap_seconds * self.factors.layers / self.step_seconds
         return min(max(left, lap / SECOND_LAP), SECOND_PART * self.share, lap / self.cadence)
 
     def _allowance(self, part: float) -> float:
@@ -200,8 +236,8 @@ class Budget:
     def _review(self) -> None:
         """Take the costs anew, and the finest cadence that they allow."""
         self.step_seconds = self._durations.quantile(0.5)
-        self._base_share = self._base.quantile(0.5) + self._background.mean
-        cost, parts = self._layers.quantile(0.3), self._parts.quantile(0.3)
+        self._base_share = self._base.quantile(0.5) + self._background * self.factors.sending
+        cost, parts = (window.quantile(0.3) * self.factors.layers for window in (self._layers, self._parts))
         if self.share is not None and len(self._layers):
             self._choose(cost, parts)
         self._tier_share = cost / self.cadence + parts / self.parts_cadence
@@ -218,10 +254,11 @@ class Budget:
         cadence = self._finest(tier - of_parts, cost)
         if cadence > frequent:
             cadence = max(self._finest(allowance - of_parts, cost), frequent)
-        if cadence > frequent and cost / frequent + of_parts <= self._allowance(OVERDRAFT) - self._lap_share():
+        most = (self._allowance(OVERDRAFT) - self._lap_share()) * (1.0 if self.cadence <= frequent else LOOSE)
+        if cadence > frequent and cost / frequent + of_parts <= most:
             cadence = frequent
         finer_is_tight = (
-            cadence < self.cadence and cost / cadence + of_parts > 0.85 * allowance and self.cadence <= frequent
+            cadence < self.cadence and cost / cadence + of_parts > LOOSE * allowance and self.cadence <= frequent
         )
         if not finer_is_tight:
             self.cadence = cadence

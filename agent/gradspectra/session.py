@@ -53,7 +53,7 @@ class Session:
         self._starts: Mapping[str, Start] = {}
         self._guard = guard
         self._emit = emit
-        self._accounts = Accounts(self.budget, background)
+        self._accounts = Accounts(self.budget, background, self.measuring.beside)
         self._stepped: set[int] = set()
         self._passes_seen = self._drops_seen = 0
         self._closed: deque[ClosedStep] = deque()
@@ -292,9 +292,7 @@ class Session:
             "layers": len(self.measuring.inventory.table),
             "cadence_layers": self.budget.cadence,
             **self.measuring.cadences(),
-            "budget": self.budget.share,
-            "overhead": self.budget.overhead,
-            "step_seconds": self.budget.step_seconds,
+            **self.budget.status(),
             "fused": self.measuring.tier.state,
             "not_measured": self.not_measured(),
             "norms_that_disagreed": self.disagreements,

@@ -132,8 +132,9 @@ class ShardSpectra(Spectra):
         pays, too_large = bool((ready == PAYS).all()), bool((ready == TOO_LARGE).any())
         if pays:
             self._waiting = [candidate]
+            self.too_large.pop(self._names[candidate.layer], None)
         if too_large:
-            self.too_large[self._names[candidate.layer]] = candidate.expected * self._speed
+            self._refuse(candidate, self._cost(candidate))
         if pays or too_large:
             self._next = (self._next + 1) % len(self.candidates)
 
@@ -142,7 +143,7 @@ class ShardSpectra(Spectra):
         if self._fixed is not None or not self.candidates or self._waiting:
             return WAITS
         candidate = self.candidates[self._next]
-        cost = candidate.expected * self._speed
+        cost = self._cost(candidate)
         if self._budget.too_large(cost):
             return TOO_LARGE
         early = candidate.taken >= 0 and count - candidate.taken < SHORTEST_INTERVAL

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gradspectra.beside import Beside, Work
 from gradspectra.budget import Budget
+from gradspectra.doubt import Doubt
 from gradspectra.flat import flat
 from gradspectra.inventory import Inventory, WatchedTensor
 from gradspectra.record import GRADIENT, WEIGHT, SpectrumRecord
@@ -36,7 +37,7 @@ class Candidate:
     """A layer that has a spectrum.
 
     rows, columns: its matrix; first: rows of its piece as it lies in memory. of: one of SPECTRUM_OF. method: what its
-    last spectrum would have come by.
+    last spectrum would have come by. doubt: of what it is expected to cost.
     """
 
     layer: int
@@ -49,6 +50,7 @@ class Candidate:
     of: str = GRADIENT
     taken: int = -1
     method: str = GRAM
+    doubt: Doubt = field(default_factory=Doubt)
 
 
 @dataclass(slots=True)
@@ -78,12 +80,11 @@ class PendingSpectrum:
 class SpectrumBeside:
     """The spectrum of a layer on a CPU, whose singular values are taken beside the training.
 
-    charge: what it takes of the training's time, as far as can be told. step: at which it was measured.
+    step: at which it was measured.
     """
 
     candidate: Candidate
     work: Work
-    charge: float
     step: int
     learn: Callable[[Candidate, float], None]
 
@@ -152,7 +153,7 @@ class Spectra:
             candidate = self.candidates[self._next]
             cost = self._charge(candidate)
             if self._budget.too_large(cost):
-                self.too_large[self._names[candidate.layer]] = cost
+                self._refuse(candidate, cost)
                 self._next = (self._next + 1) % count
                 continue
             early = candidate.taken >= 0 and step - candidate.taken < SHORTEST_INTERVAL
@@ -163,14 +164,23 @@ class Spectra:
             return [candidate]
         return []
 
+    def _refuse(self, candidate: Candidate, cost: float) -> None:
+        """A spectrum is left out since it would take too much of a step."""
+        self.too_large[self._names[candidate.layer]] = cost
+        candidate.doubt.refused(candidate.taken >= 0)
+
+    def _cost(self, candidate: Candidate) -> float:
+        """Seconds that a spectrum is expected to take of the thread that takes it."""
+        return candidate.expected * self._speed * candidate.doubt.part
+
     def _charge(self, candidate: Candidate) -> float:
         """Seconds that a spectrum is expected to take of the training's: beside it, what one of its threads loses."""
-        cost, beside = candidate.expected * self._speed, self._beside_for(candidate)
-        return cost if beside is None else cost * beside.lost / self._threads
+        cost, beside, factors = self._cost(candidate), self._beside_for(candidate), self._budget.factors
+        return cost * factors.spectra if beside is None else cost * beside.lost / self._threads * factors.beside
 
     def _beside_for(self, candidate: Candidate) -> Beside | None:
         """Who takes the singular values of a layer beside the training; None where they are taken at once."""
-        dear = candidate.expected * self._speed > BESIDE_SECONDS
+        dear = self._cost(candidate) > BESIDE_SECONDS
         return self._beside if dear and candidate.tensor.parameter.device.type == "cpu" else None
 
     def _waits(self, candidate: Candidate) -> bool:
@@ -206,7 +216,7 @@ class Spectra:
             return PendingSpectrum(candidate, gram, time.perf_counter() - began, self._learn)
         if (beside := self._beside_for(candidate)) is not None:
             work = beside.give(matrix.clone(), candidate.method)
-            return SpectrumBeside(candidate, work, self._charge(candidate), step, self._learn)
+            return SpectrumBeside(candidate, work, step, self._learn)
         values, method = measured(matrix, candidate.method)
         candidate.method = GRAM if resolved(values) else SVD
         record = spectrum_record(candidate, values, method)
@@ -216,9 +226,12 @@ class Spectra:
 
     def _learn(self, candidate: Candidate, seconds: float) -> None:
         """Expect of this layer what it cost, and of the rest in proportion; one slow time does not say much."""
-        ratio = seconds / max(candidate.expected * self._speed, 1e-9)
-        candidate.expected *= min(max(ratio, 0.7), 1.5) ** 0.5
-        self._speed *= min(max(ratio, 0.7), 1.5) ** 0.1
+        if candidate.doubt.part < 1.0:
+            candidate.expected = candidate.doubt.settled(candidate.expected, seconds / self._speed)
+        else:
+            ratio = seconds / max(candidate.expected * self._speed, 1e-9)
+            candidate.expected *= min(max(ratio, 0.7), 1.5) ** 0.5
+            self._speed *= min(max(ratio, 0.7), 1.5) ** 0.1
         self._plan()
 
     def _plan(self) -> None:

@@ -49,9 +49,10 @@ class OpenStep:
     """What is known of step `number` so far.
 
     due: its layer numbers are to be measured; measured: they were. scale: of the loss; found_inf: not 0 where a
-    fused optimizer skipped. examples: of each part, where batch_size gave them. own: seconds the agent took, of
-    which for layers, the second tier and spectra. parts: backward passes of this rank. parts_unclear: they are
-    not the parts of one batch. dropped: those before them were dropped. ranks: how many average their gradients.
+    fused optimizer skipped. examples: of each part, where batch_size gave them. own: seconds the agent took, of which
+    for layers, the second tier and spectra, and by those beside the training. parts: backward passes of this rank.
+    parts_unclear: they are not the parts of one batch. dropped: those before them were dropped. ranks: how many average
+    their gradients.
     clipping_unseen: the gradient was clipped, and how is not known: nothing is said of it. replayed: its backward
     passes were those of a CUDA graph, which no hook sees. device: what of it the stages of the agent took of CUDA
     streams. grams: of spectra to come. beside: spectra whose singular values are taken beside the training; unfinished:
@@ -67,6 +68,7 @@ class OpenStep:
     parts_cost: float | None = None
     second_cost: float = 0.0
     spectra_cost: float = 0.0
+    beside_cost: float = 0.0
     seconds: float | None = None
     measured: bool = False
     skipped: bool = False
@@ -95,8 +97,6 @@ class OpenStep:
             self.grams.append(spectrum)
         elif isinstance(spectrum, SpectrumBeside):
             self.beside.append(spectrum)
-            self.own += spectrum.charge
-            self.spectra_cost += spectrum.charge
         elif spectrum is not None:
             self.spectra.append(spectrum)
 

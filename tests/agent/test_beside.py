@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 from agent.watched_training import attention, loss_of, watched
+from gradspectra.accounts import Accounts
 from gradspectra.beside import NICE, Beside, Work
 from gradspectra.budget import Budget
 from gradspectra.guard import FAILURES_BEFORE_OFF, Guard
 from gradspectra.inventory import choice_of, take_inventory
 from gradspectra.singular import GRAM, SVD, measured
 from gradspectra.spectra import BESIDE_SECONDS, Spectra
+from gradspectra.step import OpenStep
 from gradspectra_core.spectrum import aggregates
 from torch import nn
 
@@ -285,9 +287,18 @@ def test_a_dear_spectrum_is_charged_what_one_of_the_trainings_threads_loses(syst
     assert budget.lap_seconds == pytest.approx(dear * lost / 4 + cheap)
     spectra.candidates[0].tensor.parameter.grad = torch.randn(400, 500)
     taken = spectra.take(spectra.candidates[0], 1)
-    assert taken.charge == pytest.approx(dear * lost / 4)
     wait_for(taken.work)
     assert taken.record().rows == 400
+    told = []
+    monkeypatch.setattr(budget, "step_done", lambda *costs: told.append(costs[-1]))
+    accounts = Accounts(budget, lambda: 0.0, beside)
+    steps = [OpenStep(1, False), OpenStep(2, False)]
+    for step in steps:
+        accounts.close(step, float(step.number))
+    spent = beside.seconds_spent
+    assert spent >= taken.work.seconds
+    assert told == [pytest.approx(spent * lost / 4, rel=0.2), pytest.approx(0.0, abs=0.001)]
+    assert [step.own for step in steps] == told
     assert spectra.candidates[0].expected != dear, "what it took is learned"
     beside.close()
 

@@ -153,10 +153,10 @@ def test_a_stage_costs_what_it_takes_of_the_stream_not_of_the_thread(monkeypatch
     second = close(accounts, cuda, clock, 0.5, 4.0, 100.0, now=1.2)
     cuda.reached = 100.0
     accounts.settle()
-    assert told == [(None, pytest.approx(0.001), pytest.approx(0.002), 0.0, 0.0, 0.0, None)]
+    assert told == [(None, pytest.approx(0.001), pytest.approx(0.002), 0.0, 0.0, 0.0, None, 0.0)]
     cuda.reached = 200.0
     accounts.settle()
-    assert told[1:] == [(pytest.approx(0.1), pytest.approx(0.001), pytest.approx(0.004), 0.0, 0.0, 0.0, None)]
+    assert told[1:] == [(pytest.approx(0.1), pytest.approx(0.001), pytest.approx(0.004), 0.0, 0.0, 0.0, None, 0.0)]
     assert (first.own, second.own) == (pytest.approx(0.003), pytest.approx(0.005))
     assert not any(call == ("synchronize",) for call in cuda.calls)
 
@@ -179,5 +179,5 @@ def test_on_a_cpu_the_threads_time_is_told_at_once(monkeypatch):
     accounts = Accounts(budget, lambda: 0.25)
     close(accounts, Cuda(), DeviceClock([torch.device("cpu")]), 0.5, 2.0, 100.0, now=1.0)
     close(accounts, Cuda(), DeviceClock([torch.device("cpu")]), 0.5, 2.0, 100.0, now=3.0)
-    assert told[0] == (None, pytest.approx(0.001), 0.5, 0.0, 0.25, 0.0, None)
-    assert told[1] == (2.0, pytest.approx(0.001), 0.5, 0.0, 0.0, 0.0, None)
+    assert told[0] == (None, pytest.approx(0.001), 0.5, 0.0, 0.25, 0.0, None, 0.0)
+    assert told[1] == (2.0, pytest.approx(0.001), 0.5, 0.0, 0.0, 0.0, None, 0.0)
