@@ -20,6 +20,9 @@ from gradspectra_store.scan import Found, find, load, reaches
 from gradspectra_store.segments import times_of
 
 _AT_ONCE = 1 << 20
+_APART = 1 << 12
+"""Steps so far apart, or farther, are looked up one by one: all between them would take longer."""
+_BEFORE = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +94,18 @@ def _first_and_last(conn: sa.Connection, run: str, begin: int, end: int, attempt
 
 
 def _seconds_at(conn: sa.Connection, run: str, steps: Int64, attempt: int) -> Float64:
-    """The times that an attempt recorded at these steps, NaN where it has none."""
+    """The times that an attempt recorded at these steps or last before them, NaN where that is more than _BEFORE."""
     found = np.full(len(steps), np.nan)
     at = 0
     while at < len(steps):
-        first = int(steps[at])
-        until = int(np.searchsorted(steps, first + _AT_ONCE))
-        times = read_times(conn, run, first, int(steps[until - 1]) + 1, attempt)
-        place = np.searchsorted(times.steps, steps[at:until], side="right") - 1
+        end = at + int(np.searchsorted(steps[at:], int(steps[at]) + _AT_ONCE))
+        far = np.flatnonzero(np.diff(steps[at:end]) > _APART)
+        end = at + int(far[0]) + 1 if len(far) else end
+        times = read_times(conn, run, max(int(steps[at]) - _BEFORE, 0), int(steps[end - 1]) + 1, attempt)
+        place = np.searchsorted(times.steps, steps[at:end], side="right") - 1
         if len(times.steps):
-            found[at:until] = np.where(place >= 0, times.seconds[np.maximum(place, 0)], np.nan)
-        at = until
+            found[at:end] = np.where(place >= 0, times.seconds[np.maximum(place, 0)], np.nan)
+        at = end
     return found
 
 

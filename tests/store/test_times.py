@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from gradspectra_store import Store
 from gradspectra_store.block_schema import blocks
 from gradspectra_store.errors import BadRequest, UnknownRun
-from gradspectra_store.read import read_times
+from gradspectra_store.read import elapsed, read_times
 from gradspectra_store.rounds import TIMES
 from store.batches import a_batch, started, stored
 from store.compacting import a_varied_run, compacted, derived_through, questions
@@ -64,3 +64,21 @@ def test_a_damaged_block_of_times_is_said(store: Store) -> None:
         found = read_times(conn, one.run)
     assert found.damaged == ((1, stop - 1),)
     assert found.steps.tolist() == list(range(stop, 1001))
+
+
+def test_seconds_since_the_first_record_are_found_at_any_steps_before_and_after_compaction(store: Store) -> None:
+    one = started(store)
+    for sequence, first in enumerate(range(1, 30_001, 3000), 1):
+        stored(store, one.run, a_batch(one.session, sequence, range(first, first + 3000, 3)))
+    two = started(store, resume=one.run, start_step=20_000)
+    later = np.arange(20_001, 20_101)
+    stored(store, one.run, a_batch(two.session, 1, later.tolist(), times=5e9 + later))
+    derived_through(store, one.run)
+    asked = np.array([0, 1, 3, 4, 9000, 9001, 19_999, 20_000, 20_001, 20_100, 25_000])
+    known = [0, 0, 0, 3, 8997, 9000, 19_998, 19_998, 19_998, 20_097, 20_097]
+    for _ in range(2):
+        with store.read() as conn:
+            assert elapsed(conn, one.run, asked).tolist() == known
+            assert elapsed(conn, one.run, asked[5:6]).tolist() == known[5:6]
+            assert elapsed(conn, one.run, asked[-1:], 1).tolist() == [24_999]
+        compacted(store, one.run)
