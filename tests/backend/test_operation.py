@@ -70,7 +70,8 @@ def test_a_database_in_trouble_is_a_problem_that_says_try_again(caller: Caller, 
     def fail(_: object, *, wait: bool = True) -> None:  # noqa: ARG001
         raise error
 
-    monkeypatch.setattr(type(caller.client.app.state.context.store), "write", fail)
+    for way in ("write", "write_at_once"):
+        monkeypatch.setattr(type(caller.client.app.state.context.store), way, fail)
     answer = caller.send(run["id"], batch(run["session"], 1, [1]))
     assert (answer.status_code, answer.json()["type"]) == (status, f"/problems/{name}")
     assert ("retry-after" in answer.headers) is (status != 500)
