@@ -19,9 +19,10 @@ from gradspectra.flat import GivenThreads
 from gradspectra.shards import local
 from gradspectra.updates import Coefficients
 
-PIECE = 1 << 16
-"""Elements that a thread measures at a time: 256 KiB of each of gradient, weights and moments."""
-MOST_THREADS = 4
+PIECE = 3 << 15
+"""Elements that a thread measures at a time: 384 KiB of each of gradient, weights and moments. In fewer the calls weigh
+more than a faster cache saves."""
+MOST_THREADS = 2
 """Threads that share a piece at most: its sums are taken in float32."""
 TOGETHER = 1 << 14
 """Elements of layers that are measured together at most."""
