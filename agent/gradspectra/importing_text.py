@@ -196,11 +196,17 @@ def _check_head(head: list[str], log: TextLog) -> None:
 
 
 def _json_lines(lines: Iterable[str], log: TextLog) -> Iterator[Line]:
+    """The objects of JSON lines, or of a list with an object on each line, as `gradspectra export` writes it."""
+    listed = False
     for number, line in enumerate(lines, 1):
-        if not line.strip():
+        text = line.strip()
+        if not text or (listed and text == "]"):
+            continue
+        if number == 1 and text == "[":
+            listed = True
             continue
         try:
-            entries = json.loads(line)
+            entries = json.loads(text.removesuffix(",") if listed else text)
             flat = dict(_flat(entries)) if isinstance(entries, dict) else None
         except (ValueError, RecursionError) as error:
             raise BadLog(f"{log.path}, line {number}: is not JSON: {error}, in {line.strip()[:80]!r}") from None

@@ -41,6 +41,17 @@ def test_a_table_is_read_in_any_common_form(content: bytes, tmp_path: Path) -> N
     assert rows(log) == [(1, {"loss": 2.5}), (2, {"loss": 3.5})]
 
 
+@pytest.mark.parametrize("loss", ["2.5", '"NaN"'])
+def test_the_json_of_an_export_is_read_as_lines_of_objects(loss: str, tmp_path: Path) -> None:
+    objects = f'{{"step":1,"loss":{loss}}},\n{{"step":2,"loss":null,"lr":0.5}}'
+    listed = log_of(tmp_path, f"[\n{objects}\n]\n", "jsonl")
+    assert listed.survey().steps == 2
+    assert repr(rows(listed)) == repr([(1, {"loss": float(loss.strip('"'))}), (2, {"lr": 0.5})])
+    for text in ('{"step":1,"loss":1},\n', '{"step":1,"loss":1}\n]\n'):
+        with pytest.raises(BadLog, match="is not JSON"):
+            log_of(tmp_path, text, "jsonl").survey()
+
+
 def test_a_name_may_hold_what_separates_others(tmp_path: Path) -> None:
     log = log_of(tmp_path, 'step,"loss; mean, ""all"""\n1,2\n')
     assert rows(log) == [(1, {'loss; mean, "all"': 2.0})]
