@@ -13,6 +13,7 @@ from gradspectra_core.limits import DEFAULT_LIMITS
 from gradspectra_core.roles import depths_of, role_of
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 
 from gradspectra.chosen_blocks import can_be_recorded, chosen_blocks
 from gradspectra.shards import local, rows_here
@@ -23,7 +24,8 @@ Models = Mapping[str, nn.Module]
 Home = tuple[int, dict[str, Any]]
 """Which optimizer updates a parameter, and its group there."""
 Signature = tuple[tuple[int, ...], ...]
-"""Identities of the parameters of each optimizer, or of the models where there is none; negative of what is frozen."""
+"""Identities of the parameters of each optimizer, or of the models where there is none; negative of what is frozen,
+0 of what a lazy module has not made yet."""
 
 
 @dataclass(slots=True)
@@ -116,28 +118,33 @@ class Trained:
     def __init__(self, models: Models, optimizers: Sequence[Any]) -> None:
         self._models = models
         self._optimizers = optimizers
-        self._seen = [_marks(_parameters_of(optimizer)) for optimizer in optimizers]
+        self._lazy = True
+        """Whether a parameter may still have to be made."""
+        self._seen = [self._marks(_parameters_of(optimizer)) for optimizer in optimizers]
+        self._lazy = any(0 in marks for marks in self.signature())
 
     def look(self, index: int, due: bool) -> None:
         """An optimizer steps; due: it is time to look at its parameters."""
         if due:
-            self._seen[index] = _marks(_parameters_of(self._optimizers[index]))
+            self._seen[index] = self._marks(_parameters_of(self._optimizers[index]))
 
     def signature(self) -> Signature:
         """What differs once a parameter was added, frozen or swapped."""
         if self._optimizers:
             return tuple(self._seen)
-        return (_marks([p for model in self._models.values() for p in model.parameters()]),)
+        return (self._marks([p for model in self._models.values() for p in model.parameters()]),)
+
+    def _marks(self, parameters: Sequence[Tensor]) -> tuple[int, ...]:
+        marks = tuple([id(p) if p.requires_grad else -id(p) for p in parameters])
+        if not self._lazy:
+            return marks
+        return tuple([0 if is_lazy(p) else mark for p, mark in zip(parameters, marks, strict=True)])
 
     def left_out(self) -> int:
         """How many trainable tensors of the models, as they are now, no optimizer updates."""
         homes = _homes(self._optimizers)
         parameters = {id(p): p for model in self._models.values() for p in model.parameters() if p.requires_grad}
         return len(parameters.keys() - homes.keys()) if self._optimizers else 0
-
-
-def _marks(parameters: Sequence[Tensor]) -> tuple[int, ...]:
-    return tuple([id(p) if p.requires_grad else -id(p) for p in parameters])
 
 
 def _parameters_of(optimizer: Any) -> list[Tensor]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 
 from gradspectra.updates import betas
 
@@ -44,7 +45,7 @@ def environment(models: Mapping[str, nn.Module], optimizers: Sequence[Any]) -> d
         "torch": torch.__version__,
         "system": f"{platform.system()} {platform.machine()}",
         "devices": sorted({str(p.device) for p in parameters.values()}),
-        "parameters": sum(p.numel() for p in parameters.values()),
+        "parameters": sum(p.numel() for p in parameters.values() if not is_lazy(p)),
         "optimizer": [type(optimizer).__name__ for optimizer in optimizers],
         "betas": betas(optimizers),
     }

@@ -225,3 +225,32 @@ def test_a_closed_watch_keeps_no_parameter_alive(kept):
     gc.collect()
     assert alive() is None
     assert len(kept()) == 2
+
+
+@pytest.mark.parametrize("first", [nn.LazyLinear(6), nn.Linear(12, 6)])
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_layers_that_the_first_forward_pass_makes_are_measured_from_the_second_step_on(first, by_hand, kept):
+    model = nn.Sequential(copy.deepcopy(first), nn.Tanh(), nn.LazyLinear(5))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    expected = []
+    with watched(model, None if by_hand else optimizer, spectra=1) as watch:
+        for _ in range(3):
+            model(torch.randn(4, 12)).square().mean().backward()
+            watch.log(loss=1.0)
+            expected.append(squares(gradients(model)))
+            optimizer.step()
+            if by_hand:
+                watch.step()
+            optimizer.zero_grad()
+    ready = [name for name in ("0.weight", "0.bias") if not isinstance(first, nn.LazyLinear)]
+    names = [() if record.table is None else record.table.names for record in kept()]
+    assert names == [tuple(ready), *[("0.weight", "0.bias", "2.weight", "2.bias")] * 2]
+    for record, grad_sq in zip(kept()[1:], expected[1:], strict=True):
+        assert_close(column(record, "grad_sq"), grad_sq, 1e-5)
+        assert record.counts["parts"] == 1
+    assert len(kept()[2].spectra) == 2
+
+
+def test_a_watch_that_is_not_enabled_takes_a_model_that_is_still_to_be_made():
+    model = nn.Sequential(nn.LazyLinear(6))
+    watched(model, torch.optim.SGD(model.parameters(), lr=0.1), enabled=False).close()
