@@ -21,7 +21,8 @@ from gradspectra.sender import Sender
 from gradspectra.session_folder import REFUSED, make_folder
 from gradspectra.settings import access_token, server_address, spool_folder
 from gradspectra.spool import DEFAULT_LIMIT, Spool
-from gradspectra.unmeasured import Unmeasured
+from gradspectra.thread_clock import ThreadClock
+from gradspectra.unmeasured import Unmeasured, what_is_left
 
 logger = logging.getLogger("gradspectra")
 
@@ -46,8 +47,7 @@ class Transport:
     Bad arguments raise ValueError or TypeError here; after construction nothing raises.
 
     run_id, url, attempt: None until the server has made the run. local_key names the session until then.
-    stop_at_step: the step at which the server wants the run to stop, None if it does not. seconds_spent: CPU
-    seconds of the thread.
+    stop_at_step: the step at which the server wants the run to stop, None if it does not.
     """
 
     def __init__(
@@ -96,9 +96,14 @@ class Transport:
         self.url: str | None = None
         self.attempt: int | None = None
         self.stop_at_step: int | None = None
-        self.seconds_spent = 0.0
+        self._clock = ThreadClock()
         self._viewed = True
         self._failed_rounds = 0
+
+    @property
+    def seconds_spent(self) -> float:
+        """Seconds of a processor that the thread has taken so far."""
+        return self._clock.seconds
 
     @property
     def local_key(self) -> str:
@@ -169,21 +174,9 @@ class Transport:
         if self._thread.is_alive():
             self._http.abort()
             self._thread.join(0.5)
-        self._say_what_is_left()
-
-    def _say_what_is_left(self) -> None:
         status = self.status()
-        steps = status["waiting_steps"]
-        if self._finished and not steps:
-            return
-        why = status["last_error"] or "the time to close was over"
-        if self.spool_directory is not None:
-            what = f"{steps} steps are" if steps else "the end of the run is"
-            lost = ", and those since the spool failed are lost" if status["spool_failure"] else ""
-            left = f"{what} not sent yet{lost}; send with: gradspectra sync {self.spool_directory}"
-        else:
-            left = f"{steps} steps are lost"
-        logger.warning("gradspectra: %s (%s)", left, why)
+        if status["waiting_steps"] or not self._finished:
+            logger.warning("gradspectra: %s", what_is_left(status))
 
     def _at_exit(self) -> None:
         self.close(state=exit_state(self._uncaught_before))
@@ -191,6 +184,13 @@ class Transport:
     # What follows runs in the thread.
 
     def _run(self) -> None:
+        self._clock.begin()
+        try:
+            self._work()
+        finally:
+            self._clock.end()
+
+    def _work(self) -> None:
         try:
             self._sender = self._open()
         except Exception:
@@ -198,18 +198,16 @@ class Transport:
             self._closing.set()
             return
         while not self._closing.is_set():
-            before = time.thread_time()
+            before = self._clock.note()
             try:
                 self._round(self._sender)
             except Exception as error:
                 self._round_failed(error)
-            self.seconds_spent = time.thread_time()
-            self._closing.wait(self._rest(self._sender, self.seconds_spent - before))
+            self._closing.wait(self._rest(self._sender, self._clock.note() - before))
         try:
             self._end(self._sender)
         except Exception:
             logger.exception("gradspectra: closing failed")
-        self.seconds_spent = time.thread_time()
 
     def _round_failed(self, error: Exception) -> None:
         """Say it once; what is spooled stays there, and the next round goes on."""
@@ -246,12 +244,13 @@ class Transport:
         self._queue.wake.wait(max(0.0, min(min(due) - time.monotonic(), HEARTBEAT)))
         self._queue.wake.clear()
         self._spool(sender)
+        before = self._clock.note()
         while sender.advance(lambda: self._while_waiting(sender)) and not self._closing.is_set():
-            before = self.seconds_spent
-            self.seconds_spent = time.thread_time()
+            spent = self._clock.note() - before
+            before += spent
             self._learn(sender)
             if sender.spool.waiting_bytes:
-                self._closing.wait((self.seconds_spent - before) * CATCHING_UP_PER_CPU)
+                self._closing.wait(spent * CATCHING_UP_PER_CPU)
             if time.monotonic() >= self._next_spooling:
                 self._spool(sender)
         if sender.run is not None and time.monotonic() >= self._next_heartbeat:

@@ -1,9 +1,9 @@
-"""What a job tells the server of what it does not measure."""
+"""What a job tells the server of what it does not measure, and its user of what was not sent."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,3 +48,13 @@ def unmeasured_of(session: Session) -> Unmeasured:
     if len(reasons) > MOST:
         reasons[MOST - 1 :] = [f"and {len(reasons) - MOST + 1} more: watch.status() has them all"]
     return Unmeasured(tuple(reasons), session.disagreements)
+
+
+def what_is_left(status: Mapping[str, Any]) -> str:
+    """What of a run that is over is not with the server, where it is, and why, in words. status: of its transport."""
+    steps, why = status["waiting_steps"], status["last_error"] or "the time to close was over"
+    if status["spool"] is None:
+        return f"{steps} steps are lost ({why})"
+    what = f"{steps} steps are" if steps else "the end of the run is"
+    lost = ", and those since the spool failed are lost" if status["spool_failure"] else ""
+    return f"{what} not sent yet{lost}; send with: gradspectra sync {status['spool']} ({why})"
