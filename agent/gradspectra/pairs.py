@@ -21,7 +21,7 @@ from gradspectra_core.records import Float64
 BLOCK = 64
 MEMORY = 128
 """Blocks whose evidence counts, the older the less."""
-PRIOR = np.array([0.35, 0.35, 0.35, 0.35, 2.0, 0.5])
+PRIOR = np.array([0.35, 0.35, 0.35, 0.35, 1.0, 0.5])
 """Standard errors that are expected of what is hidden, as shares of what the clock sees: of layers in their own step
 and in the next, of spectra alike, of what is beside the training, and of sending."""
 KINDS = np.array([[1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0], [0, 0, 0, 0, 1, 0], [0, 0, 0, 0, 0, 1]], np.float64)
@@ -52,7 +52,6 @@ WORK, SPECTRA, ON_THREAD = 6, 3, 4
 """Kinds of work; which of them spectra are; and how many, the first, are done on the training's thread."""
 NOTHING = (0.0,) * ON_THREAD
 A_GOOD_PART = 0.25
-EVEN = np.ones(BLOCK)
 LINE = np.column_stack([np.ones(BLOCK), np.linspace(-1.0, 1.0, BLOCK)])
 
 
@@ -111,13 +110,12 @@ class Pairs:
 
     def _take(self, work: Float64, bare: Float64) -> None:
         """Add a block, (BLOCK, len(PRIOR)) and (BLOCK,), in shares of a step, and take the factors anew."""
-        left, weights = bare - work @ self._hidden, EVEN
-        for _ in range(2):
-            weighted = LINE.T * weights
-            left -= LINE @ np.linalg.solve(weighted @ LINE, weighted @ left)
-            far = np.abs(left)
-            noise = max(1.4826 * middle(far), QUIETEST)
-            weights = 1.0 / np.maximum(far / (HUBER * noise), 1.0)
+        left = bare - work @ self._hidden
+        left -= middle(left)
+        weights = huber(left)[0]
+        weighted = LINE.T * weights
+        left -= LINE @ np.linalg.solve(weighted @ LINE, weighted @ left)
+        weights, noise = huber(left)
         all_of = np.column_stack([LINE, work, bare])
         sums = (all_of.T * (weights / noise**2)) @ all_of
         level, across = sums[:2, :2], sums[:2, 2:]
@@ -143,24 +141,29 @@ def middle(values: Float64) -> float:
     return float(np.partition(values, len(values) // 2)[len(values) // 2])
 
 
+def huber(left: Float64) -> tuple[Float64, float]:
+    """Weights of residuals (BLOCK,), and their usual size."""
+    far = np.abs(left)
+    noise = max(1.4826 * middle(far), QUIETEST)
+    return 1.0 / np.maximum(far / (HUBER * noise), 1.0), noise
+
+
 def usual_costs(rows: Float64) -> Float64:
     """What each step of a block usually costs by kind, (BLOCK, len(PRIOR)).
 
     rows: (BLOCK, WORK + ON_THREAD) the clock's seconds of each kind of Work in a step, and of those on the training's
     thread in the step before. Of a thread of its own a step has some where it took a good part of the usual.
     """
-    usual = np.zeros(rows.shape)
-    for kind in range(ON_THREAD):
-        both = rows[:, [kind, WORK + kind]]
-        there = both > 0
-        if there.any():
-            usual[:, [kind, WORK + kind]] = there * middle(both[there])
-    for kind in range(ON_THREAD, WORK):
-        seconds = rows[:, kind]
-        whole = seconds.sum()
-        if whole > 0:
-            there = seconds > A_GOOD_PART * np.square(seconds).sum() / whole
-            usual[:, kind] = there * (whole / there.sum())
-    layers, spectra = usual[:, :SPECTRA].sum(1), usual[:, SPECTRA]
-    left, left_spectra = usual[:, WORK:-1].sum(1), usual[:, -1]
-    return np.column_stack([layers, left, spectra, left_spectra, usual[:, ON_THREAD:WORK]])
+    seconds = np.ascontiguousarray(rows.T)
+    there = seconds > 0
+    counts = there.sum(1)
+    usual = np.zeros((BLOCK, len(PRIOR)))
+    for kind in np.flatnonzero(counts[:ON_THREAD]).tolist():
+        both, first = [kind, WORK + kind], 2 * (kind == SPECTRA)
+        usual[:, first : first + 2] += there[both].T * middle(seconds[both][there[both]])
+    for kind in np.flatnonzero(counts[ON_THREAD:WORK]).tolist():
+        own = seconds[ON_THREAD + kind]
+        whole = own.sum()
+        much = own > A_GOOD_PART * (own @ own) / whole
+        usual[:, ON_THREAD + kind] = much * (whole / np.count_nonzero(much))
+    return usual

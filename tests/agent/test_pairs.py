@@ -88,16 +88,17 @@ def test_what_is_reported_comes_to_the_truth(truth):
 
 
 def test_the_clock_alone_would_have_been_far_from_it():
-    training = Training(layers=0.006, hidden=(0.5, 1.0), threads=0.2).follow(4000)
+    training = Training(layers=0.006, hidden=(1.0, 1.0), threads=0.2).follow(4000)
     assert training.budget.status()["overhead_clocked"] < 0.7 * training.truth
+    assert 0.75 < training.budget.overhead / training.truth < 1.25
 
 
 @pytest.mark.parametrize(("layers", "hidden"), [(0.004, (0.0, 0.0)), (0.002, (0.0, 1.0)), (0.001, (1.0, 1.0))])
 def test_the_budget_is_kept_on_the_truth_and_the_cadence_keeps_still(layers, hidden):
     training = Training(layers=layers, hidden=hidden, threads=0.2).follow(2500).follow(4000)
-    assert 0.007 < training.truth < 0.011
+    assert 0.007 < training.truth < 0.012
     settled = training.cadences[2500:]
-    assert sum(a != b for a, b in itertools.pairwise(settled)) <= 4
+    assert sum(a != b for a, b in itertools.pairwise(settled)) <= 8
 
 
 def test_with_little_evidence_the_clock_is_believed():
