@@ -1,17 +1,19 @@
 """How many steps a second one server process acknowledges after their commit, deriving meanwhile; prints JSON.
 
-python benchmarks/ingest.py [--layers 200] [--statistics 14] [--steps 16] [--batches 500] [--encode]
+python benchmarks/ingest.py [--layers 200] [--statistics 14] [--steps 16] [--batches 500] [--encode] [--jobs 1]
 
 A real `gradspectra serve` (one process, SQLite, inline dispatcher) is a process of its own; the client beside it, on
 the same cores, posts one batch after the other by the agent's own HTTP client. The batches are made before the
-clock starts, and encoded too unless --encode is given. cpu_ms_per_batch tells what the machine spent, whatever else
-ran on it.
+clock starts, and encoded too unless --encode is given. With --jobs so many clients, each a process of its own with a
+run of its own, post --batches each at the same time. cpu_ms_per_batch tells what the machine spent, whatever else ran
+on it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import re
@@ -22,6 +24,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -130,37 +133,60 @@ def serving(synchronous: str = "NORMAL") -> Iterator[tuple[tuple[str, int], subp
             server.wait(60)  # exports in hand end first
 
 
-def measure(options: argparse.Namespace, address: tuple[str, int], server: int) -> dict[str, Any]:
+def milliseconds(seconds: list[float]) -> dict[str, float]:
+    p50, p95, p99 = np.percentile(np.array(seconds) * 1e3, (50, 95, 99))
+    return {"p50": round(p50, 2), "p95": round(p95, 2), "p99": round(p99, 2), "max": round(max(seconds) * 1e3, 1)}
+
+
+def post(options: argparse.Namespace, address: tuple[str, int], pipe: Connection) -> None:
+    """A job in a process of its own: says when it is ready, begins when it is told to, says what it measured."""
     job = Job(options, address)
     warm = max(1, options.batches // 20)
     for sequence in range(1, warm + 1):
         job.send(encode_batch(job.batch(sequence)))
-    numbers = range(warm + 1, warm + 1 + options.batches)
-    made = [job.batch(number) for number in numbers]
+    made = [job.batch(number) for number in range(warm + 1, warm + 1 + options.batches)]
     ready = made if options.encode else [encode_batch(batch) for batch in made]
-    spent = cpu_seconds(server), time.process_time()
-    begin = time.perf_counter()
+    pipe.send(None)
+    pipe.recv()
+    spent = time.process_time()
     seconds = [job.send(encode_batch(one) if isinstance(one, Batch) else one) for one in ready]
-    took = time.perf_counter() - begin
-    spent = cpu_seconds(server) - spent[0], time.process_time() - spent[1]
-    behind = options.steps * numbers[-1] - job.derived_step()
-    begin = time.perf_counter()
-    while job.derived_step() < options.steps * numbers[-1]:
+    pipe.send((seconds, time.process_time() - spent))
+    last = options.steps * made[-1].sequence
+    pipe.send(last - job.derived_step())
+    while job.derived_step() < last:
         time.sleep(0.02)
-    steps = options.batches * options.steps
-    p50, p95, p99 = np.percentile(np.array(seconds) * 1e3, (50, 95, 99))
+    pipe.send(None)
+
+
+def measure(options: argparse.Namespace, address: tuple[str, int], server: int) -> dict[str, Any]:
+    context = multiprocessing.get_context("spawn")
+    pipes = []
+    for _ in range(options.jobs):
+        here, there = context.Pipe()
+        context.Process(target=post, args=(options, address, there), daemon=True).start()
+        pipes.append(here)
+    for pipe in pipes:
+        pipe.recv()
+    spent = cpu_seconds(server)
+    begin = time.perf_counter()
+    for pipe in pipes:
+        pipe.send(None)
+    told = [pipe.recv() for pipe in pipes]
+    took = time.perf_counter() - begin
+    spent = cpu_seconds(server) - spent
+    begin = time.perf_counter()
+    behind = max(pipe.recv() for pipe in pipes)
+    for pipe in pipes:
+        pipe.recv()
+    batches = options.batches * options.jobs
+    steps = batches * options.steps
     return {
         "steps_per_second": round(steps / took),
         "values_per_second": round(steps * options.layers * options.statistics / took),
-        "post_ms": {
-            "p50": round(p50, 2),
-            "p95": round(p95, 2),
-            "p99": round(p99, 2),
-            "max": round(max(seconds) * 1e3, 1),
-        },
+        "post_ms": milliseconds([one for seconds, _ in told for one in seconds]),
         "cpu_ms_per_batch": {
-            "server": round(spent[0] * 1e3 / options.batches, 2),
-            "client": round(spent[1] * 1e3 / options.batches, 2),
+            "server": round(spent * 1e3 / batches, 2),
+            "client": round(sum(cpu for _, cpu in told) * 1e3 / batches, 2),
         },
         "underived_steps_at_end": behind,
         "derived_after_seconds": round(time.perf_counter() - begin, 2),
@@ -173,7 +199,8 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=200)
     parser.add_argument("--statistics", type=int, default=14, help="per layer, one of them a count")
     parser.add_argument("--steps", type=int, default=16, help="in a batch")
-    parser.add_argument("--batches", type=int, default=500)
+    parser.add_argument("--batches", type=int, default=500, help="of each job")
+    parser.add_argument("--jobs", type=int, default=1, help="that send at the same time")
     parser.add_argument("--encode", action="store_true", help="encode each batch within the time, as the agent does")
     parser.add_argument("--synchronous", choices=("NORMAL", "FULL"), default="NORMAL")
     options = parser.parse_args()

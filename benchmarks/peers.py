@@ -128,7 +128,7 @@ def of_server(size: int, steps: int = 6400, synchronous: str = "NORMAL") -> dict
 
 def settings(size: int, batches: int, layers: int = LAYERS, statistics: int = STATISTICS) -> argparse.Namespace:
     """The options of ingest.py."""
-    return argparse.Namespace(layers=layers, statistics=statistics, steps=size, batches=batches, encode=True)
+    return argparse.Namespace(layers=layers, statistics=statistics, steps=size, batches=batches, encode=True, jobs=1)
 
 
 def server_memory() -> dict[str, Any]:

@@ -137,6 +137,57 @@ def test_a_run_rests_by_what_its_turn_left_and_by_what_came_meanwhile(
     assert ("a" in dispatcher._waiting) == (left or flooded)
 
 
+def test_runs_of_which_batches_come_at_the_same_time_share_the_deriving_threads_time(store, monkeypatch):
+    clock = [100.0]
+
+    def derived(_store, _run, **_):
+        clock[0] += 0.1
+        for other in ("a", "b", "c"):
+            dispatcher.request(other)
+        return 16
+
+    monkeypatch.setattr(dispatch, "derive", derived)
+    monkeypatch.setattr(dispatch, "behind", lambda _conn, _run: True)
+    monkeypatch.setattr(dispatch.time, "monotonic", lambda: clock[0])
+    dispatcher = InlineDispatcher(store, sweep_seconds=60.0)
+    dispatcher._take_turn("a")
+    assert dispatcher._resting["a"] == pytest.approx(clock[0] + 3 * 0.1 * (1 / 0.25 - 1))
+
+
+def test_compaction_lets_a_flood_pass_but_waits_no_longer_than_its_bound(store, monkeypatch):
+    clock = [100.0]
+
+    def derived(_store, run, **_):
+        clock[0] += 0.1
+        dispatcher.request(run)
+        return 32
+
+    def wait(seconds):
+        waited.append(seconds)
+        clock[0] += seconds
+        if len(waited) < 100:
+            dispatcher._take_turn("a")
+
+    monkeypatch.setattr(dispatch, "derive", derived)
+    monkeypatch.setattr(dispatch, "behind", lambda _conn, _run: True)
+    monkeypatch.setattr(dispatch.time, "monotonic", lambda: clock[0])
+    dispatcher = InlineDispatcher(store, sweep_seconds=60.0)
+    monkeypatch.setattr(dispatcher._stopping, "wait", wait)
+    waited = []
+    dispatcher._let_flood_pass()
+    assert waited == []
+    dispatcher._take_turn("a")
+    begin = clock[0]
+    dispatcher._let_flood_pass()
+    assert 10.0 <= clock[0] - begin < 10.2
+    assert len(waited) < 100
+    waited += [0.0] * 100
+    dispatcher._flood_until = clock[0] + 0.5
+    begin = clock[0]
+    dispatcher._let_flood_pass()
+    assert clock[0] - begin == pytest.approx(0.5)
+
+
 def test_a_turn_that_ended_at_its_bound_of_steps_is_followed_by_the_next_at_once(store, monkeypatch):
     monkeypatch.setattr("gradspectra_worker.derive.STEPS_PER_TRANSACTION", 16)
     started = start(store)

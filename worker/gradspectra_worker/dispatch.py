@@ -23,8 +23,8 @@ REST_SECONDS = 0.05
 of the cost, and ingest has the database and the processor to itself."""
 
 DERIVE_SHARE = 0.25
-"""Share of its time that the deriving thread works on a run of which batches come even while it does: a flood is taken
-in first, and derived at full speed when it is over."""
+"""Share of its time that the deriving thread works on runs of which batches come even while it does, all of them
+together: a flood is taken in first, and derived at full speed when it is over."""
 
 FAILED_REST_SECONDS = 10.0
 """A run that could not be derived waits this long: its next batch would fail the same way."""
@@ -32,6 +32,9 @@ FAILED_REST_SECONDS = 10.0
 FLOOD_BATCHES, FLOOD_REST_SECONDS = 32, 0.25
 """Where a turn had so many batches and more came during it, the next one waits at least this long: most of what a turn
 costs it costs once, however many batches it takes."""
+
+FLOOD_SECONDS, FLOOD_WAIT_SECONDS = 1.0, 10.0
+"""So long after such a turn the flood goes on, as far as one can tell; compaction lets it pass, but waits no longer."""
 
 COMPACT_SHARE = 0.2
 """Share of its time that the compacting thread works: what it leaves undone waits until fewer batches come."""
@@ -83,6 +86,7 @@ class InlineDispatcher:
         self._waiting: dict[str, None] = {}
         self._resting: dict[str, float] = {}
         self._asked: dict[str, float] = {}
+        self._flood_until = 0.0
         self._wake = threading.Condition()
         self._stopping = threading.Event()
         self._alerts = threading.Event()
@@ -160,7 +164,11 @@ class InlineDispatcher:
         now = time.monotonic()
         with self._store.read() as conn:
             more = behind(conn, run)
-        rest = self._rest(done, more, now - begin, self._asked.pop(run, begin) > begin)
+        coming = sum(at > begin for at in list(self._asked.values()))
+        asked = self._asked.pop(run, begin) > begin
+        rest = self._rest(done, more, (now - begin) * max(coming, 1), asked)
+        if asked and done >= FLOOD_BATCHES:
+            self._flood_until = now + FLOOD_SECONDS
         with self._wake:
             self._resting = {other: end for other, end in self._resting.items() if end > now}
             self._resting[run] = now + rest
@@ -169,7 +177,8 @@ class InlineDispatcher:
 
     @staticmethod
     def _rest(done: int, more: bool, worked: float, asked: bool) -> float:
-        """Seconds until a run's next turn, after one of `done` batches that took `worked` seconds.
+        """Seconds until a run's next turn, after one of `done` batches that took `worked` seconds, times the number of
+        runs of which batches came meanwhile: they share the deriving thread's share of the time.
 
         more: whether batches are left; asked: whether any came during the turn. Those of a turn that reached its
         bounds, with none come since, are what a burst left: they do not wait.
@@ -191,6 +200,8 @@ class InlineDispatcher:
             try:
                 with self._store.read() as conn:
                     due = compactable_runs(conn)
+                if due:
+                    self._let_flood_pass()
                 while due:
                     due = [run for run in due if self._compact_a_round(run)]
                 if time.monotonic() >= next_retaining:
@@ -198,6 +209,12 @@ class InlineDispatcher:
                     next_retaining = time.monotonic() + (self._retain_seconds if done < RETAIN_TURNS else 0.0)
             except Exception:
                 _log.exception("finding what to compact or to retire failed; it is tried again")
+
+    def _let_flood_pass(self) -> None:
+        """Wait while batches come in a flood: a round has the interpreter and the database to itself for too long."""
+        latest = time.monotonic() + FLOOD_WAIT_SECONDS
+        while (seconds := min(self._flood_until, latest) - time.monotonic()) > 0 and not self._stopping.is_set():
+            self._stopping.wait(seconds)
 
     def _compact_a_round(self, run: str) -> bool:
         """Compact one round of a run and rest; False where there is nothing left, or the dispatcher stops."""
