@@ -70,6 +70,18 @@ def test_alerts_are_shaded_where_they_lie_on_the_axis(caller: Caller):
     assert closed > 41
 
 
+def test_only_the_alerts_of_an_attempt_are_drawn_with_it(caller: Caller):
+    first = caller.start()
+    run, losses = first["id"], [1.0] * 40 + [float("nan")] + [1.0] * 20
+    caller.must_send(run, batch(first["session"], 1, range(1, 62), loss=losses))
+    caller.derived(run, 61)
+    again = caller.client.post(f"{API}/runs", json={"resume": run, "project": "p", "start_step": 30}).json()
+    caller.must_send(run, batch(again["session"], 1, range(31, 62)))
+    caller.derived(run, 61)
+    drawn = [caller.get(f"/runs/{run}/figures/loss", attempt=number)["layout"]["shapes"] for number in (1, 2)]
+    assert [[shape["x0"] for shape in shapes] for shapes in drawn] == [[41], []]
+
+
 def test_an_attempt_by_itself_is_drawn(caller: Caller, run: str):
     joined, old = (caller.get(f"/runs/{run}/figures/loss", **own)["data"][0] for own in ({}, {"attempt": 1}))
     assert (joined["y"], old["y"]) == ([20.0, 40.0, 120.0, 160.0], [20.0, 40.0, 60.0, 80.0])
