@@ -58,11 +58,18 @@ TITLES = {
 
 
 def layers(
-    data: LayerSeries, alerts: Sequence[Mapping[str, Any]], theme: Theme, *, order: str = "depth", name: str = "layers"
+    data: LayerSeries,
+    alerts: Sequence[Mapping[str, Any]],
+    theme: Theme,
+    *,
+    order: str = "depth",
+    compact: bool = False,
+    name: str = "layers",
 ) -> Figure:
     """Heatmap layer × step of one statistic or metric, colour in log scale. Reads one layer statistic.
 
-    order: "depth" (embedding first, head last), "role" or "name". A bucket of several steps shows its largest
+    order: "depth" (embedding first, head last), "role" or "name". compact: leave out z where it can be told from
+    customdata, as `_compact` says. A bucket of several steps shows its largest
     value, so a spike of one step stays visible; a measurement holds until the next of its row. Grey: missing.
     Black: zero or negative; where a count is 0 the paper's colour. Magenta with a cross: NaN or inf in that bucket.
     Alerts are marked at the top. Statistics that have a sign are drawn by their size.
@@ -84,10 +91,10 @@ def layers(
         code = np.full(value.shape, np.nan, np.float32)
         code[here & ~good] = ZERO
         code[bad] = NOT_FINITE
-        figure["data"] = [
-            _values_trace(x, names, log, value.astype(np.float32), theme),
-            *_code_traces(x, names, code, nothing, theme),
-        ]
+        values = _values_trace(x, names, log, value, theme)
+        if compact:
+            _compact(values, value, good, signed=data.statistic in SIGNED)
+        figure["data"] = [values, *_code_traces(x, names, code, nothing, theme)]
         _mark_cells(figure, x, names, code, nothing, theme)
     shade_alerts(figure, alerts, theme, data.x)
     figure["layout"]["shapes"] = []  # shading would change the colours of the cells
@@ -95,10 +102,15 @@ def layers(
 
 
 def effective_rank(
-    data: LayerSeries, alerts: Sequence[Mapping[str, Any]], theme: Theme, *, order: str = "depth"
+    data: LayerSeries,
+    alerts: Sequence[Mapping[str, Any]],
+    theme: Theme,
+    *,
+    order: str = "depth",
+    compact: bool = False,
 ) -> Figure:
     """Heatmap of the gradients' effective rank, layer × step. Reads the layer metric effective_rank."""
-    return layers(data, alerts, theme, order=order, name="effective_rank")
+    return layers(data, alerts, theme, order=order, compact=compact, name="effective_rank")
 
 
 def layer_curves(
@@ -202,7 +214,7 @@ def _values_trace(x: Array, names: list[str], log: Array, value: Array, theme: T
         "x": x,
         "y": names,
         "z": packed(log),
-        "customdata": packed(value),
+        "customdata": packed(_narrow(value)),
         "zmin": low,
         "zmax": high,
         "colorscale": colour_scale(),
@@ -217,6 +229,22 @@ def _values_trace(x: Array, names: list[str], log: Array, value: Array, theme: T
             "xpad": 6,
         },
     }
+
+
+def _compact(trace: dict[str, Any], value: Array, drawn: Array, *, signed: bool) -> None:
+    """Leave out z where it is log10 of each value above 0 (signed: of its size) that customdata has, NaN elsewhere.
+
+    drawn: the cells that z has; a value that float32 cannot hold is not told from customdata.
+    """
+    narrow = _narrow(value)
+    if np.array_equal(np.isfinite(narrow) & ((np.abs(narrow) if signed else narrow) > 0), drawn):
+        del trace["z"]
+        trace["meta"] = "log10 of the size" if signed else "log10"
+
+
+def _narrow(value: Array) -> Array:
+    with np.errstate(over="ignore"):
+        return value.astype(np.float32)
 
 
 def _code_traces(

@@ -4,7 +4,7 @@ import { test } from "node:test";
 import { kept, parse, query, rangeOf, runPath } from "./static/js/address.js";
 import { evidenceCurve, evidenceRows } from "./static/js/evidence.js";
 import { figureCall, firstCalls, layersParams, lossParams } from "./static/js/figure_calls.js";
-import { dataCall, filterRows, fitted, isEmpty, rangeFrom, rowsOf, tail, zoomed } from "./static/js/figure_view.js";
+import { dataCall, filterRows, fitted, isEmpty, rangeFrom, rowsOf, tail, whole, zoomed } from "./static/js/figure_view.js";
 import * as format from "./static/js/format.js";
 import { evidenceWords, groupsCode, multipliers, sharedEvidence } from "./static/js/groups.js";
 import { Live } from "./static/js/live.js";
@@ -82,7 +82,7 @@ test("what is asked ahead is what the figures ask for", () => {
   const shown = { wide: true, range: null, theme: "dark", width: 1280 };
   assert.deepEqual(ahead("/runs/r", ""), [figureCall("r", "loss", lossParams({}), shown)]);
   assert.deepEqual(figureCall("r/s", "loss", {}, { ...shown, range: [5, 9] })[0], "/runs/r%2Fs/figures/loss");
-  assert.deepEqual(ahead("/runs/r/layers", "statistic=drift_norm&start=5&stop=9")[0][1], { columns: 1000, statistic: "drift_norm", order: "depth", theme: "dark", start: 5, stop: 9 });
+  assert.deepEqual(ahead("/runs/r/layers", "statistic=drift_norm&start=5&stop=9")[0][1], { columns: 1000, statistic: "drift_norm", order: "depth", compact: true, theme: "dark", start: 5, stop: 9 });
   assert.deepEqual(layersParams({ order: "role" }), { statistic: "grad_norm", order: "role" });
   assert.equal(lossParams({ smooth: "off" }).smooth, 0);
   assert.deepEqual([ahead("/", ""), ahead("/runs/r/details", ""), ahead("/settings", "")], [[], [], []]);
@@ -116,6 +116,20 @@ test("filtering keeps the rows of the layers that fit", () => {
   assert.deepEqual(filterRows(heatmap(), "nothing").data, []);
   assert.deepEqual(filterRows(heatmap(), ""), heatmap());
   assert.deepEqual([...rowsOf(packed([[1, 2], [3, 4]]))[1]], [3, 4]);
+});
+
+test("a heatmap that came without its colours gets them from its numbers", () => {
+  const numbers = [[100, 0, -10], [NaN, Infinity, 0.001]];
+  const logs = (/** @type {string} */ meta) => {
+    const { data, layout } = whole({ data: [{ type: "heatmap", x: [1, 2, 3], y: ["a", "b"], customdata: packed(numbers), meta }], layout: { height: 5 } });
+    assert.deepEqual([...data[0].customdata[1]].slice(0, 2), [NaN, Infinity]);
+    assert.deepEqual(layout, { height: 5 });
+    return data[0].z.map((row) => [...row]);
+  };
+  const last = Math.fround(Math.log10(Math.fround(0.001)));
+  assert.deepEqual(logs("log10"), [[2, NaN, NaN], [NaN, NaN, last]]);
+  assert.deepEqual(logs("log10 of the size"), [[2, NaN, 1], [NaN, NaN, last]]);
+  assert.deepEqual(whole(heatmap()), heatmap());
 });
 
 test("a heatmap is decoded once for all rows that are kept", () => {

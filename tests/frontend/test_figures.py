@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -208,6 +209,30 @@ def test_every_number_survives_as_json() -> None:
     for name in FIGURES:
         text = orjson.dumps(built(name), option=orjson.OPT_SERIALIZE_NUMPY)
         assert orjson.loads(text)["layout"]["meta"]["figure"] == name
+
+
+@pytest.mark.parametrize("statistic", ["grad_norm", "grad_dot_weight"])
+def test_a_compact_heatmap_lacks_the_colours_alone_that_follow_from_its_values(statistic: str) -> None:
+    data = replace(synthetic.layers(), statistic=statistic)
+    if statistic == "grad_dot_weight":
+        data = replace(data, mean=-data.mean, min=-data.max, max=-data.min)
+    whole, compact = (trace(built("layers", data, compact=one), "value") for one in (False, True))
+    colours = whole.pop("z")
+    said = compact.pop("meta")
+    np.testing.assert_equal(compact, whole)
+    value = matrix(compact["customdata"])
+    size = np.abs(value) if said == "log10 of the size" else value
+    assert said == {"grad_norm": "log10", "grad_dot_weight": "log10 of the size"}[statistic]
+    told = np.full(size.shape, np.nan, np.float32)
+    np.log10(size, out=told, where=np.isfinite(size) & (size > 0))
+    np.testing.assert_allclose(told, matrix(colours), rtol=1e-6, atol=1e-6)
+
+
+def test_a_compact_heatmap_keeps_colours_of_values_that_float32_cannot_hold() -> None:
+    data = synthetic.layers()
+    largest = data.max.copy()
+    largest[3, 4] = 1e39
+    assert "z" in trace(built("layers", replace(data, max=largest), compact=True), "value")
 
 
 def test_the_heatmap_has_each_value_in_log_colour_and_exact_on_hover() -> None:

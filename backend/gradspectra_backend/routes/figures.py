@@ -59,10 +59,12 @@ class FigureQuery(BaseModel):
     order: Literal["depth", "role", "name"] | None = Field(None, description="Order of the layers.")
     smooth: float | None = Field(None, ge=0, le=1e9, description="Time constant of the smoothed line, in entries.")
     scale: Literal["auto", "log", "linear"] | None = Field(None, description="Scale of the value axis.")
+    compact: bool | None = Field(None, description="Heatmaps without the z that follows from their customdata.")
 
     def options(self) -> dict[str, Any]:
         """What goes to the figure itself."""
-        given = {"order": self.order, "smooth": self.smooth, "scale": self.scale, "step": self.step}
+        names = ("order", "smooth", "scale", "step", "compact")
+        given = {name: getattr(self, name) for name in names}
         return {name: value for name, value in given.items() if value is not None}
 
     def choice(self) -> LayerChoice:

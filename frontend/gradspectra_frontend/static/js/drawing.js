@@ -1,7 +1,7 @@
 // One figure on the page: asks for it, draws it, keeps it up to date. No framework in here.
 
 import { AGAIN_MS, Failure, getFirst } from "./api.js";
-import { fitted, isEmpty, marginsOf, rangeFrom, zoomed } from "./figure_view.js";
+import { fitted, isEmpty, marginsOf, rangeFrom, whole, zoomed } from "./figure_view.js";
 import { live } from "./live.js";
 import { CONFIG, plotly } from "./plotly.js";
 import { gathered, turn } from "./throttle.js";
@@ -92,7 +92,7 @@ export class Drawing {
     try {
       const asked = getFirst(path, params, this.abort.signal);
       void plotly().catch(() => {}); // its script runs while the server works
-      this.figure = await asked;
+      this.figure = whole(await asked);
       await this.draw();
     } catch (error) {
       if (this.abort.signal.aborted) return;

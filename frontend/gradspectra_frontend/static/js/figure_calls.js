@@ -4,12 +4,16 @@ import { rangeOf } from "./address.js";
 
 /** @typedef {[string, Record<string, any>]} Call path and parameters */
 
+/** Figures that are asked for without what follows from their numbers (`whole` in figure_view.js makes it). */
+const HEATMAPS = ["layers", "effective_rank"];
+
 /** The call of a figure. columns follow its width: `wide` ones take the window's, others half of it.
  * @param {string} run @param {string} name @param {Record<string, any>} params
  * @param {{wide?: boolean, range: [number, number] | null, theme: string, width: number}} shown @returns {Call} */
 export function figureCall(run, name, params, { wide = false, range, theme, width }) {
   const columns = Math.min(1000, Math.max(200, Math.round(((wide ? 1 : 0.5) * Math.min(width, 2400)) / 1.2 / 50) * 50));
-  return [`/runs/${encodeURIComponent(run)}/figures/${name}`, { columns, ...params, theme, start: range?.[0], stop: range?.[1] }];
+  const compact = HEATMAPS.includes(name) || undefined;
+  return [`/runs/${encodeURIComponent(run)}/figures/${name}`, { columns, ...params, compact, theme, start: range?.[0], stop: range?.[1] }];
 }
 
 /** What the loss is asked with. @param {Record<string, string>} view */

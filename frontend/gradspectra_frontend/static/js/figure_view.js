@@ -19,6 +19,19 @@ export function rowsOf(z) {
   return Array.from({ length: rows }, (_, i) => values.subarray(i * columns, (i + 1) * columns));
 }
 
+/** A heatmap that was asked for without its z, with it: log10 of the numbers in its customdata, as its meta says.
+ * @param {Figure} figure @returns {Figure} */
+export function whole(figure) {
+  const data = figure.data.map((trace) => {
+    if (trace.type !== "heatmap" || trace.z || !trace.customdata) return trace;
+    const rows = rowsOf(trace.customdata);
+    const size = trace.meta === "log10 of the size" ? Math.abs : (/** @type {number} */ value) => value;
+    const log = (/** @type {number} */ value) => (Number.isFinite(value) && size(value) > 0 ? Math.log10(size(value)) : NaN);
+    return { ...trace, customdata: rows, z: rows.map((row) => Float32Array.from(row, log)) };
+  });
+  return { ...figure, data };
+}
+
 /** Keep the heatmap rows whose layer name or role holds the text (case does not matter); all where it is empty.
  * @param {Figure} figure @param {string} text @returns {Figure} */
 export function filterRows(figure, text) {
