@@ -165,10 +165,10 @@ class FusedPass:
             if entries is None or id(tensor.parameter) in early:
                 continue
             own = _sources(tensor.parameter, terms, tensor)
-            at = () if own is None else [address(numbers, entries) for numbers in own[:4]]
+            at = [] if own is None else [address(numbers, entries) for numbers in (own[:4] if terms else own[:2])]
             if own is not None and all(at):
                 taken.append(tensor.first)
-                addresses += at
+                addresses += at if terms else [*at, at[0], at[0]]
                 sources.append(own)
         if not taken:
             return None
@@ -265,11 +265,12 @@ def address(numbers: Tensor | None, entries: int) -> int:
 
     Of a sharded tensor those that this rank has.
     """
-    if numbers is not None and type(numbers) not in PLAIN:
+    if type(numbers) not in PLAIN:
         numbers = getattr(numbers, "_local_tensor", None)
+        if type(numbers) not in PLAIN:
+            return 0
     if (
         numbers is not None
-        and type(numbers) in PLAIN
         and numbers.dtype is FLOAT32
         and numbers.is_cpu
         and numbers.is_contiguous()
@@ -290,8 +291,9 @@ def _sources(parameter: Tensor, terms: UpdateTerms | None, tensor: WatchedTensor
     own = terms.of(tensor)
     if own is None:
         return None
-    first, second = (gradient if kept is None else kept for kept in own[:2])
-    return Sources(gradient, parameter, first, second, own[2])
+    first, second, place = own
+    first, second = gradient if first is None else first, gradient if second is None else second
+    return Sources(gradient, parameter, first, second, place)
 
 
 def _fill(layout: _Layout, addresses: list[int], shared: list[int], coefficients: Sequence[Coefficients]) -> Float64:
