@@ -143,9 +143,7 @@ def _runs(settings: Settings, repair: bool) -> Finding:
     if not found:
         return {"name": "runs", "status": "ok", "detail": f"watermarks and rows agree{mended}"}
     more = f"; and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
-    remedy = (
-        "`gradspectra doctor --repair` mends watermarks, names, extents and rows of no run; a backup has the rest"
-    )
+    remedy = "`gradspectra doctor --repair` mends watermarks, names, extents and rows of no run; a backup has the rest"
     return _bad("runs", "failed", "; ".join(found[:MOST_NAMED]) + more + mended, remedy)
 
 
