@@ -28,12 +28,12 @@ class DeviceClock:
 
     def follow(self, devices: Sequence[torch.device]) -> None:
         """From now on it is these devices that the model lies on."""
-        self._devices = [device for device in dict.fromkeys(devices) if device.type == "cuda"]
+        self.devices = [device for device in dict.fromkeys(devices) if device.type == "cuda"]
 
     def now(self) -> list[Mark]:
         """Events that the streams of the training reach once they have done what they were given so far."""
         marks = []
-        for device in self._devices:
+        for device in self.devices:
             spare = self._spare.get(device)
             event = spare.pop() if spare else self._cuda.Event(enable_timing=True)
             event.record(self._cuda.current_stream(device))

@@ -18,7 +18,9 @@ log = logging.getLogger("gradspectra")
 MOST_CALLS = 10_000
 """Calls of log that are kept of one step: while no step ends, as after the optimizer was replaced, they add up."""
 SUMMED = ("tokens", "examples")
-RESERVED = frozenset(("parts", "skipped", "cadence_layers", "cadence_second", "cadence_spectra"))
+CADENCES = ("cadence_layers", "cadence_second", "cadence_spectra")
+MEMORY = ("device_memory_bytes", "device_memory_peak_bytes", "process_memory_bytes")
+RESERVED = frozenset(("parts", "skipped", *CADENCES, *MEMORY))
 
 
 def as_number(value: Any) -> Number | None:

@@ -16,6 +16,7 @@ from gradspectra.device_time import DeviceTimes
 from gradspectra.explain import not_measured
 from gradspectra.guard import Guard
 from gradspectra.measuring import Measuring
+from gradspectra.memory import add_memory
 from gradspectra.options import Options
 from gradspectra.record import StepRecord
 from gradspectra.scalars import HeldCalls, Number, Total, as_number, rates
@@ -258,6 +259,7 @@ class Session:
         if isinstance(self.options.batch_size, (int, float)):
             step.examples = [float(self.options.batch_size)] * step.parts
         step.counts |= {name: steps for name, steps in self.measuring.cadences().items() if steps is not None}
+        self._guard.run("memory", add_memory, step, self.measuring.clock.devices)
         self.measuring.complete(step)
         parts = self.measuring.parts(step)
         self.settle()

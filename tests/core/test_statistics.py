@@ -30,6 +30,7 @@ def test_counts_are_whole_numbers():
     whole = {name for name, entry in {**SCALARS, **STATISTICS}.items() if entry.dtype == "int64"}
     assert whole == {
         "examples", "parts", "tokens", "skipped", "cadence_layers", "cadence_second", "cadence_spectra",
+        "device_memory_bytes", "device_memory_peak_bytes", "process_memory_bytes",
         "grad_nonfinite", "grad_zero_rows", "act_nonfinite",
     }  # fmt: skip
 
