@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch.optim import SGD, AdamW
-
 from gradspectra.clipping import missing
 from gradspectra.inventory import Inventory
 from gradspectra.second_measuring import SecondMeasuring
 from gradspectra.spectra import Spectra
-from gradspectra.updates import decay_of, unknown_update
+from gradspectra.staging import decayed_away
+from gradspectra.updates import unknown_update
 
 
 def not_measured(
@@ -25,7 +24,7 @@ def not_measured(
 
     left_out: trainable tensors that no optimizer updates.
     """
-    reasons = [reason for optimizer in optimizers if (reason := unknown_update(optimizer) or _decayed_away(optimizer))]
+    reasons = [reason for optimizer in optimizers if (reason := _untold(optimizer, second))]
     if second is None:
         reasons = ['update_sq and the second tier are not measured: second_tier is "off"'] if inventory.tensors else []
     elif not optimizers:
@@ -48,13 +47,11 @@ def not_measured(
     return reasons + [f"no spectrum of {name}: it is not one matrix" for name in spectra.without]
 
 
-def _decayed_away(optimizer: Any) -> str | None:
-    """Say of an optimizer of a known type why updates are left out with its present rates; None where they are not."""
-    for group in optimizer.param_groups:
-        if group.get("momentum") and not group["nesterov"]:
-            continue  # the buffer is the update
-        try:
-            decay_of(group, type(optimizer) in (SGD, AdamW))
-        except ZeroDivisionError as error:
-            return f"some updates of {type(optimizer).__name__} are not measured: {error}"
-    return None
+def _untold(optimizer: Any, second: SecondMeasuring | None) -> str | None:
+    """Say why an optimizer's state does not tell all of its updates, and what then is missing; None where it does."""
+    copied = second is not None and second.copies and hasattr(optimizer, "register_step_pre_hook")
+    if (reason := unknown_update(optimizer, copied)) is not None:
+        return reason
+    lost = [why for group in optimizer.param_groups if (why := decayed_away(optimizer, group)) is not None]
+    how = "measured of a few layers at a time, by copies of their weights" if copied else "not measured"
+    return f"some updates of {type(optimizer).__name__} are {how}: {lost[0]}" if lost else None

@@ -81,7 +81,7 @@ class Measuring:
         if self.second is not None:
             self.second.close()
         if self._options.second_tier != "off" and self._group is None:
-            job = Job(self._models, self.inventory, self._budget, self._guard, self.tier.fused)
+            job = Job(models, self.inventory, self._budget, self._guard, self.tier.fused, optimizers)
             self.second = SecondMeasuring(job)
         if self._options.drift != "off":
             known = self.drift.starts if self.drift is not None else {}
@@ -151,7 +151,7 @@ class Measuring:
         if step.due and self.inventory.tensors:
             fused = self._guard.run("layers", self._layers, step, self._of_optimizer[index], optimizer, skipped)
             if self.second is not None:
-                self.second.take(step, self._identities[index], optimizer, self.tier.marks, skipped, fused)
+                self.second.take(step, self._identities[index], optimizer, self.tier, skipped, fused)
         if not skipped and self._options.spectra != 0:
             self._guard.run("spectra", self._turn.take, self.spectra, step, self._identities[index], optimizer)
 
@@ -163,7 +163,7 @@ class Measuring:
         if step.due and self.inventory.tensors:
             fused = self._guard.run("layers", self._layers, step, self.inventory.tensors, None, False)
             if self.second is not None:
-                self.second.take(step, self.inventory.parameters, None, self.tier.marks, False, fused)
+                self.second.take(step, self.inventory.parameters, None, self.tier, False, fused)
         if self._options.spectra != 0:
             self._guard.run("spectra", self._turn.take, self.spectra, step, self.inventory.parameters)
 

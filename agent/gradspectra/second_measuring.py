@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from gradspectra.flat import OneThread
 from gradspectra.fused import FusedPass, FusedRows
 from gradspectra.guard import Guard
 from gradspectra.inventory import Inventory
-from gradspectra.layer_marks import LayerMarks
+from gradspectra.measure import FirstTier
 from gradspectra.second_tier import SecondTier
 from gradspectra.second_units import Unit
 from gradspectra.step import OpenStep
@@ -25,13 +25,14 @@ from gradspectra.step import OpenStep
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is measured, and with what. fused: the compiled pass, where there is one."""
+    """What is measured, and with what. fused: the compiled pass, where there is one. optimizers: as for Staging."""
 
     models: Mapping[str, nn.Module]
     inventory: Inventory
     budget: Budget
     guard: Guard
     fused: FusedPass | None = None
+    optimizers: Sequence[Any] = ()
 
 
 class SecondMeasuring:
@@ -41,12 +42,14 @@ class SecondMeasuring:
     """
 
     def __init__(self, job: Job, shards: SecondTier | None = None) -> None:
-        self.tier = SecondTier(job.inventory, job.budget) if shards is None else shards
+        self.tier = SecondTier(job.inventory, job.budget, job.optimizers) if shards is None else shards
         self.activations = Activations(
             job.models, job.inventory, self.tier, job.budget, job.guard, job.fused, in_turns=shards is None
         )
         self._fused = job.fused
         self._guard = job.guard
+        self.copies = shards is None
+        """Whether weights are copied where an optimizer's state does not tell its updates."""
         self._due: list[Unit] | None = None
         self._before = 0.0
 
@@ -80,7 +83,7 @@ class SecondMeasuring:
         step: OpenStep,
         parameters: frozenset[int],
         optimizer: Any,
-        marks: LayerMarks,
+        tier: FirstTier,
         skipped: bool,
         fused: FusedRows | DeviceRows | None,
     ) -> None:
@@ -89,14 +92,14 @@ class SecondMeasuring:
         fused: what came with the first tier already.
         """
         if step.measured:
-            self._guard.run("second tier", self._take, step, parameters, optimizer, marks, skipped, fused)
+            self._guard.run("second tier", self._take, step, parameters, optimizer, tier, skipped, fused)
 
     def _take(
         self,
         step: OpenStep,
         parameters: frozenset[int],
         optimizer: Any,
-        marks: LayerMarks,
+        tier: FirstTier,
         skipped: bool,
         fused: FusedRows | DeviceRows | None,
     ) -> None:
@@ -113,7 +116,9 @@ class SecondMeasuring:
             if fused is not None and self._fused is not None:
                 whole = self.tier.take_medians(own, fused, self._fused)
             for unit in own:
-                self.tier.take(unit, step.number, optimizer, marks, skipped, step.clips.spoiled, known, whole)
+                self.tier.take(
+                    unit, step.number, optimizer, tier.marks, skipped, step.clips.spoiled, known, whole, tier
+                )
         step.device.stop("second", started)
         seconds = time.perf_counter() - began
         step.second_cost += seconds

@@ -142,6 +142,23 @@ def rounding_rows(tensor: WatchedTensor, before: Tensor, update: Update, scratch
     return _by_layer([tensor], rows)
 
 
+def moved_rows(tensor: WatchedTensor, before: Tensor, scratch: Tensor) -> Tensor:
+    """‖ΔW‖² and ⟨ΔW, ḡ⟩ of what a step has really done to a tensor: (2, L). before: the weights before it, flat."""
+    after, gradient = flat(tensor.parameter.detach(), tensor.axis), _gradient([tensor])
+
+    def rows(first: int, last: int, _: int) -> Tensor:
+        sums = scratch.new_zeros(2)
+        square, product = sums.unbind(0)
+        for start in range(first, last, len(scratch)):
+            stop = min(start + len(scratch), last)
+            moved = scratch[: stop - start].copy_(after[start:stop]).sub_(before[start:stop])
+            square += torch.dot(moved, moved)
+            product += torch.dot(moved, gradient[start:stop].to(moved.dtype))
+        return sums.float().view(2, 1)
+
+    return _by_layer([tensor], rows)
+
+
 def _gradient(tensors: Sequence[WatchedTensor]) -> Tensor:
     gradients = [local(tensor.parameter.grad) for tensor in tensors if tensor.parameter.grad is not None]
     return joined(gradients, tensors[0].axis)

@@ -25,6 +25,7 @@ from gradspectra.flat import Scratch, flat, placed
 from gradspectra.fused import CPU, FusedPass, FusedRows
 from gradspectra.inventory import Inventory, WatchedTensor
 from gradspectra.layer_marks import LayerMarks
+from gradspectra.measure import FirstTier
 from gradspectra.second_fused import put_medians, put_outputs, put_rows
 from gradspectra.second_numbers import (
     OF_FORWARD,
@@ -38,17 +39,16 @@ from gradspectra.second_numbers import (
     WITH_GRADIENT,
     gradient_rows,
     moment_rows,
+    moved_rows,
     rounding_rows,
     units,
     update_rows,
 )
-from gradspectra.second_units import Unit, expected_seconds, learned, together
+from gradspectra.second_units import Unit, dense, expected_seconds, learned, together
+from gradspectra.staging import LOW_PRECISION, Staging, put_update
 from gradspectra.turns import Turns
-from gradspectra.updates import intended_update, same_steps, unknown_update
+from gradspectra.updates import intended_update, same_steps
 
-STAGED = 1 << 22
-"""Entries of weights that are copied before a step at most."""
-LOW_PRECISION = (torch.bfloat16, torch.float16)
 SAMPLED = 1 << 14
 """Second moments that medians are taken of at a step within a budget, in turn: four layers of the largest sample."""
 
@@ -62,9 +62,9 @@ class SecondResults:
 
 
 class SecondTier:
-    """Measures the tensors of one inventory in turn; results stay on the device until they are copied."""
+    """Measures the tensors of one inventory in turn; results stay on the device. optimizers: as Staging's."""
 
-    def __init__(self, inventory: Inventory, budget: Budget) -> None:
+    def __init__(self, inventory: Inventory, budget: Budget, optimizers: Sequence[Any] = ()) -> None:
         self._inventory = inventory
         self._budget = budget
         self._units = [self._unit(tensors) for tensors in together(inventory.tensors)]
@@ -72,7 +72,7 @@ class SecondTier:
         self._present = self._nothing()
         self._scratch = Scratch()
         self._staged: dict[int, Tensor] = {}
-        self._last_staged = -1
+        self._staging = Staging(inventory.tensors, optimizers)
         sizes = [min(stop - start, SAMPLE) for tensor in inventory.tensors for start, stop in tensor.pieces]
         self._samples = Turns(sizes, budget.room(SAMPLED))
         self._columns_of = Columns()
@@ -123,8 +123,9 @@ class SecondTier:
         unit.doubt.refused(unit.taken >= 0)
 
     def _with_medians(self, due: list[Unit]) -> list[Unit]:
-        """The same, once it is chosen of which layers a median is taken: samples lie far apart in memory."""
+        """The same, once it is chosen whose medians are taken (samples lie far apart) and whose weights are kept."""
         self._medians = frozenset(self._samples.take(list(chain.from_iterable(unit.layers for unit in due))))
+        self._staging.choose([tensor for unit in due for tensor in unit.tensors])
         return due
 
     def cadence(self) -> int | None:
@@ -132,19 +133,10 @@ class SecondTier:
         return self._lap or None
 
     def stage(self, due: Sequence[Unit]) -> None:
-        """Keep the weights of a few tensors of these units as they are before their optimizer steps.
-
-        Those whose type rounds small updates away; in turn, since a copy of all of them would be large.
-        """
-        rounded = [unit.tensors[0] for unit in due if unit.tensors[0].parameter.dtype in LOW_PRECISION]
-        later = [tensor for tensor in rounded if tensor.first > self._last_staged]
-        room = STAGED
-        for tensor in later or rounded:
-            if self._staged and tensor.parameter.numel() > room:
-                break
-            room -= tensor.parameter.numel()
-            self._staged[id(tensor.parameter)] = flat(tensor.parameter.detach(), tensor.axis).clone()
-            self._last_staged = tensor.first
+        """Keep the weights of a few tensors of these units as they are before their optimizer steps."""
+        for tensor in chain.from_iterable(unit.tensors for unit in due):
+            if id(tensor.parameter) in self._staging.chosen:
+                self._staged[id(tensor.parameter)] = flat(tensor.parameter.detach(), tensor.axis).clone()
 
     def put_fused(self, fused: FusedRows | DeviceRows, early: Container[int] = ()) -> None:
         """Take over what came with the first tier, for all layers that it came for. early: as for `take`."""
@@ -178,24 +170,26 @@ class SecondTier:
         early: Container[int],
         known: frozenset[int] = frozenset(),
         whole: frozenset[int] = frozenset(),
+        tier: FirstTier | None = None,
     ) -> None:
         """Measure the tensors of a unit after their optimizer has stepped.
 
         optimizer: None where it is not known. marks: of the first tier, at this step. skipped: the optimizer did
         nothing. early: identities of parameters whose gradient is no longer what it was. known, whole: tensors, by the
         index of their first layer, that `put_fused` has brought already but for their moments, or to which nothing is
-        to be added.
+        to be added. tier: the first, which takes updates that weights had to be kept for; None: these are left out.
         """
         if unit.taken >= 0:
             self._lap = step - unit.taken
         unit.taken = step
-        if unit.firsts <= known:
-            self._rounding(unit, optimizer, early)
+        for tensor in unit.tensors if optimizer is not None and not skipped else ():
+            if id(tensor.parameter) in self._staged:
+                self._moved(tensor, optimizer, early, tier)
         if unit.firsts <= whole:
             return
         for part in self._parts(unit, optimizer, early):
             fused = part.firsts <= known
-            if not fused and all(_dense(tensor, early) for tensor in part.tensors):
+            if not fused and all(dense(tensor, early) for tensor in part.tensors):
                 self._gradient(part, marks)
             if not fused and optimizer is not None:
                 self._update(part, optimizer, skipped, early)
@@ -207,7 +201,7 @@ class SecondTier:
         if len(unit.tensors) == 1:
             return [unit]
         together = optimizer is None or same_steps(optimizer, unit.tensors)
-        if together and all(_dense(tensor, early) for tensor in unit.tensors):
+        if together and all(dense(tensor, early) for tensor in unit.tensors):
             return [unit]
         if unit.alone is None:
             unit.alone = [self._unit((tensor,)) for tensor in unit.tensors]
@@ -222,27 +216,36 @@ class SecondTier:
             self._present[OF_GRADIENT, layer] = left.any_finite
 
     def _update(self, unit: Unit, optimizer: Any, skipped: bool, early: Container[int]) -> None:
-        if unknown_update(optimizer) is not None:
-            return
         if skipped or all(tensor.parameter.grad is None for tensor in unit.tensors):
             nothing = torch.zeros(1, len(unit.columns), dtype=torch.float32, device=unit.columns.device)
             self._put(unit, OF_UPDATE, nothing)
-        elif all(_dense(tensor, early) for tensor in unit.tensors):
+        elif all(dense(tensor, early) for tensor in unit.tensors):
             update = intended_update(optimizer, unit.tensors)
             if update is None:
                 return
             tensor = unit.tensors[0]
             scratch = self._scratch.of(tensor.parameter)
             self._put(unit, OF_UPDATE, update_rows(unit.tensors, update, scratch))
-            self._rounding(unit, optimizer, early)
 
-    def _rounding(self, unit: Unit, optimizer: Any, early: Container[int]) -> None:
-        """Measure what of the update was rounded away, of a tensor of which the sums are known."""
-        tensor = unit.tensors[0]
-        before = self._staged.get(id(tensor.parameter))
-        update = intended_update(optimizer, unit.tensors) if before is not None and _dense(tensor, early) else None
-        if before is not None and update is not None:
-            self._put(unit, OF_ROUNDING, rounding_rows(tensor, before, update, self._scratch.of(tensor.parameter)))
+    def _moved(self, tensor: WatchedTensor, optimizer: Any, early: Container[int], tier: FirstTier | None) -> None:
+        """Measure a step by the weights before it: what was rounded away, or an update that no state tells."""
+        parameter = tensor.parameter
+        if parameter.grad is None or parameter.grad.is_sparse:
+            return
+        before, scratch = self._staged[id(parameter)], self._scratch.of(parameter)
+        update, usable = intended_update(optimizer, (tensor,)), dense(tensor, early)
+        if update is not None and usable and parameter.dtype in LOW_PRECISION:
+            self._put_tensor(tensor, OF_ROUNDING, rounding_rows(tensor, before, update, scratch))
+        elif update is None and tier is not None:
+            squares, products = moved_rows(tensor, before, scratch)
+            put_update(tier, tensor, squares)
+            if usable:
+                self._put_tensor(tensor, OF_UPDATE, products)
+
+    def _put_tensor(self, tensor: WatchedTensor, rows: slice, values: Tensor) -> None:
+        place = slice(tensor.first, tensor.first + len(tensor.pieces))
+        self._on(tensor.parameter.device)[rows, place].copy_(values)
+        self._present[rows, place] = True
 
     def _moments(self, unit: Unit, optimizer: Any) -> None:
         median = not self._medians.isdisjoint(unit.layers)
@@ -303,8 +306,3 @@ class SecondTier:
             return None
         present, self._present = self._present, self._nothing()
         return SecondResults(list(self._results.values()), present)
-
-
-def _dense(tensor: WatchedTensor, early: Container[int]) -> bool:
-    gradient = tensor.parameter.grad
-    return gradient is not None and not gradient.is_sparse and id(tensor.parameter) not in early

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -62,3 +62,9 @@ def learned(taken: Sequence[Unit], seconds: float, speed: float) -> float:
     for unit in doubted:
         unit.expected = unit.doubt.settled(unit.expected, unit.expected * unit.doubt.part * seconds / cost)
     return speed if doubted else speed * min(max(seconds / cost, 0.7), 1.5) ** 0.3
+
+
+def dense(tensor: WatchedTensor, early: Container[int]) -> bool:
+    """Whether a tensor has a gradient that is not sparse and still what it was: early is as for SecondTier.take."""
+    gradient = tensor.parameter.grad
+    return gradient is not None and not gradient.is_sparse and id(tensor.parameter) not in early

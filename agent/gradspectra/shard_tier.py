@@ -22,10 +22,11 @@ from gradspectra.fused import FusedRows
 from gradspectra.inventory import Inventory, WatchedTensor
 from gradspectra.layer_marks import LayerMarks
 from gradspectra.second_numbers import OF_FORWARD, OF_GRADIENT, OF_MEDIAN, OF_MOMENTS, OF_SUMS, OF_UPDATE, ROWS
-from gradspectra.second_tier import LOW_PRECISION, STAGED, SecondResults, SecondTier
+from gradspectra.second_tier import SecondResults, SecondTier
 from gradspectra.second_units import Unit, expected_seconds
 from gradspectra.shard_layout import GROUPS, SEEN, Layout, packed, sample_here, sample_size, unpacked
 from gradspectra.shards import local
+from gradspectra.staging import LOW_PRECISION, STAGED
 from gradspectra.turns import in_turn
 from gradspectra.updates import adam_moments, betas
 
@@ -59,6 +60,7 @@ class ShardTier(SecondTier):
         self._stopped = False
         self._last_sampled = -1
         self._to_stage: list[WatchedTensor] = []
+        self._last_staged = -1
         self._planned = list(self._units) if budget.share is None else []
         self._whole: SecondResults | None = None
         everything = range(len(inventory.table))

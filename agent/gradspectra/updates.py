@@ -106,14 +106,14 @@ def current_group(optimizer: Any, tensor: WatchedTensor) -> Group | None:
     return group
 
 
-def unknown_update(optimizer: Any) -> str | None:
-    """Say why the update of this optimizer is not measured; None where it is (exact known types only)."""
+def unknown_update(optimizer: Any, copied: bool = False) -> str | None:
+    """Say what is not measured since the state of this optimizer (not of a type known exactly) tells no update."""
     if type(optimizer) in _RULES:
         return None
-    known = ", ".join(sorted(kind.__name__ for kind in _RULES))
-    return (
-        f"updates and moments are not measured for {type(optimizer).__name__}: its state is not known (known: {known})"
-    )
+    name, known = type(optimizer).__name__, ", ".join(sorted(kind.__name__ for kind in _RULES))
+    what = f"moments are not measured for {name}, and updates of a few layers at a time, by copies of their weights"
+    what = what if copied else f"updates and moments are not measured for {name}"
+    return f"{what}: its state is not known (known: {known})"
 
 
 def betas(optimizers: Sequence[Any]) -> list[list[float]]:

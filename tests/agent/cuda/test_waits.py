@@ -6,7 +6,7 @@ import pytest
 import torch
 from agent.cuda.jobs import OPTIMIZERS, check_alike, check_lost, on_host, simulated, spoiling, weights
 from agent.cuda.simulated import DEVICE, OnDevice, Simulated
-from agent.watched_training import attention
+from agent.watched_training import attention, column, value
 
 STEPS = 4
 
@@ -16,7 +16,7 @@ def _by_torch(monkeypatch):
     monkeypatch.setenv("GRADSPECTRA_FUSED", "off")
 
 
-def run_both(kept, prepare=lambda _: None, optimizer="adamw", steps=STEPS, **options):
+def run_both(kept, prepare=lambda _: None, optimizer="adamw", steps=STEPS, said_of=(), **options):
     """The records of a job on the host, of the same on the simulated device, and what crossed there."""
     host = on_host(optimizer)
     prepare(host)
@@ -28,7 +28,7 @@ def run_both(kept, prepare=lambda _: None, optimizer="adamw", steps=STEPS, **opt
         said = job.run(steps, **options)
     for own, other in zip(weights(job.model), weights(host.model), strict=True):
         assert torch.equal(own.view(torch.int32), other.view(torch.int32))
-    assert said[-1]["not_measured"] == []
+    assert [why.partition(":")[0] for why in said[-1]["not_measured"]] == list(said_of)
     return kept(), expected, device.agent
 
 
@@ -49,6 +49,17 @@ def test_a_recorded_step_is_copied_to_the_host_once_and_nothing_else_waits(optim
         job.clip = clip
 
     check(*run_both(kept, clipped, optimizer), copies=STEPS)
+
+
+def test_updates_by_copies_of_weights_are_measured_where_the_weights_are(kept):
+    def unknown(job):
+        job.optimizer = torch.optim.Rprop(job.model.parameters(), lr=0.01)
+
+    missing = "moments are not measured for Rprop, and updates of a few layers at a time, by copies of their weights"
+    found, expected, crossings = run_both(kept, unknown, said_of=[missing])
+    assert min(column(found[-1], "update_sq").values()) == 0
+    assert value(found[-1], "update_sq", "qkv.weight[v]") > 0
+    check(found, expected, crossings, copies=STEPS)
 
 
 def test_spectra_travel_in_the_one_copy(kept):

@@ -35,7 +35,7 @@ def test_two_optimizers_that_share_a_model_and_its_parts(kept, the_way):
         the_way.check(record, step, parts=index > 0)
 
 
-@way("Closures (LBFGS)", updates=False, parts=False)
+@way("Closures (LBFGS)", parts=False)
 def test_closures_that_are_called_several_times_are_no_parts(kept, the_way):
     model = attention()
     plain = Plain(model)
@@ -44,6 +44,7 @@ def test_closures_that_are_called_several_times_are_no_parts(kept, the_way):
     expected = []
     with watched(model, optimizer):
         for step in range(3):
+            before = plain.weights(model)
 
             def closure(step=step):
                 optimizer.zero_grad()
@@ -53,7 +54,7 @@ def test_closures_that_are_called_several_times_are_no_parts(kept, the_way):
                 return loss
 
             optimizer.step(closure)
-            expected[-1].after = plain.weights(model)
+            expected[-1].before, expected[-1].after = before, plain.weights(model)
     for record, step in zip(kept(), expected, strict=True):
         the_way.check(record, step, rel=1e-4)
         assert "noise_w" not in record.scalars
@@ -89,16 +90,11 @@ class Unrelated:
             parameter.grad = None
 
 
-@way("Optimizers from other libraries", updates=False)
-@pytest.mark.parametrize("kind", [Lion, Unrelated])
-@pytest.mark.filterwarnings("ignore:Unrelated cannot be hooked")
-def test_optimizers_from_elsewhere(kind, kept, the_way):
-    model = attention()
-    model.unused.requires_grad_(False)
-    plain, optimizer = Plain(model), kind(model.parameters(), 0.01)
-    expected = []
+def parts_stepped(model, optimizer, the_way, kept):
+    """Steps of two parts with watch.step() after each, checked; what the status said before them."""
+    plain, expected = Plain(model), []
     with watched(model, optimizer) as watch:
-        assert any(f"not measured for {kind.__name__}" in reason for reason in watch.status()["not_measured"])
+        said = watch.status()["not_measured"]
         for step in range(3):
             losses = [lambda m, s=2 * step + j: loss_of(m, 4, s) / 2 for j in range(2)]
             expected.append(plain.step(model, *losses))
@@ -111,6 +107,24 @@ def test_optimizers_from_elsewhere(kind, kept, the_way):
     for index, (record, step) in enumerate(zip(kept(), expected, strict=True)):
         the_way.check(record, step, parts=index > 0)
         assert record.scalars["learning_rate"] == 0.01
+    return said
+
+
+@way("Optimizers from other libraries")
+def test_an_optimizer_from_elsewhere(kept, the_way):
+    model = attention()
+    model.unused.requires_grad_(False)
+    said = parts_stepped(model, Lion(model.parameters(), 0.01), the_way, kept)
+    assert any("moments are not measured for Lion, and updates of a few layers at a time" in reason for reason in said)
+
+
+@way("Optimizers without torch's hooks, with watch.step() after them", updates=False)
+@pytest.mark.filterwarnings("ignore:Unrelated cannot be hooked")
+def test_an_optimizer_that_takes_no_hooks(kept, the_way):
+    model = attention()
+    model.unused.requires_grad_(False)
+    said = parts_stepped(model, Unrelated(model.parameters(), 0.01), the_way, kept)
+    assert any("updates and moments are not measured for Unrelated" in reason for reason in said)
 
 
 @way("Optimizer step inside the backward pass")
@@ -150,7 +164,7 @@ class Warming(torch.optim.AdamW):
         return super().step(closure)
 
 
-@way("Optimizers from other libraries", updates=False)
+@way("Optimizers from other libraries")
 @pytest.mark.parametrize("scaled", [False, True])
 def test_a_step_that_calls_the_step_it_was_made_from_is_one(scaled, kept, the_way):
     torch.optim.AdamW([torch.zeros(1, requires_grad=True)])  # torch hooks the step of each class that is used
