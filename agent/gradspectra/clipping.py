@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -22,6 +22,12 @@ from torch.nn.utils import clip_grad
 
 from gradspectra.inventory import Inventory
 from gradspectra.patches import Function, Patch
+
+SILENT_STEPS = 100
+UNKNOWN = (
+    "clipping is not known: neither clip_grad_norm_ nor clip_grad_value_ was seen, and no grad_norm was logged;"
+    " of a clip by other code watch.log(grad_norm=...) tells"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +125,22 @@ class StepClips:
 def _coefficient(total: float, limit: float) -> float:
     """As torch computes it."""
     return min(1.0, limit / (total + 1e-6)) if not math.isnan(total) else math.nan
+
+
+class ClippingSeen:
+    """Whether anything has said how a run's gradients are clipped; code that scales them by itself says nothing."""
+
+    def __init__(self) -> None:
+        self._silent = 0
+
+    def look(self, clips: StepClips, unseen: bool, logged: Container[str]) -> None:
+        """A step is over. unseen: it was clipped, how is not known; logged: names of what the user logged."""
+        told = unseen or bool(clips.noted) or "grad_norm" in logged
+        self._silent = -1 if told or self._silent < 0 else self._silent + 1
+
+    def unknown(self) -> list[str]:
+        """Say that clipping is not known, once that many steps have said nothing of it; no sentence else."""
+        return [UNKNOWN] if self._silent >= SILENT_STEPS and missing() is None else []
 
 
 _norm_type = 2.0

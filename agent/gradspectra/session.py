@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gradspectra.accounts import Accounts
 from gradspectra.budget import Budget
-from gradspectra.clipping import Clip
+from gradspectra.clipping import Clip, ClippingSeen
 from gradspectra.device_time import DeviceTimes
 from gradspectra.explain import not_measured
 from gradspectra.guard import Guard
@@ -48,6 +48,7 @@ class Session:
         self.measuring = Measuring(models, self.optimizers, options, self.budget, guard, self.ranks, group)
         self.step = 0
         self.disagreements = 0
+        self._clipping = ClippingSeen()
         self._held = HeldCalls()
         self._tokens = Total()
         self._tokens_before = 0
@@ -168,6 +169,7 @@ class Session:
         if record is not None:
             self.measuring.tell_loss(record.step, record.scalars.get("loss"))
         self.disagreements += closed.disagrees
+        self._clipping.look(closed.step.clips, closed.step.clipping_unseen, closed.step.log.last)
         return record
 
     def opens(self, index: int) -> None:
@@ -285,7 +287,7 @@ class Session:
             reasons += on.sharded.not_measured()
         elif not self.ranks:
             reasons.append("noise is not measured: of several ranks; pass the model that is wrapped in DDP")
-        return reasons + [f"{stage}: {why}" for stage, why in self._guard.off.items()]
+        return reasons + self._clipping.unknown() + [f"{stage}: {why}" for stage, why in self._guard.off.items()]
 
     def status(self) -> dict[str, Any]:
         """What is measured how often, what is not, and what it costs."""

@@ -275,3 +275,44 @@ def test_torch_is_left_as_it_was_found(kept):
 
 def test_this_torch_has_every_function_that_clipping_is_seen_by():
     assert missing() is None
+
+
+def said_of_clipping(kept, clip=lambda *_: None, at=(), log=lambda _: {}):
+    """After how many of 104 steps the status says that clipping is not known, and whether at the end."""
+    model = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    said = []
+    with watched(model, optimizer, every=50) as watch:
+        for step in range(104):
+            model(torch.ones(1, 2)).sum().backward()
+            if step in at:
+                clip(model.parameters())
+            watch.log(**log(step))
+            optimizer.step()
+            optimizer.zero_grad()
+            kept()
+            said.append(any(reason.startswith("clipping is not known") for reason in watch.status()["not_measured"]))
+    return said.count(True), said[-1]
+
+
+def test_where_nothing_said_how_gradients_are_clipped_it_is_said_that_this_is_not_known(kept):
+    times, last = said_of_clipping(kept)
+    assert last
+    assert times <= 5
+
+
+@pytest.mark.parametrize(
+    ("clip", "at", "log"),
+    [
+        (lambda p: by_name_norm(p, 1.0), {90}, lambda _: {}),
+        (lambda p: by_name_value(p, 1.0), {0}, lambda _: {}),
+        (None, (), lambda step: {"grad_norm": 1.5} if step == 30 else {"loss": 1.0}),
+    ],
+    ids=["norm", "value", "logged"],
+)
+def test_where_a_clip_was_seen_or_a_norm_logged_at_any_step_it_is_known(clip, at, log, kept):
+    assert said_of_clipping(kept, clip, at, log) == (0, False)
+
+
+def test_after_a_clip_that_comes_late_it_is_known(kept):
+    assert said_of_clipping(kept, lambda p: by_name_norm(p, 1.0), {102})[1] is False
