@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -19,6 +19,7 @@ from gradspectra_core.widths import level_at, width_of
 from gradspectra_store.block_rows import Source
 from gradspectra_store.damaged import damaged_stretches
 from gradspectra_store.errors import UnknownLayer, UnknownStatistic
+from gradspectra_store.holes import Occupied, has_holes, narrowed, occupied
 from gradspectra_store.kept_parts import Kept, Place
 from gradspectra_store.layer_facts import layer_facts
 from gradspectra_store.layer_tables import RunLayers
@@ -26,10 +27,10 @@ from gradspectra_store.levels import Levels, Quantity
 from gradspectra_store.names import known_name, known_names
 from gradspectra_store.pieces import joined_buckets, merged_damage
 from gradspectra_store.ranges import Grid, Range
-from gradspectra_store.retired import beside, read_beside, told
+from gradspectra_store.retired import Coarse, beside, read_beside, told
 from gradspectra_store.scan import Found, extent, load
 from gradspectra_store.segments import LayerPart, layer_part
-from gradspectra_store.stretches import within
+from gradspectra_store.stretches import Stretch, within
 
 
 def read_layers(
@@ -87,24 +88,60 @@ def _read(
     if coarse:  # there segments are not looked at
         gone = damaged_stretches(conn, run, "layers", derived=derived)
         levels.damaged.update(piece for one in wanted.stretches(spans) for piece in within(gone, one))
+    question = _Question(levels, quantity, rows, wanted, spans, coarse)
     grid = Grid.of(*(extent([reach], spans, wanted.start, wanted.stop) or (0, -1)), columns)
-    widest = max((one.width for one in coarse), default=1)
-    pieces = [
-        Range(max(first, wanted.start), min(end, wanted.stop)).stretches(spans)
-        for first, end in grid.pieces(len(every.layers) * len(quantity.inputs), levels.loose, widest)
-    ]
-    if len(pieces) == 1 and not coarse:
-        number = level_at(grid.width)
-        (parts,) = levels.parts([quantity], number, pieces[0])
-        kept = Kept(rows, parts, grid.width // width_of(number))
-        if not levels.damaged:
-            place.put(kept, standing)
-        buckets = _there(shown(kept.parts, kept.factor))
-    else:
-        answers = (_there(read_beside(levels, quantity, grid.width, own, spans, coarse)) for own in pieces)
-        buckets = joined_buckets(list(answers), len(rows))
+    pieces = question.pieces(grid)
+    buckets, kept = question.read(grid.width, pieces)
+    if not coarse and has_holes(grid, columns, [buckets]):
+        there = question.occupied(grid.width, pieces, kept)
+        narrow = narrowed(grid, columns, there, [([quantity], levels)], wanted, spans)
+        if narrow is not None:
+            width, ranges = narrow
+            buckets, kept = question.read(width, question.cut(ranges))
+    if kept is not None and not levels.damaged:
+        place.put(kept, standing)
     damage, left = merged_damage([levels]), told(coarse, wanted.stretches(spans), grid.width)
     return _shown(statistic, rows, buckets, wanted, damage, left, keep_empty=layers is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What is asked of a statistic, and what reads it. rows: the layers to give; spans: as `visible_spans` gives."""
+
+    levels: Levels
+    quantity: Quantity
+    rows: Sequence[Layer]
+    wanted: Range
+    spans: dict[int, tuple[int, int]]
+    coarse: Sequence[Coarse]
+
+    def pieces(self, grid: Grid) -> list[list[Stretch]]:
+        """The stretches of a grid that are read at a time."""
+        widest = max((one.width for one in self.coarse), default=1)
+        return self.cut(grid.pieces(self.quantity.rows * len(self.quantity.inputs), self.levels.loose, widest))
+
+    def cut(self, ranges: Iterable[tuple[int, int]]) -> list[list[Stretch]]:
+        """What is wanted of each range [first, stop)."""
+        start, stop = self.wanted.start, self.wanted.stop
+        return [Range(max(first, start), min(end, stop)).stretches(self.spans) for first, end in ranges]
+
+    def read(self, width: int, pieces: Sequence[Sequence[Stretch]]) -> tuple[Bucketed, Kept | None]:
+        """Return the buckets that have numbers, and what they are made of where that is one piece."""
+        if len(pieces) == 1 and not self.coarse:
+            number = level_at(width)
+            (parts,) = self.levels.parts([self.quantity], number, pieces[0])
+            kept = Kept(self.rows, parts, width // width_of(number))
+            return _there(shown(kept.parts, kept.factor)), kept
+        read = partial(read_beside, self.levels, self.quantity, width, ends=self.spans, coarse=self.coarse)
+        return joined_buckets([_there(read(stretches=own)) for own in pieces], len(self.rows)), None
+
+    def occupied(self, width: int, pieces: Sequence[Sequence[Stretch]], kept: Kept | None) -> list[Occupied]:
+        """Return which buckets have numbers, piece by piece. kept: as `read` gave it."""
+        if kept is not None:
+            return [occupied(kept.parts, kept.factor)]
+        number = level_at(width)
+        every = (self.levels.parts([self.quantity], number, own)[0] for own in pieces)
+        return [occupied(parts, width // width_of(number)) for parts in every]
 
 
 def layer_quantity(name: str, rows: int) -> Quantity:

@@ -103,6 +103,9 @@ def expected(model: Model, kind: str, start: int, stop: int, columns: int, numbe
     width = 1
     while max(reach) // width - min(reach) // width >= columns:
         width *= 2
+    alone = len(np.unique(steps // width)) == len(steps)
+    while width > 1 and not alone and 2 * len(np.unique(steps // width)) < columns:  # holes take no columns
+        width //= 2
     numbers = np.array([every[step] for step in steps.tolist()]).reshape(len(steps), -1).T
     x, mean, low, high, last, nonfinite, _ = bucket(steps, numbers, np.ones(numbers.shape, np.bool_), width)
     return x, mean, low, high, last, nonfinite

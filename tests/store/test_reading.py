@@ -329,16 +329,27 @@ def test_buckets_over_segments_are_buckets_over_the_plain_numbers(store: Store, 
         layers = read_layers(conn, run.run, "grad_sq", columns=wanted, layers=list(TABLE.names))
         series = read_series(conn, run.run, ["loss"], columns=wanted)
 
-    width = 1 << (bucket_width(int(steps[-1] - steps[0]) + 1, wanted).bit_length() - 1)
-    while len(np.unique(np.arange(steps[0], steps[-1] + 1) // width)) > wanted:
-        width *= 2
+    span = 1 << (bucket_width(int(steps[-1] - steps[0]) + 1, wanted).bit_length() - 1)
+    while len(np.unique(np.arange(steps[0], steps[-1] + 1) // span)) > wanted:
+        span *= 2
     for answer, rows in (((layers.x, layers.mean, layers.min, layers.max, layers.nonfinite), 3), (_flat(series), 1)):
         some = present[:, :rows].any(1)
+        width = _narrow(steps, present[:, :rows], span, wanted)
         numbers = values[some, :rows].T.astype(np.float64 if rows == 1 else np.float32)  # as each is kept
         x, mean, low, high, _, nonfinite, _ = bucket(steps[some], numbers, present[some, :rows].T, width)
         assert len(x) <= wanted
         for got, expected in zip(answer, (x, mean, low, high, nonfinite), strict=True):
             np.testing.assert_array_equal(got, expected)
+
+
+def _narrow(steps: np.ndarray, present: np.ndarray, width: int, wanted: int) -> int:
+    """The width at which half of the columns have values, unless it has each value of a row by itself already."""
+    there = steps[present.any(1)]
+    if all(len(np.unique(steps[own] // width)) == own.sum() for own in present.T):
+        return width
+    while width > 1 and 0 < 2 * len(np.unique(there // width)) < wanted:
+        width //= 2
+    return width
 
 
 def _flat(series: Any) -> tuple[np.ndarray, ...]:
