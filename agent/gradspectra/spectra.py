@@ -15,6 +15,7 @@ from gradspectra_core.records import Float64
 from gradspectra_core.spectrum import aggregates, drawn_indices
 from torch import Tensor
 
+from gradspectra.adapters import core_of_product, right_factors
 from gradspectra.beside import Beside, Work
 from gradspectra.budget import Budget
 from gradspectra.doubt import Doubt
@@ -37,7 +38,8 @@ class Candidate:
     """A layer that has a spectrum.
 
     rows, columns: its matrix; first: rows of its piece as it lies in memory. of: one of SPECTRUM_OF. method: what its
-    last spectrum would have come by. doubt: of what it is expected to cost.
+    last spectrum would have come by. doubt: of what it is expected to cost. right: by what the tensor is
+    multiplied, where the spectrum is that of a product.
     """
 
     layer: int
@@ -51,6 +53,7 @@ class Candidate:
     taken: int = -1
     method: str = GRAM
     doubt: Doubt = field(default_factory=Doubt)
+    right: WatchedTensor | None = None
 
 
 @dataclass(slots=True)
@@ -139,7 +142,16 @@ class Spectra:
                 first = layer.shape[tensor.axis]
                 cost = expected_seconds(*shape)
                 self.candidates += [Candidate(index, tensor, piece, *shape, first, cost, each) for each in of]
+        self._join(right_factors(inventory.tensors))
         self._plan()
+
+    def _join(self, rights: dict[str, WatchedTensor]) -> None:
+        """Of the weights of adapters there is one spectrum, of their product, in the place of the left factor's own."""
+        joined = {right.name for right in rights.values()}
+        self.candidates = [c for c in self.candidates if c.of != WEIGHT or c.tensor.name not in joined]
+        for candidate in self.candidates:
+            if candidate.of == WEIGHT and (right := rights.get(candidate.tensor.name)) is not None:
+                candidate.right, candidate.columns = right, right.parameter.shape[1]
 
     def due(self, step: int) -> list[Candidate]:
         """The layers whose spectra are to be taken at this step; with "auto" at most one, if the budget pays for it."""
@@ -243,6 +255,8 @@ def _matrix(candidate: Candidate, optimizer: Any) -> Tensor | None:
     """What the spectrum is of, in two dimensions; None where it is not there or not known."""
     tensor, (start, stop) = candidate.tensor, candidate.piece
     parameter, gradient = tensor.parameter, tensor.parameter.grad
+    if candidate.right is not None:
+        return core_of_product(parameter, candidate.right.parameter)
     if candidate.of == WEIGHT:
         numbers = flat(parameter.detach(), tensor.axis)[start:stop]
     elif gradient is None or gradient.is_sparse:
