@@ -194,11 +194,13 @@ def test_a_closure_s_own_gradient_is_measured(kept):
                 loss.backward()
                 return loss
 
+            before = model.head.weight.detach().clone()
             optimizer.step(closure)
+            moved = float((model.head.weight.detach() - before).double().square().sum())
             gradient = float(model.head.weight.grad.double().square().sum())
     assert [r.step for r in kept()] == [1, 2]
     assert value(kept()[1], "grad_sq", "head.weight") == pytest.approx(gradient, rel=1e-5)
-    assert value(kept()[1], "update_sq", "head.weight") is None
+    assert value(kept()[1], "update_sq", "head.weight") == pytest.approx(moved, rel=1e-5)
 
 
 def test_two_optimizers_make_one_step(kept):
