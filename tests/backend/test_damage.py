@@ -109,6 +109,16 @@ def test_a_damaged_segment_is_told_and_named_by_the_doctor(caller: Caller, setti
     store.close()
 
 
+def damage_compacted(settings: Settings, run: str, *statements: str) -> None:
+    """Compact a run, then spoil the database by SQL."""
+    store = Store.open(settings.database)
+    compact(store, run)
+    with store.write() as conn:
+        for statement in statements:
+            conn.execute(sa.text(statement))
+    store.close()
+
+
 def derived_run(caller: Caller) -> dict[str, Any]:
     """A run of 160 steps in ten batches, all of it derived."""
     run = caller.start()
@@ -150,12 +160,12 @@ def test_the_doctor_says_what_stays_derived_without_a_segment_that_can_be_read_a
 
 def test_the_doctor_names_rows_that_hide_whole_numbers_and_mends_them(caller: Caller, settings: Settings):
     run = derived_run(caller)
-    store = Store.open(settings.database)
-    compact(store, run["id"])
-    with store.write() as conn:
-        conn.execute(sa.text("UPDATE segments SET first_step = first_step + 4096 WHERE last_step = 160"))
-        conn.execute(sa.text("UPDATE blocks SET first = 64 WHERE name = 'loss' AND level = 0"))
-    store.close()
+    damage_compacted(
+        settings,
+        run["id"],
+        "UPDATE segments SET first_step = first_step + 4096 WHERE last_step = 160",
+        "UPDATE blocks SET first = 64 WHERE name = 'loss' AND level = 0",
+    )
     caller.must_send(run["id"], batch(run["session"], 11, [161]))  # so that no answer is an old one
     assert caller.get(f"/runs/{run['id']}/series", names="loss", stop=161)["x"] == list(range(64, 145))
 
@@ -190,13 +200,13 @@ def test_the_doctor_names_a_block_whose_row_is_damaged_too(caller: Caller, setti
 
 def test_the_doctor_tells_of_rows_that_are_gone(caller: Caller, settings: Settings):
     run = derived_run(caller)
-    store = Store.open(settings.database)
-    compact(store, run["id"])
-    with store.write() as conn:
-        conn.execute(sa.text("DELETE FROM blocks WHERE name = 'loss' AND level = 0"))
-        conn.execute(sa.text("DELETE FROM names WHERE name = 'loss'"))
-        conn.execute(sa.text("DELETE FROM segments WHERE kind = 'scalars' AND last_step = 144"))
-    store.close()
+    damage_compacted(
+        settings,
+        run["id"],
+        "DELETE FROM blocks WHERE name = 'loss' AND level = 0",
+        "DELETE FROM names WHERE name = 'loss'",
+        "DELETE FROM segments WHERE kind = 'scalars' AND last_step = 144",
+    )
 
     def said() -> list[str]:
         found = {entry["name"]: entry for entry in examine(lambda: settings)}
