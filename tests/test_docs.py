@@ -116,6 +116,18 @@ def test_every_rule_is_documented_with_the_words_of_the_alert() -> None:
         assert f"**What people do.** {rule.remedy}" in text
 
 
+def test_what_every_rule_reads_and_compares_with_is_documented() -> None:
+    from gradspectra_core.catalogue import RULES
+    from gradspectra_core.detectors import default_thresholds
+
+    section = (DOCS / "alerts.md").read_text().partition("### What a rule reads")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \| (.*) ?\| (.*) \|$", section, re.M)
+    documented = {name: tuple(re.findall(r"`(\w+)`(?: ([\d.]+))?", " ".join(cells))) for name, *cells in rows}
+    for name, rule in RULES.items():
+        limits = [(limit, f"{value:g}") for limit, value in default_thresholds(name).items()]
+        assert documented[name] == (*((read, "") for read in (*rule.needs, *rule.uses)), *limits)
+
+
 def test_every_statistic_and_metric_is_documented() -> None:
     from gradspectra_core import statistics
 

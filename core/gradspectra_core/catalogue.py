@@ -9,13 +9,19 @@ from gradspectra_core.alerts import Finding, alert_id
 
 @dataclass(frozen=True, slots=True)
 class RuleText:
-    """The words of one rule. severity: of its least severe alert; source: where rule or remedy come from."""
+    """The words of one rule, and what it reads.
+
+    severity: of its least severe alert; source: where rule or remedy come from. needs: series and layer statistics of
+    which it takes one at least; uses: what it takes into account too where that is recorded.
+    """
 
     name: str
     severity: str
     meaning: str
     remedy: str
     source: str
+    needs: tuple[str, ...]
+    uses: tuple[str, ...] = ()
 
 
 RULES: dict[str, RuleText] = {
@@ -30,6 +36,8 @@ RULES: dict[str, RuleText] = {
             "gradient, look at that step's data, and at divisions, logarithms and softmax in the layer named; with "
             "float16 use a loss scaler, or bfloat16.",
             "Micikevicius et al. 2018, Mixed Precision Training (overflow and loss scaling)",
+            ("loss", "grad_norm", "grad_nonfinite", "grad_sq", "weight_sq"),
+            ("act_nonfinite", "skipped"),
         ),
         RuleText(
             "divergence",
@@ -40,6 +48,8 @@ RULES: dict[str, RuleText] = {
             "the gradient clipped at 1.0. If nothing of the sort helps, look for a change in the data or in what the "
             "loss is made of: then the new level may be right, and the alert closes as settled.",
             "Wortsman et al. 2023, Small-scale proxies (a loss that diverges above a learning rate); median of 50",
+            ("loss",),
+            ("learning_rate",),
         ),
         RuleText(
             "loss_spike",
@@ -50,6 +60,7 @@ RULES: dict[str, RuleText] = {
             "skip the data of these steps. If it repeats: lower the peak learning rate or lengthen warm-up, clip the "
             "gradient at 1.0, lower Adam's beta2.",
             "Chowdhery et al. 2022, PaLM, section 5.1 (restart and skip data); robust z of ln loss over 50 points",
+            ("loss",),
         ),
         RuleText(
             "gradient_spike",
@@ -59,6 +70,8 @@ RULES: dict[str, RuleText] = {
             "With clipping on, a single spike is harmless. Without: clip at about the recent median. If spikes come "
             "more and more often, lower the learning rate, and look at the layers whose share of the norm grew.",
             "z > 6 and ratio > 2 over 50 points, calibrated on 30 logged runs of 124M parameters",
+            ("grad_norm", "grad_sq"),
+            ("loss", "skipped"),
         ),
         RuleText(
             "update_norm_spike",
@@ -68,6 +81,8 @@ RULES: dict[str, RuleText] = {
             "Where no learning rate is recorded, check the schedule at this step (a restart or a jump explains it). "
             "Otherwise lower Adam's beta2 or raise its epsilon, or limit the norm of the update.",
             "marin-community/marin#1368; Molybog et al. 2023, A Theory on Adam Instability",
+            ("update_norm",),
+            ("learning_rate",),
         ),
         RuleText(
             "dead_layer",
@@ -77,6 +92,8 @@ RULES: dict[str, RuleText] = {
             "If it was frozen on purpose, acknowledge this alert. Otherwise look at the activation in front of it "
             "(leaky or smooth, not ReLU), its initialisation, the learning rate, and whether something detaches it.",
             "Lu et al. 2019, Dying ReLU and Initialization",
+            ("grad_max",),
+            ("grad_nonfinite", "skipped"),
         ),
     )
 }

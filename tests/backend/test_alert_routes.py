@@ -18,6 +18,7 @@ from gradspectra_backend.app import create_app
 from gradspectra_backend.routes.alerts import incidents_of
 from gradspectra_core.alerts import Finding
 from gradspectra_core.catalogue import RULES
+from gradspectra_core.detectors import ALL_RULES, LOCAL_RULES
 from gradspectra_store.alerts import apply_findings
 
 NAN = float("nan")
@@ -228,3 +229,21 @@ def test_a_webhook_inside_the_network_is_not_reached_unless_the_operator_allows_
 def test_a_channel_that_cannot_be_is_refused(caller: Caller, change, field):
     answer = caller.client.post(f"{API}/channels", json={"url": "https://example.com/"} | change)
     assert (answer.status_code, answer.json()["field"]) == (422, field)
+
+
+def test_the_rules_say_what_they_read_and_compare_with(shared_caller: Caller):
+    found = {rule["name"]: rule for rule in shared_caller.get("/rules")["items"]}
+    assert set(found) == set(ALL_RULES)
+    assert {name for name, rule in found.items() if rule["in_job"]} == set(LOCAL_RULES)
+    text = RULES["gradient_spike"]
+    assert found["gradient_spike"] == {
+        "name": "gradient_spike",
+        "severity": "warning",
+        "meaning": text.meaning,
+        "remedy": text.remedy,
+        "source": text.source,
+        "needs": ["grad_norm", "grad_sq"],
+        "uses": ["loss", "skipped"],
+        "thresholds": {"z": 6.0, "ratio": 2.0, "critical_ratio": 5.0, "joint_ratio": 3.0, "loss_z": 3.0},
+        "in_job": True,
+    }

@@ -45,6 +45,12 @@ LOCAL_RULES = ("nonfinite", "loss_spike", "gradient_spike")
 """The rules that the agent runs in the training job as well."""
 
 
+def default_thresholds(rule: str) -> dict[str, float]:
+    """Return what a rule compares with unless told otherwise. Raises ValueError for a rule that does not exist."""
+    _known("rule", rule, ALL_RULES)
+    return dict(_RULES[rule].DEFAULTS)
+
+
 class DetectorSet:
     """Runs rules over the steps of one attempt, in order; a step that is not after the last one is left out.
 
