@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from fastapi import Depends, Query
@@ -18,7 +19,9 @@ from gradspectra_backend.problems import Problem
 from gradspectra_backend.routes.fields import names_of
 from gradspectra_backend.routes.runs import run_object
 
-DEPTHS = r"^(-1|\d{1,6}(-\d{1,6})?)(,(-1|\d{1,6}(-\d{1,6})?))*$"
+_DEPTH = r"(?:-1|\d{1,6}(?:-\d{1,6})?)"
+DEPTHS: dict[str, Any] = {"pattern": f"^{_DEPTH}(,{_DEPTH})*$"}
+"""What OpenAPI says of a list of depths."""
 
 
 class LayerChoice:
@@ -36,13 +39,17 @@ class LayerChoice:
         role: Annotated[str | None, Query(max_length=500, description="Roles separated by commas, as q,k,v.")] = None,
         depth: Annotated[
             str | None,
-            Query(max_length=500, pattern=DEPTHS, description="Depths and ranges, as 0,4-7; -1 is outside of blocks."),
+            Query(
+                max_length=500,
+                json_schema_extra=DEPTHS,
+                description="Depths and ranges, as 0,4-7; -1 is outside of blocks.",
+            ),
         ] = None,
     ) -> None:
         self.names = names_of(layers) or None
         self.pattern = pattern or None
         self.roles = names_of(role)
-        self.depths = [_range(part) for part in (depth or "").split(",") if part]
+        self.depths = [_range(part) for part in names_of(depth)]
 
     @property
     def given(self) -> set[str]:
@@ -104,8 +111,15 @@ def chosen_layers(store: Store, run: str, choice: LayerChoice) -> list[str] | No
 
 
 def _range(text: str) -> range:
+    """The depths that one part of a list means; raises Problem 422 where it means none."""
+    if not re.fullmatch(_DEPTH, text, re.ASCII):
+        said = f"depth: must be depths and ranges of them, as 0,4-7 (-1 is outside of the blocks), got {text[:80]!r}"
+        raise Problem("bad-request", said, field="depth")
     first, _, last = text.rpartition("-") if not text.startswith("-") else ("", "", text)
-    return range(int(first or last), int(last) + 1)
+    depths = range(int(first or last), int(last) + 1)
+    if not depths:
+        raise Problem("bad-request", f"depth: a range must not go backwards, got {text!r}", field="depth")
+    return depths
 
 
 Choice = Annotated[LayerChoice, Depends()]

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Scope
 
+from gradspectra_backend import wrong_inputs
 from gradspectra_backend.methods import allowed
 from gradspectra_backend.plain_pages import problem_page, wants_page
 
@@ -131,10 +132,16 @@ _BY_STATUS = {400: "malformed-body", 401: "unauthorized", 403: "forbidden", 404:
 _BY_STATUS |= {413: "too-large", 415: "unsupported-media-type", 429: "too-many-requests", 503: "unavailable"}
 
 
+UNREADABLE = "the body is not JSON in UTF-8, or holds numbers of thousands of digits or thousands of levels"
+_UNREADABLE = "There was an error parsing the body"
+"""What the framework says of a body that its JSON reader gives up."""
+
+
 def from_http(error: HTTPException) -> Problem:
     """The problem that an HTTPException of the framework stands for."""
     name = _BY_STATUS.get(error.status_code, "internal" if error.status_code >= 500 else "bad-request")
-    return Problem(name, str(error.detail), headers=dict(error.headers or {}))
+    detail = UNREADABLE if error.detail == _UNREADABLE else str(error.detail)
+    return Problem(name, detail, headers=dict(error.headers or {}))
 
 
 def from_validation(error: RequestValidationError, content_type: str = "") -> Problem:
@@ -145,13 +152,13 @@ def from_validation(error: RequestValidationError, content_type: str = "") -> Pr
     if isinstance(error.body, bytes):
         said = f"Content-Type must be application/json, got {content_type[:80]!r}"
         return Problem("unsupported-media-type", said, field="Content-Type")
-    entries = [{"field": _field_of(entry["loc"]), "detail": str(entry["msg"])} for entry in error.errors()]
-    if any(entry["type"] == "json_invalid" for entry in error.errors()):
-        return Problem("malformed-body", f"the body is not JSON: {entries[0]['detail']}")
+    found = error.errors()
+    if found[0]["type"] == "json_invalid":
+        return Problem("malformed-body", f"the body is not JSON: {wrong_inputs.where_json_ends(found[0])}")
+    entries = [{"field": _field_of(entry["loc"]), "detail": wrong_inputs.sentence(entry)} for entry in found]
     first = entries[0]
     extra = {"errors": entries[:20]} if len(entries) > 1 else {}
-    detail = first["detail"].removeprefix("Value error, ")
-    return Problem("bad-request", f"{first['field']}: {detail}", field=first["field"], extra=extra)
+    return Problem("bad-request", f"{first['field']}: {first['detail']}", field=first["field"], extra=extra)
 
 
 def _field_of(place: tuple[Any, ...]) -> str:
@@ -167,6 +174,13 @@ def _nothing_at(path: str) -> Problem:
     return Problem("not-found", f"there is nothing at {path[:200]}", remedy=remedy)
 
 
+def _not_allowed(request: Request, error: HTTPException) -> Problem:
+    """The problem of a method that an address does not take."""
+    methods = allowed(request) or dict(error.headers or {}).get("Allow", "")
+    detail = f"{request.method} is not offered at {request.url.path[:200]}, but {methods}"
+    return Problem("method-not-allowed", detail, headers={"Allow": methods})
+
+
 def install(app: FastAPI) -> None:
     """Make `app` answer errors with problem documents; those that nobody foresaw are door.py's."""
 
@@ -180,9 +194,7 @@ def install(app: FastAPI) -> None:
             return Response(status_code=204)
         if error.status_code == 404:  # no route has the path, or no file
             return _nothing_at(request.url.path).answer(request.scope)
-        problem = from_http(error)
-        if error.status_code == 405:
-            problem.headers["Allow"] = allowed(request) or problem.headers["Allow"]
+        problem = _not_allowed(request, error) if error.status_code == 405 else from_http(error)
         return problem.answer(request.scope)
 
     async def on_validation(request: Request, error: Exception) -> Response:

@@ -38,12 +38,18 @@ class Limits:
 DEFAULT_LIMITS = Limits()
 
 
+_SHOWN = {None: "null", True: "true", False: "false"}
+_KINDS = {dict: "an object", list: "a list", tuple: "a list"}
+
+
 def shown(value: object) -> str:
-    """Return a value from outside as an error message may quote it: short, whatever it is."""
+    """Return a value from outside as an error message may quote it: short, whatever it is, and called as in JSON."""
     if isinstance(value, str):
         return repr(value[:80])
-    if value is None or isinstance(value, bool | float):
+    if value is None or isinstance(value, bool):
+        return _SHOWN[value]
+    if isinstance(value, float):
         return repr(value)
     if isinstance(value, int):
         return repr(value) if abs(value) < 1 << 64 else "a number beyond 64 bits"
-    return f"a {type(value).__name__}"
+    return _KINDS.get(type(value), f"a {type(value).__name__}")

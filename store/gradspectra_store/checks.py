@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gradspectra_core.limits import shown
+
 from gradspectra_store.errors import BadRequest
 from gradspectra_store.schema import MAX_NAME
 
@@ -19,7 +21,7 @@ MAX_DEPTH = 100
 def clean_text(field: str, value: object, *, limit: int = MAX_NAME, least: int = 1) -> str:
     """Return `value` as it is, if it is text of `least` to `limit` characters; raises BadRequest naming `field`."""
     if not isinstance(value, str):
-        raise BadRequest(field, f"must be text, got {type(value).__name__}")
+        raise BadRequest(field, f"must be text, got {shown(value)}")
     if not least <= len(value) <= limit:
         raise BadRequest(field, f"must have {least} to {limit} characters, got {len(value)}")
     problem = unstorable(value)
@@ -42,7 +44,7 @@ def unstorable(text: str) -> str | None:
 def clean_json(field: str, value: object) -> dict[str, Any]:
     """Return `value` if it is a JSON object of at most 256 KiB and 100 levels; raises BadRequest naming `field`."""
     if not isinstance(value, Mapping):
-        raise BadRequest(field, f"must be an object, got {type(value).__name__}")
+        raise BadRequest(field, f"must be an object, got {shown(value)}")
     try:
         size = len(json.dumps(dict(value)))
     except (TypeError, ValueError, RecursionError) as error:
@@ -61,7 +63,7 @@ def clean_json(field: str, value: object) -> dict[str, Any]:
 def clean_tags(value: Sequence[str]) -> list[str]:
     """Return the tags once each, in order; raises BadRequest for too many or too long ones."""
     if isinstance(value, str) or not isinstance(value, Sequence):
-        raise BadRequest("tags", f"must be a list of texts, got {type(value).__name__}")
+        raise BadRequest("tags", f"must be a list of texts, got {shown(value)}")
     if len(value) > MAX_TAGS:
         raise BadRequest("tags", f"must be at most {MAX_TAGS}, got {len(value)}")
     return sorted({clean_text("tags", tag) for tag in value})
@@ -70,12 +72,12 @@ def clean_tags(value: Sequence[str]) -> list[str]:
 def clean_count(field: str, value: object, *, least: int = 0, most: int = 2**53) -> int:
     """Return `value` if it is a whole number in [least, most]; raises BadRequest naming `field`."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise BadRequest(field, f"must be a whole number from {least} to {most}, got {value!r}")
+        raise BadRequest(field, f"must be a whole number from {least} to {most}, got {shown(value)}")
     return value
 
 
 def clean_flag(field: str, value: object) -> bool:
     """Return `value` if it is true or false; raises BadRequest naming `field`."""
     if not isinstance(value, bool):
-        raise BadRequest(field, f"must be true or false, got {value!r:.80}")
+        raise BadRequest(field, f"must be true or false, got {shown(value)}")
     return value

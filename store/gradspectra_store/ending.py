@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlalchemy as sa
+from gradspectra_core.limits import shown
 
 from gradspectra_store.errors import BadRequest
 from gradspectra_store.runs import lock_run
@@ -18,7 +19,7 @@ def end_run(conn: sa.Connection, run: str, state: str | None, now: float) -> Non
     seconds since 1970. Raises UnknownRun, and BadRequest for a state that is no end.
     """
     if state not in ENDS:
-        raise BadRequest("state", f"must be {' or '.join(ENDS)}, got {state!r}")
+        raise BadRequest("state", f"must be {' or '.join(ENDS)}, got {shown(state)}")
     lock_run(conn, run)
     live = sessions.c.run == run, sessions.c.ended_at.is_(None)
     conn.execute(sa.update(sessions).where(*live).values(ended_at=now))

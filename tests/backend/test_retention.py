@@ -86,7 +86,7 @@ def test_it_is_on_by_default_and_told_in_advance_by_the_run_and_for_all_runs(cal
     assert [item["run"] for item in caller.get("/retention")["items"]] == [run]
     refused = caller.client.patch(f"{API}/runs/{old}", json={"pinned": None})
     assert (refused.status_code, refused.json()["field"]) == (422, "pinned")
-    assert refused.json()["detail"] == "pinned: must be true or false, got None"
+    assert refused.json()["detail"] == "pinned: must be true or false, got null"
 
 
 def test_answers_figures_and_exports_say_what_is_left(caller: Caller, settings: Settings):

@@ -150,7 +150,7 @@ def test_any_json_at_all_only_raises_wire_error(value: Any):
             "must hold lists of 2 entries, one list per step",
         ),
         (changed(layers={"steps": [5], "digest": "x", "values": {}}), "layers.digest", "16 hexadecimal digits"),
-        (changed(spectra=[{"step": 1}]), "spectra[0].layer", "must be a whole number, got None"),
+        (changed(spectra=[{"step": 1}]), "spectra[0].layer", "must be a whole number, got null"),
         (changed(spectra=[{**FORM["spectra"][0], "k90": None}]), "spectra[0]", "must not be null or left out"),
         (
             changed(spectra=[{**FORM["spectra"][0], "singular_values": [1.0] * 97}]),

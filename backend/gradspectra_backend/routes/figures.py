@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
+from inspect import signature
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Request
-from gradspectra_frontend.figures import UnknownFigure, build, figure_needs, series_read
+from gradspectra_frontend.figures import FIGURES, UnknownFigure, build, figure_needs, series_read
 from gradspectra_frontend.other_axes import on_axis
 from gradspectra_store import alerts, read, suggestions
 from pydantic import BaseModel, Field
@@ -46,7 +47,9 @@ class FigureQuery(BaseModel):
     layer: str | None = Field(None, max_length=20_000, description="Layer, or several separated by commas.")
     pattern: str | None = Field(None, max_length=MAX_PATTERN, description="Layers in whose names this is found.")
     role: str | None = Field(None, max_length=500, description="Layers of these roles, separated by commas.")
-    depth: str | None = Field(None, max_length=500, pattern=DEPTHS, description="Layers of these depths, as 0,4-7.")
+    depth: str | None = Field(
+        None, max_length=500, json_schema_extra=DEPTHS, description="Layers of these depths, as 0,4-7."
+    )
     step: int | None = Field(None, ge=0, le=LARGEST_STEP, description="Step to show, for the spectrum.")
     start: int | None = Field(None, ge=0, le=LARGEST_STEP)
     stop: int | None = Field(None, ge=0, le=LARGEST_STEP)
@@ -108,6 +111,7 @@ def _refuse_others(name: str, query: FigureQuery) -> None:
     unknown |= {"attempt": query.attempt is not None and name == "suggestions"}
     if figure_needs(name)[0] != "layers":
         unknown |= {field: getattr(query, field) is not None for field in ("pattern", "role", "depth")}
+    unknown |= dict.fromkeys(query.options().keys() - signature(FIGURES[name]).parameters.keys(), True)
     for field in (field for field, given in unknown.items() if given):
         raise Problem("bad-request", f"{field}: the figure {name!r} does not take it", field=field)
 
@@ -118,7 +122,7 @@ def _built(name: str, query: FigureQuery, data: Any, shaded: Any, damaged: Seque
         options["layer"] = names_of(query.layer)
     try:
         return build(name, data=data, alerts=shaded, theme=query.theme, damaged=damaged, **options)
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise Problem("bad-request", f"the figure {name!r} cannot be drawn so: {error}") from None
 
 
