@@ -1,16 +1,63 @@
-"""What a user's function on names says of one parameter: whether it is watched, and the blocks it is split into."""
+"""Which parameters a user's function on names chooses, and the blocks that each is split into, by it or by its name."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from gradspectra_core.identity import FusedBlock, fused_blocks
+from gradspectra_core.identity import FusedBlock, block_shape, expert_blocks, fused_blocks
+from gradspectra_core.layers import Layer
 from gradspectra_core.limits import DEFAULT_LIMITS
+from gradspectra_core.roles import role_of
+from torch import Tensor
 
 RIGHT = "True, False, or blocks (suffix, axis, start, stop) such as (('[low]', 0, 0, 64), ('[high]', 0, 64, 128))"
+MOST_WITH_EXPERTS = 4096
+"""Layers that a run has at most with the experts of its tensors told apart, unless a user's function names them."""
+
+
+@dataclass(slots=True)
+class Chosen:
+    """A parameter that is watched. kind: class name of its module; blocks: () where it is one layer, by_name: of its
+    name, not of the user's function.
+    """
+
+    name: str
+    parameter: Tensor
+    kind: str
+    depth: int
+    blocks: tuple[FusedBlock, ...]
+    by_name: bool
+
+    @classmethod
+    def of(cls, answer: object, name: str, parameter: Tensor, kind: str, depth: int) -> Chosen | None:
+        """What the function gave for it, as `chosen_blocks` takes it; None where it is not watched."""
+        blocks = chosen_blocks(answer, name, tuple(parameter.shape), kind) if parameter.numel() else None
+        by_name = not isinstance(answer, Sequence)
+        return None if blocks is None else cls(name, parameter, kind, depth, blocks, by_name)
+
+    def layers(self) -> list[Layer]:
+        """The layers that it makes up."""
+        shape = tuple(self.parameter.shape)
+        named = [(f"{self.name}{block[0]}", block_shape(shape, block)) for block in self.blocks]
+        named = named or [(self.name, shape)]
+        return [Layer(name, role_of(name, part, self.kind), self.depth, part) for name, part in named]
+
+
+def keep_experts_together(chosen: Sequence[Chosen]) -> tuple[str, ...]:
+    """Where the experts that names tell make too many layers, leave all their tensors whole; says so, in words."""
+    split = [one for one in chosen if one.by_name and expert_blocks(one.name, tuple(one.parameter.shape), one.kind)]
+    layers = sum(max(len(one.blocks), 1) for one in chosen)
+    if not split or layers <= min(MOST_WITH_EXPERTS, DEFAULT_LIMITS.max_layers):
+        return ()
+    for one in split:
+        one.blocks = ()
+    what = f"experts of {len(split)} tensors are not told apart, and have no spectra of their own"
+    why = f"with a layer for each the run would have {layers} layers, more than {MOST_WITH_EXPERTS}"
+    return (f"{what}: {why}; choose fewer tensors, or name their experts, by layers=",)
 
 
 def chosen_blocks(chosen: object, name: str, shape: tuple[int, ...], kind: str) -> tuple[FusedBlock, ...] | None:

@@ -7,15 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gradspectra_core.identity import FusedBlock, block_shape
+from gradspectra_core.identity import FusedBlock
 from gradspectra_core.layers import Layer, LayerTable
 from gradspectra_core.limits import DEFAULT_LIMITS
-from gradspectra_core.roles import depths_of, role_of
+from gradspectra_core.roles import depths_of
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
-from gradspectra.chosen_blocks import can_be_recorded, chosen_blocks
+from gradspectra.chosen_blocks import Chosen, can_be_recorded, keep_experts_together
 from gradspectra.shards import local, rows_here
 
 Choice = Callable[[str], bool | Sequence[FusedBlock]]
@@ -171,10 +171,9 @@ def take_inventory(
     ordered = [entry for entry in names.values() if not optimizers or id(entry[1]) in homes]
     ordered += _strangers(optimizers, {id(parameter) for _, parameter, _ in ordered})
     depths = depths_of([name for name, _, _ in ordered])
-    tensors: list[WatchedTensor] = []
-    layers: list[Layer] = []
     trainable: list[Tensor] = []
-    sharded = beyond = unnamed = 0
+    chosen: list[Chosen] = []
+    sharded = 0
     for (name, parameter, kind), depth in zip(ordered, depths, strict=True):
         if id(parameter) not in trained or not (parameter.is_floating_point() or parameter.is_complex()):
             continue
@@ -182,17 +181,10 @@ def take_inventory(
             sharded += 1
             continue
         trainable.append(parameter)
-        split = chosen_blocks(choose(name), name, tuple(parameter.shape), kind) if parameter.numel() else None
-        if split is None:
-            continue
-        own = _layers(name, tuple(parameter.shape), kind, depth, split)
-        if not all(can_be_recorded(layer.name) for layer in own):
-            unnamed += len(own)
-        elif beyond or len(layers) + len(own) > DEFAULT_LIMITS.max_layers:
-            beyond += len(own)
-        else:
-            tensors.append(_watched(name, parameter, homes, len(layers), split))
-            layers += own
+        one = Chosen.of(choose(name), name, parameter, kind, depth) if parameter.numel() else None
+        if one is not None:
+            chosen.append(one)
+    tensors, layers, left_out = _recorded(chosen, homes)
     return Inventory(
         tuple(tensors),
         LayerTable.of(layers),
@@ -201,18 +193,36 @@ def take_inventory(
         tuple(trainable),
         sharded,
         not sharded and _numbers_in(tensors) == sum([_width(p) * p.numel() for p in trainable]),
-        _left_out(beyond, unnamed),
+        left_out,
         [tensor.parameter.numel() for tensor in tensors],
     )
 
 
-def _watched(
-    name: str, parameter: Tensor, homes: Mapping[int, Home], first: int, split: Sequence[FusedBlock]
-) -> WatchedTensor:
-    optimizer, group = homes.get(id(parameter), (-1, None))
-    axis = split[0][1] if split else 0
-    here, whole = _pieces(parameter, split, True), _pieces(parameter, split, False)
-    return WatchedTensor(name, parameter, optimizer, group, first, axis, here, whole, kind_of(parameter))
+def _recorded(
+    chosen: Sequence[Chosen], homes: Mapping[int, Home]
+) -> tuple[list[WatchedTensor], list[Layer], tuple[str, ...]]:
+    """Of the chosen ones those that a run can have, their layers, and in words what is left out."""
+    tensors: list[WatchedTensor] = []
+    layers: list[Layer] = []
+    beyond = unnamed = 0
+    together = keep_experts_together(chosen)
+    for one in chosen:
+        own = one.layers()
+        if not all(can_be_recorded(layer.name) for layer in own):
+            unnamed += len(own)
+        elif beyond or len(layers) + len(own) > DEFAULT_LIMITS.max_layers:
+            beyond += len(own)
+        else:
+            tensors.append(_watched(one, homes, len(layers)))
+            layers += own
+    return tensors, layers, (*together, *_left_out(beyond, unnamed))
+
+
+def _watched(one: Chosen, homes: Mapping[int, Home], first: int) -> WatchedTensor:
+    optimizer, group = homes.get(id(parameter := one.parameter), (-1, None))
+    axis = one.blocks[0][1] if one.blocks else 0
+    here, whole = _pieces(parameter, one.blocks, True), _pieces(parameter, one.blocks, False)
+    return WatchedTensor(one.name, parameter, optimizer, group, first, axis, here, whole, kind_of(parameter))
 
 
 def _numbers_in(tensors: Sequence[WatchedTensor]) -> int:
@@ -298,10 +308,3 @@ def _pieces(parameter: Tensor, split: Sequence[FusedBlock], here: bool) -> tuple
     row = (parameter.numel() if axis == 0 else numel) // parameter.shape[axis] * width
     inside = [(min(max(start, first), last), min(max(stop, first), last)) for _, _, start, stop in split]
     return tuple(((start - first) * row, (stop - first) * row) for start, stop in inside)
-
-
-def _layers(name: str, shape: tuple[int, ...], kind: str, depth: int, split: Sequence[FusedBlock]) -> list[Layer]:
-    if not split:
-        return [Layer(name, role_of(name, shape, kind), depth, shape)]
-    blocks = [(f"{name}{block[0]}", block_shape(shape, block)) for block in split]
-    return [Layer(block, role_of(block, part, kind), depth, part) for block, part in blocks]

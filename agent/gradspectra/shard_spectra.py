@@ -71,7 +71,8 @@ def slice_of(candidate: Candidate, numel: int) -> Slice:
     if tensor.axis:
         return Slice(rows, columns, 1, first, last)
     start = tensor.whole[candidate.layer - tensor.first][0] // columns
-    return Slice(rows, columns, 0, *(min(max(row - start, 0), rows) for row in (first, last)))
+    each = tensor.parameter.numel() // tensor.parameter.shape[0] // columns  # of an expert's block several
+    return Slice(rows, columns, 0, *(min(max(row * each - start, 0), rows) for row in (first, last)))
 
 
 class ShardSpectra(Spectra):

@@ -139,8 +139,8 @@ class Spectra:
                 if shape[0] * shape[1] != math.prod(layer.shape) or (tensor.axis and len(layer.shape) > 2):
                     self.without.append(layer.name)
                     continue
-                first = layer.shape[tensor.axis]
                 cost = expected_seconds(*shape)
+                first = shape[tensor.axis]
                 self.candidates += [Candidate(index, tensor, piece, *shape, first, cost, each) for each in of]
         self._join(right_factors(inventory.tensors))
         self._plan()

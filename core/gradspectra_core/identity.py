@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from gradspectra_core.layers import Layer
+from gradspectra_core.layers import Layer, role_of
 
 FusedBlock = tuple[str, int, int, int]
 """(suffix, axis, start, stop): the layer's name is the tensor's name + suffix (`[q]`), its rows start:stop on axis."""
@@ -15,18 +15,24 @@ _QKV = re.compile(r"(?:^|\.)(c_attn|in_proj|w_?qkv|qkv|qkv_proj|to_qkv|qkv_w|in_
 _KV = re.compile(r"(?:^|\.)(w?kv|kv_proj|to_kv)\.weight$", re.I)
 _GATED = re.compile(r"(?:^|\.)(gate_up_proj|w12)\.weight$", re.I)
 _QKV_THIRDS_FIRST = frozenset(("qkv", "to_qkv", "in_proj"))
+_EXPERTS = re.compile(r"experts?(?!\w*\.\d)", re.I)
+"""In a name, unless the experts are numbered modules (`experts.3.w1`), of which each has its own tensors."""
+_OF_EXPERTS = re.compile(r"[Ee]xpert|MoE|[Mm]oe(?:Block|Layer|MLP|FFN)?$")
+_NO_EXPERTS = frozenset(("conv", "embedding", "norm", "bias"))
 
 
 def fused_blocks(name: str, shape: Sequence[int], module_kind: str = "") -> tuple[FusedBlock, ...]:
     """Blocks of a tensor in which several projections are stored one after another; () for any other tensor.
 
     name, shape: of the parameter. module_kind: class name of its module. Fused queries, keys and values give [q],
-    [k] and [v], also with fewer keys and values than queries; fused gates give [gate] and [up]. Rows are outputs,
-    but columns in the transposed `Conv1D` of GPT-2. Layouts that interleave heads (`query_key_value`) are no
-    blocks of rows and are left whole.
+    [k] and [v], also with fewer keys and values than queries; fused gates give [gate] and [up]; experts in one
+    tensor give `expert_blocks`. Rows are outputs, but columns in the transposed `Conv1D` of GPT-2. Layouts that
+    interleave heads (`query_key_value`) are no blocks of rows and are left whole.
     """
     if len(shape) < 2 or min(shape) < 1:
         return ()
+    if experts := expert_blocks(name, shape, module_kind):
+        return experts
     found = _QKV.search(name)
     if found and not _is_mamba(name):
         return _split_qkv(found[1].lower(), shape, module_kind)
@@ -35,6 +41,18 @@ def fused_blocks(name: str, shape: Sequence[int], module_kind: str = "") -> tupl
     if _GATED.search(name):
         return _equal_blocks(("gate", "up"), 0, shape[0])
     return ()
+
+
+def expert_blocks(name: str, shape: Sequence[int], module_kind: str = "") -> tuple[FusedBlock, ...]:
+    """Blocks [0], [1] … of a tensor (experts, rows, columns) that holds weights of several experts; () for others.
+
+    Arguments are those of `fused_blocks`. Experts are told by the tensor's or its module's name.
+    """
+    if len(shape) != 3 or shape[0] < 2 or not (_EXPERTS.search(name) or _OF_EXPERTS.search(module_kind)):
+        return ()
+    if "conv" in module_kind.lower() or role_of(name, shape, module_kind) in _NO_EXPERTS:
+        return ()
+    return tuple((f"[{expert}]", 0, expert, expert + 1) for expert in range(shape[0]))
 
 
 def _is_mamba(name: str) -> bool:
@@ -75,12 +93,13 @@ def block_shape(shape: Sequence[int], block: FusedBlock) -> tuple[int, ...]:
 def matrix_shape(layer: Layer) -> tuple[int, int] | None:
     """Rows and columns of the matrix that the layer's spectrum is taken of; None where it has none.
 
-    A convolution (out, in, k, k) is (out, in·k·k). Experts in one tensor (experts, out, in) are batched: the
-    matrix is one expert's. Vectors, scalars and empty tensors have no spectrum.
+    A convolution (out, in, k, k) is (out, in·k·k), one of several tensors in one, as an expert (1, out, in) is,
+    (out, in). Of experts that are not split (experts, out, in) the matrix is one expert's. Vectors, scalars and
+    empty tensors have no spectrum.
     """
     shape = layer.shape
     if len(shape) < 2 or min(shape) < 1:
         return None
-    if len(shape) == 3 and "expert" in layer.name and layer.role != "conv":
+    if len(shape) == 3 and layer.role != "conv" and (shape[0] == 1 or "expert" in layer.name):
         return shape[1], shape[2]
     return shape[0], math.prod(shape[1:])

@@ -37,11 +37,12 @@ class Wide(Mixed):
 
 
 class Large(Wide):
-    """Also layers whose medians are of a sample: 6,300 entries, as they lie and fused by columns."""
+    """Also layers whose medians are of a sample: 6,300 entries, as they lie, fused by columns, and of three experts."""
 
     def __init__(self) -> None:
         super().__init__()
         self.large = nn.ModuleDict({"c_attn": Conv1D(70, 270), "up": nn.Linear(90, 70)})
+        self.experts = nn.ParameterDict({"up": nn.Parameter(torch.randn(3, 90, 70) / 90**0.5)})
 
 
 def sharded(model: nn.Module, mesh: DeviceMesh) -> nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from agent.experts import matrices, mixture
 from agent.fake_ranks import Wide, as_rank, give_gradients, sharded
 from agent.ways.ranks import Mixed
 from gradspectra import shard_spectra
@@ -61,6 +62,22 @@ def test_slices_of_all_ranks_give_the_singular_values_of_the_whole(ranks):
     assert found.keys() == expected.keys()
     for name, values in expected.items():
         assert found[name].values == pytest.approx(values, rel=1e-6), name
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 7])
+def test_experts_of_all_ranks_have_the_singular_values_of_their_own_part(ranks):
+    model, total = with_gradients(mixture()), 0
+    for rank in reversed(range(ranks)):
+        with as_rank(rank, ranks) as mesh:
+            spectra, names = spectra_of(model, mesh, rank)
+            planned = spectra.planned(1)
+            total = total + spectra.numbers(planned)
+            found = {names[s.layer]: s for s in spectra.adopt(planned, whole_of(total), 1)}
+    expected = matrices({name: p.grad for name, p in model.named_parameters()})
+    assert found.keys() == expected.keys()
+    for name, matrix in expected.items():
+        assert (found[name].rows, found[name].columns) == tuple(matrix.shape)
+        assert found[name].values == pytest.approx(torch.linalg.svdvals(matrix).numpy(), rel=1e-6), name
 
 
 def test_no_more_numbers_are_exchanged_than_the_matrix_or_its_smaller_gram_has(monkeypatch):

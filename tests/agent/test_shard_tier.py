@@ -90,7 +90,8 @@ def layers(arrays):
     ):
         blocks = np.split(found.pop(name), 3, axis)
         found |= {f"{name}[{s}]": np.moveaxis(b, axis, 0) for s, b in zip("qkv", blocks, strict=True)}
-    return found
+    experts = found.pop("experts.up")
+    return found | {f"experts.up[{expert}]": None if experts is None else experts[[expert]] for expert in range(3)}
 
 
 def median_of_sample(v):

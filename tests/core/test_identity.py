@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 THIRDS = (("[q]", 0, 0, 64), ("[k]", 0, 64, 128), ("[v]", 0, 128, 192))
 COLUMNS = (("[q]", 1, 0, 64), ("[k]", 1, 64, 128), ("[v]", 1, 128, 192))
+EXPERTS = (("[0]", 0, 0, 1), ("[1]", 0, 1, 2), ("[2]", 0, 2, 3))
 GROUPED = (("[q]", 0, 0, 64), ("[k]", 0, 64, 80), ("[v]", 0, 80, 96))
 
 
@@ -28,6 +29,13 @@ GROUPED = (("[q]", 0, 0, 64), ("[k]", 0, 64, 80), ("[v]", 0, 80, 96))
         ("transformer.h.0.attn.c_attn.weight", (96, 64), "Linear", GROUPED),
         ("attn.kv_proj.weight", (8, 64), "Linear", (("[k]", 0, 0, 4), ("[v]", 0, 4, 8))),
         ("mlp.gate_up_proj.weight", (8, 64), "Linear", (("[gate]", 0, 0, 4), ("[up]", 0, 4, 8))),
+        ("model.layers.3.mlp.experts.gate_up_proj", (3, 192, 64), "Qwen3MoeExperts", EXPERTS),
+        ("model.layers.3.mlp.experts.down_proj", (3, 64, 96), "", EXPERTS),
+        ("layers.1.moe.experts.w2", (3, 64, 96), "GroupedExperts", EXPERTS),
+        ("layers.1.local_experts.weights.0", (3, 64, 96), "", EXPERTS),
+        ("block_sparse_moe.input_linear.weight", (3, 64, 96), "GraniteMoeParallelExperts", EXPERTS),
+        ("layers.1.w1", (3, 64, 96), "SparseMoE", EXPERTS),
+        ("layers.1.w1", (3, 64, 96), "SwitchMoeLayer", EXPERTS),
     ],
 )
 def test_fused_tensors_are_split(name: str, shape: tuple[int, ...], kind: str, blocks: tuple[object, ...]):
@@ -48,10 +56,33 @@ def test_fused_tensors_are_split(name: str, shape: tuple[int, ...], kind: str, b
         ("self_attn.qkv_proj.weight", (224, 64)),
         ("attn.qkv.weight", (0, 64)),
         ("mlp.gate_up_proj.weight", (7, 64)),
+        ("mlp.experts.gate_up_proj_bias", (3, 192)),
+        ("mlp.experts.w1", (192, 64)),
+        ("mlp.experts.w1", (2, 3, 192, 64)),
+        ("mlp.experts.w1", (1, 192, 64)),
+        ("mlp.experts.w1", (3, 0, 64)),
+        ("mlp.experts.3.heads", (4, 16, 64)),
+        ("heads.projections", (4, 16, 64)),
     ],
 )
 def test_other_tensors_stay_whole(name: str, shape: tuple[int, ...]):
     assert fused_blocks(name, shape) == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("mlp.experts.conv.weight", "Conv1d"),
+        ("mlp.experts.up.weight", "ConvTranspose1d"),
+        ("mlp.experts.depthwise_conv", "Experts"),
+        ("mlp.experts.up_bias", "Experts"),
+        ("mlp.experts.position_embeddings", "Experts"),
+        ("mlp.experts.weight", "ExpertNorm"),
+        ("self_attn.heads", "Qwen3MoeAttention"),
+    ],
+)
+def test_three_dimensions_alone_make_no_experts(name: str, kind: str):
+    assert fused_blocks(name, (3, 4, 5), kind) == ()
 
 
 @given(
@@ -76,6 +107,10 @@ def test_blocks_cover_the_tensor_once(name: str, shape: tuple[int, int], kind: s
         (Layer("conv1.weight", "conv", -1, (64, 3, 7, 7)), (64, 147)),
         (Layer("stem.weight", "conv", -1, (8, 3, 5)), (8, 15)),
         (Layer("mlp.experts.down_proj", "down", 0, (64, 32, 16)), (32, 16)),
+        (Layer("layers.0.w1[3]", "gate", 0, (1, 32, 16)), (32, 16)),
+        (Layer("pos_embed", "embedding", -1, (1, 197, 64)), (197, 64)),
+        (Layer("narrow.weight", "conv", -1, (1, 3, 5)), (1, 15)),
+        (Layer("heads", "other", -1, (4, 3, 5)), (4, 15)),
         (Layer("wte.weight", "embedding", -1, (50257, 768)), (50257, 768)),
         (Layer("value_head.weight", "linear", -1, (1, 5)), (1, 5)),
         (Layer("fc.bias", "bias", -1, (10,)), None),
