@@ -28,7 +28,7 @@ _PRAGMAS = (
     f"wal_autocheckpoint={WAL_BOUND_PAGES}",
     "journal_size_limit=67108864",
 )
-_FULL_STATES = ("53100", "53200")  # disk_full, out_of_memory
+_FULL_STATE = "53100"  # PostgreSQL's disk_full
 _CALLERS_FAULT = (sa.exc.IntegrityError, sa.exc.ProgrammingError, sa.exc.DataError, sa.exc.NotSupportedError)
 _FULL = re.compile(r"disk is full|no space left|disk quota", re.IGNORECASE)
 
@@ -122,7 +122,7 @@ def mapped_errors(url: str) -> Iterator[None]:
             raise
         origin = getattr(error, "orig", None) or error
         text = str(origin).strip()
-        if _FULL.search(text) or getattr(origin, "sqlstate", None) in _FULL_STATES:
+        if _FULL.search(text) or getattr(origin, "sqlstate", None) == _FULL_STATE:
             raise StoreFull(f"the disk of the database is full ({text})") from error
         place = sa.make_url(url).render_as_string(hide_password=True)
         raise StoreUnavailable(f"the database {place} is not available: {text}") from error

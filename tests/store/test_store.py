@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from gradspectra_store import Store, StoreError
-from gradspectra_store.engines import mapped_errors, set_up_sqlite
+from gradspectra_store.engines import set_up_sqlite
 from gradspectra_store.errors import BadRequest, SequenceGap, StoreBusy, StoreFull, StoreUnavailable
 from gradspectra_store.ingest import ingest
 from gradspectra_store.read import read_series
@@ -210,12 +210,11 @@ def test_who_does_not_wait_writes_only_where_nobody_else_does(store: Store) -> N
     assert started(store).next_sequence == 1
 
 
-def test_a_disk_full_on_postgresql_is_said() -> None:
-    class DiskFull(Exception):
-        sqlstate = "53100"
-
-    with pytest.raises(StoreFull), mapped_errors("postgresql://h/x"):
-        raise sa.exc.OperationalError("INSERT", {}, DiskFull("could not extend file"))
+@pytest.mark.parametrize(("state", "error"), [("53100", StoreFull), ("53200", StoreUnavailable)])
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+def test_a_full_disk_and_memory_that_is_used_up_are_told_apart(store: Store, state: str, error: type) -> None:
+    with pytest.raises(error, match="as PostgreSQL says it"), store.write() as conn:
+        conn.execute(sa.text(f"DO $$ BEGIN RAISE 'as PostgreSQL says it' USING ERRCODE = '{state}'; END $$"))
 
 
 def in_file(folder: Path) -> int:

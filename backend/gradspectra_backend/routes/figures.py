@@ -111,7 +111,7 @@ def _refuse_others(name: str, query: FigureQuery) -> None:
     unknown |= {"attempt": query.attempt is not None and name == "suggestions"}
     if figure_needs(name)[0] != "layers":
         unknown |= {field: getattr(query, field) is not None for field in ("pattern", "role", "depth")}
-    unknown |= dict.fromkeys(query.options().keys() - signature(FIGURES[name]).parameters.keys(), True)
+    unknown |= dict.fromkeys(sorted(query.options().keys() - signature(FIGURES[name]).parameters.keys()), True)
     for field in (field for field, given in unknown.items() if given):
         raise Problem("bad-request", f"{field}: the figure {name!r} does not take it", field=field)
 
