@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import threading
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from gradspectra.arguments import is_real, shown, whole
 from gradspectra.files import EXPORT_FORMATS, write_whole
 from gradspectra.http_client import HttpClient
 from gradspectra.learning_rates import groups_of
@@ -31,9 +31,9 @@ class Client:
     """
 
     def __init__(self, server: str | None = None, token: str | None = None, timeout: float = 30.0) -> None:
-        if not isinstance(timeout, int | float) or not 0 < timeout < math.inf:
-            raise ValueError(f"timeout must be a number of seconds above 0, got {timeout!r}")
-        self._connected_to = server_address(server), access_token(token), timeout
+        if not is_real(timeout) or not 0 < timeout <= threading.TIMEOUT_MAX:
+            raise ValueError(f"timeout must be a number of seconds above 0, got {shown(timeout)}")
+        self._connected_to = server_address(server), access_token(token), float(timeout)
         self._http = HttpClient(*self._connected_to)
         self._lock = threading.Lock()
 
@@ -58,7 +58,9 @@ class Client:
         return [Run(self, members) for members in self._items("/runs", query, limit)]
 
     def run(self, run: str) -> Run:
-        """Return one run by its id."""
+        """Return one run by its id; raises TypeError where that is no text."""
+        if not isinstance(run, str):
+            raise TypeError(f"run must be the id of a run, got {shown(run)}")
         return Run(self, self.get(f"/runs/{quote(run, safe='')}"))
 
     def projects(self) -> list[Json]:
@@ -90,9 +92,7 @@ class Client:
         self.close()
 
     def _items(self, path: str, query: Json, limit: int | None) -> Iterator[Json]:
-        if limit is not None and limit < 1:
-            raise ValueError(f"limit must be at least 1, got {limit}")
-        cursor, left = None, limit
+        cursor, left = None, None if limit is None else whole("limit", limit, 1)
         while left is None or left > 0:
             page = self.get(path, **query, cursor=cursor, limit=PAGE if left is None else min(left, PAGE))
             yield from page["items"]
@@ -289,7 +289,10 @@ _ESCAPED = re.compile(r"\\(?=[\\, ]|$)|,|^ | $")
 
 def _joined(names: Sequence[str]) -> str:
     if isinstance(names, str):
-        raise TypeError(f"names must be a list of names, got the string {names!r}")
+        raise TypeError(f"names must be a list of names, got the string {shown(names)}")
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"names must be a list of names, got {shown(name)} among them")
     return ",".join(_ESCAPED.sub(r"\\\g<0>", name) for name in names)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Any
+
+from gradspectra.arguments import end_of_run, seconds
 
 
 class GradSpectraError(Exception):
@@ -55,3 +58,15 @@ def exit_state(before: int) -> str:
     """How a run has ended that the interpreter's end finds open. before: id of `uncaught()` when the run began."""
     error = uncaught()
     return end_state(None if id(error) == before else error)
+
+
+def ending(timeout: Any, state: Any) -> tuple[float, str]:
+    """Seconds and state of a close as they can be used: the defaults, and a warning, for what cannot be."""
+    found: list[Any] = []
+    for check, otherwise in ((lambda: seconds("timeout", timeout), 5.0), (lambda: end_of_run(state), "finished")):
+        try:
+            found.append(check())
+        except (TypeError, ValueError) as error:
+            logging.getLogger("gradspectra").warning("gradspectra: %s; closing with %s", error, otherwise)
+            found.append(otherwise)
+    return found[0], found[1]

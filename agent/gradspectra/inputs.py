@@ -9,8 +9,17 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from gradspectra.arguments import MAX_EXAMPLES, shown
 from gradspectra.capture import capturing
 from gradspectra.guard import Guard
+
+
+def checked_examples(examples: Any) -> float:
+    """What the user's function gave, as a number; raises ValueError where a part cannot have so many."""
+    number = float(examples)
+    if not 0 < number <= MAX_EXAMPLES:
+        raise ValueError(f"batch_size must give from 1 to {MAX_EXAMPLES} examples, got {shown(examples)}")
+    return number
 
 
 class Inputs:
@@ -34,6 +43,9 @@ class Inputs:
 
     def _hook(self, module: nn.Module, inputs: Any) -> None:
         if id(module) in self._models and module.training and torch.is_grad_enabled() and not capturing():
-            examples = self._guard.run("batch_size", self._count, *inputs)
-            if examples is not None:
-                self._guard.run("batch_size", lambda: self._found(float(examples)))
+            self._guard.run("batch_size", self._counted, *inputs)
+
+    def _counted(self, *inputs: Any) -> None:
+        examples = self._count(*inputs)
+        if examples is not None:
+            self._found(checked_examples(examples))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parameter import is_lazy
 
 from gradspectra.chosen_blocks import Chosen, can_be_recorded, keep_experts_together
+from gradspectra.layer_choice import Choice
 from gradspectra.shards import local, rows_here
 
-Choice = Callable[[str], bool | Sequence[FusedBlock]]
-"""Whether a parameter is watched, by its name; or the blocks (suffix, axis, start, stop) it is split into."""
 Models = Mapping[str, nn.Module]
 Home = tuple[int, dict[str, Any]]
 """Which optimizer updates a parameter, and its group there."""
@@ -89,24 +87,6 @@ class Inventory:
 def kind_of(parameter: Tensor) -> tuple[Any, ...]:
     """What decides how a tensor is measured: shape, type, device."""
     return parameter.shape, parameter.dtype, parameter.device
-
-
-def choice_of(layers: str | Choice | None) -> Choice:
-    """Make the argument `layers` of watch a function on names.
-
-    Raises ValueError for an invalid regular expression and TypeError for anything else than None, text or a callable.
-    """
-    if layers is None:
-        return lambda _: True
-    if isinstance(layers, str):
-        try:
-            pattern = re.compile(layers)
-        except re.error as error:
-            raise ValueError(f"layers must be a valid regular expression, got {layers!r}: {error}") from error
-        return lambda name: pattern.search(name) is not None
-    if callable(layers):
-        return layers
-    raise TypeError(f"layers must be a regular expression or a callable on names, got {layers!r}")
 
 
 class Trained:

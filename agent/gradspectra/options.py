@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import numbers
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +10,9 @@ from typing import Any
 from gradspectra_core.records import SPECTRUM_OF
 from torch import nn
 
-from gradspectra.inventory import Choice, choice_of
+from gradspectra.arguments import MAX_EXAMPLES, MAX_PARTS, is_called, is_real, is_text, one_of, shown, whole
+from gradspectra.chosen_blocks import can_be_recorded
+from gradspectra.layer_choice import Choice, choice_of
 from gradspectra.reactions import check_reactions
 
 NEVER = 1 << 60
@@ -52,7 +53,7 @@ def options(
     budget: float | None,
     spectra: str | int,
     spectra_of: str | Sequence[str],
-    layers: str | Choice | None,
+    layers: str | re.Pattern[str] | Choice | None,
     batch_size: float | Callable[..., Any] | None,
     parts: str | int,
     drift: str,
@@ -63,30 +64,28 @@ def options(
     stop_on: str | None,
 ) -> Options:
     """Check the arguments of watch that say how to measure; raises TypeError or ValueError."""
-    if budget is not None and (not _is_real(budget) or not 0 < float(budget) <= 1):
-        raise ValueError(f"budget must be a share of the step time above 0 and at most 1, or None, got {budget!r}")
-    if drift not in DRIFTS:
-        raise ValueError(f"drift must be one of {', '.join(DRIFTS)}, got {drift!r}")
-    if second_tier not in SECOND_TIERS:
-        raise ValueError(f"second_tier must be one of {', '.join(SECOND_TIERS)}, got {second_tier!r}")
+    if budget is not None and (not is_real(budget) or not 0 < budget <= 1):
+        share = "a share of the step time above 0 and at most 1, or None"
+        raise ValueError(f"budget must be {share}, got {shown(budget)}")
     check_reactions(on_alert, stop_on)
-    given = None if callable(batch_size) else batch_size
-    if given is not None and (not _is_real(given) or not 1 <= given < math.inf):
-        raise ValueError(f"batch_size must be at least 1, or a callable on the model's inputs, got {batch_size!r}")
-    if scaler is not None and not callable(getattr(scaler, "get_scale", None)):
-        raise TypeError(f"scaler must have a method get_scale(), got {scaler!r}")
+    given: Any = None if is_called(batch_size) else batch_size
+    if given is not None and (not is_real(given) or not 1 <= given <= MAX_EXAMPLES):
+        what = f"at least 1, at most {MAX_EXAMPLES}, or a callable on the model's inputs"
+        raise ValueError(f"batch_size must be {what}, got {shown(batch_size)}")
+    if scaler is not None and (isinstance(scaler, type) or not callable(getattr(scaler, "get_scale", None))):
+        raise TypeError(f"scaler must have a method get_scale(), got {shown(scaler)}")
     return Options(
-        every=_whole("every", every, 1),
+        every=whole("every", every, 1),
         budget=None if budget is None else float(budget),
         spectra=_spectra(spectra),
         spectra_of=_spectra_of(spectra_of),
         choose=choice_of(layers),
-        batch_size=batch_size,
-        parts=None if parts == "auto" else _whole("parts", parts, 1, '"auto" or '),
-        drift=drift,
-        second_tier=second_tier,
+        batch_size=batch_size if given is None else float(given),
+        parts=None if is_text(parts, "auto") else whole("parts", parts, 1, '"auto" or ', MAX_PARTS),
+        drift=one_of("drift", drift, DRIFTS),
+        second_tier=one_of("second_tier", second_tier, SECOND_TIERS),
         scaler=scaler,
-        start_step=None if start_step is None else _whole("start_step", start_step, 0),
+        start_step=None if start_step is None else whole("start_step", start_step, 0),
         on_alert=on_alert,
         stop_on=stop_on,
     )
@@ -96,45 +95,42 @@ def models_by_name(model: nn.Module | Mapping[str, nn.Module]) -> dict[str, nn.M
     """The argument `model` as modules by name (prefix of their layers); raises TypeError or ValueError."""
     models = {"": model} if isinstance(model, nn.Module) else model
     if not isinstance(models, Mapping) or not all(isinstance(m, nn.Module) for m in models.values()):
-        raise TypeError(f"model must be a torch.nn.Module, or a mapping of names to modules, got {model!r:.80}")
+        raise TypeError(f"model must be a torch.nn.Module, or a mapping of names to modules, got {shown(model)}")
     if not models:
         raise ValueError("model must name at least one module, got none")
-    return {str(name): module for name, module in models.items()}
+    named = {str(name): module for name, module in models.items()}
+    if len(named) < len(models):
+        raise ValueError(f"model must give each module a name of its own, got {shown(list(models))}")
+    for name in named:
+        if name and not can_be_recorded(name):
+            raise ValueError(f"model must give each module a printable name, got {shown(name)}")
+    return named
 
 
 def optimizers_of(optimizer: Any) -> list[Any]:
     """The argument `optimizer` as a list, wrappers of Accelerate and Lightning taken off; raises TypeError."""
-    given = [] if optimizer is None else list(optimizer) if isinstance(optimizer, Sequence) else [optimizer]
-    found = []
+    several = isinstance(optimizer, Sequence) and not isinstance(optimizer, str | bytes)
+    given = [] if optimizer is None else list(optimizer) if several else [optimizer]
+    found: list[Any] = []
     for entry in given:
-        while hasattr(getattr(entry, "optimizer", None), "param_groups"):
-            entry = entry.optimizer  # also Accelerate's, which can be hooked but steps without its hooks
+        while entry is not (inner := getattr(entry, "optimizer", None)) and hasattr(inner, "param_groups"):
+            entry = inner  # also Accelerate's, which can be hooked but steps without its hooks
         if not hasattr(entry, "param_groups"):
-            raise TypeError(f"optimizer must be an optimizer, several of them, or None, got {entry!r:.80}")
+            raise TypeError(f"optimizer must be an optimizer, several of them, or None, got {shown(entry)}")
+        if any(entry is other for other in found):
+            raise ValueError(f"optimizer must have each optimizer once, got {shown(entry)} twice")
         found.append(entry)
     return found
 
 
 def _spectra(spectra: Any) -> int | None:
-    if spectra == "auto":
+    if is_text(spectra, "auto"):
         return None
-    return 0 if spectra == "off" else _whole("spectra", spectra, 1, '"auto", "off" or ')
+    return 0 if is_text(spectra, "off") else whole("spectra", spectra, 1, '"auto", "off" or ')
 
 
 def _spectra_of(given: Any) -> tuple[str, ...]:
     names = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Sequence) else ()
-    if not names or not all(name in SPECTRUM_OF for name in names):
-        raise ValueError(f"spectra_of must be one or several of {', '.join(SPECTRUM_OF)}, got {given!r}")
+    if not names or not all(is_text(name, *SPECTRUM_OF) for name in names):
+        raise ValueError(f"spectra_of must be one or several of {', '.join(SPECTRUM_OF)}, got {shown(given)}")
     return tuple(name for name in SPECTRUM_OF if name in names)
-
-
-def _whole(name: str, value: Any, least: int, also: str = "") -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be {also}a whole number, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be {also}at least {least}, got {value}")
-    return int(value)
-
-
-def _is_real(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)

@@ -8,6 +8,7 @@ from typing import Any
 
 from gradspectra_core.alerts import SEVERITIES
 
+from gradspectra.arguments import one_of, shown, takes_one
 from gradspectra.errors import InstabilityError
 
 Alert = dict[str, Any]
@@ -15,10 +16,10 @@ Alert = dict[str, Any]
 
 def check_reactions(on_alert: object, stop_on: object) -> None:
     """See that these can be what is done at an alert; raises TypeError or ValueError that names the wrong one."""
-    if stop_on is not None and stop_on not in SEVERITIES:
-        raise ValueError(f"stop_on must be None or one of {', '.join(SEVERITIES)}, got {stop_on!r}")
-    if on_alert is not None and not callable(on_alert):
-        raise TypeError(f"on_alert must be a function of one alert, got {on_alert!r}")
+    if stop_on is not None:
+        one_of("stop_on", stop_on, SEVERITIES, "None or ")
+    if on_alert is not None and not takes_one(on_alert):
+        raise TypeError(f"on_alert must be a function of one alert, got {shown(on_alert)}")
 
 
 class Reactions:

@@ -10,6 +10,7 @@ from typing import Any
 
 from gradspectra_core.layers import Layer
 
+from gradspectra.arguments import end_of_run, seconds
 from gradspectra.errors import InstabilityError, end_state
 from gradspectra.reactions import Reactions, check_reactions
 from gradspectra.record import StepRecord
@@ -73,7 +74,7 @@ class Recorder:
         )
         self._rules = LocalRules(self._transport.local_key)
         self._named = False
-        self._last_step = start_step
+        self._last_step = int(start_step)
         self._closed = False
         self._transport.start()
 
@@ -123,8 +124,7 @@ class Recorder:
 
     def close(self, timeout: float = 5.0, state: str = "finished") -> None:
         """Send what is left within timeout seconds and say that the run is "finished" (or "failed")."""
-        if state not in ("finished", "failed"):
-            raise ValueError(f'state must be "finished" or "failed", got {state!r}')
+        timeout, state = seconds("timeout", timeout), end_of_run(state)
         self._closed = True
         self._transport.close(timeout, state)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from gradspectra_core.spectrum import aggregates, drawn_indices
 from gradspectra_core.statistics import SCALARS, STATISTICS
 from numpy.typing import NDArray
 
+from gradspectra.arguments import is_text, shown, whole
 from gradspectra.record import SpectrumRecord, StepRecord
 
 Spectra = Mapping[str | tuple[str, str], Any]
@@ -28,14 +28,13 @@ COUNT_STATISTICS = frozenset(name for name, entry in STATISTICS.items() if entry
 """Layer statistics that are whole numbers; all others are float32."""
 RENAMED = {"lr": "learning_rate"}
 MAX_INT64 = (1 << 63) - 1
-MAX_STEP = 1 << 53
-"""The server takes none beyond: not every one of them is a float64."""
 
 
 def layer_table(layers: Sequence[str | tuple[str, Sequence[int]] | Layer]) -> LayerTable:
     """Build the table of a recorder's layers. Raises TypeError or ValueError that names the entry."""
-    if isinstance(layers, str):
-        raise TypeError(f"layers must be a list of names, got the string {layers!r}")
+    if isinstance(layers, str | bytes) or not isinstance(layers, Collection) or getattr(layers, "ndim", 1) != 1:
+        what = "the string " if isinstance(layers, str) else ""
+        raise TypeError(f"layers must be a list of names, got {what}{shown(layers)}")
     if isinstance(layers, Mapping):
         raise TypeError("layers must be a list of names or (name, shape) pairs, got a mapping; give its items()")
     if len(layers) > DEFAULT_LIMITS.max_layers:
@@ -48,35 +47,28 @@ def _layer(entry: object) -> Layer:
         return entry
     name, shape = entry if isinstance(entry, tuple) and len(entry) == 2 else (entry, ())
     if not isinstance(name, str) or not name or not name.isprintable() or len(name) > DEFAULT_LIMITS.max_name:
-        raise ValueError(f"a layer must be a printable name, or (name, shape), got {entry!r:.100}")
+        raise ValueError(f"a layer must be a printable name, or (name, shape), got {shown(entry)}")
     try:
-        extents = tuple(operator.index(extent) for extent in shape)
-    except TypeError:
-        raise ValueError(f"the shape of layer {name!r} must be whole numbers, got {shape!r:.100}") from None
+        extents = tuple(whole("an extent", extent, 0) for extent in shape)
+    except (TypeError, ValueError):
+        raise ValueError(f"the shape of layer {name!r} must be whole numbers, got {shown(shape)}") from None
     return Layer(name, role_of(name, extents), depth_of(name), extents)
 
 
 def checked_step(step: object, last: int) -> int:
     """Return step as an int; raises unless it is a whole number above the last one and at most MAX_STEP."""
-    try:
-        number = operator.index(step)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"step must be a whole number, got {step!r:.100}") from None
-    if number < 1:
-        raise ValueError(f"step must be at least 1 (steps count from 1), got {number}")
+    number = whole("step", step, 1)
     if number <= last:
         raise ValueError(f"step must be above the last recorded step {last}, got {number}; start a new run to go back")
-    if number > MAX_STEP:
-        raise ValueError(f"step must be at most {MAX_STEP}, got {number}")
     return number
 
 
 def checked_time(time: Any) -> float:
     """Return time; raises TypeError or ValueError unless it is a finite number."""
     try:
-        seconds = float(time)
-    except (TypeError, ValueError, OverflowError):
-        raise TypeError(f"time must be seconds since 1970 (a datetime has timestamp()), got {time!r:.100}") from None
+        seconds = _one_number("time", time)
+    except TypeError:
+        raise TypeError(f"time must be seconds since 1970 (a datetime has timestamp()), got {shown(time)}") from None
     if not math.isfinite(seconds):
         raise ValueError(f"time must be seconds since 1970, got {seconds}")
     return seconds
@@ -91,12 +83,12 @@ def scalars_and_counts(scalars: Mapping[str, Any]) -> tuple[dict[str, float], di
         if value is None:
             continue
         if not name or not name.isprintable() or len(name) > DEFAULT_LIMITS.max_name:
-            raise ValueError(f"the name of a scalar must be printable and at most 512 characters, got {name!r:.100}")
+            raise ValueError(f"the name of a scalar must be printable and at most 512 characters, got {shown(name)}")
         number = _one_number(given, value)
         if name not in COUNTS:
             numbers[name] = number
         elif not number.is_integer() or not 0 <= int(value) <= MAX_INT64:
-            raise ValueError(f"{given} must be a whole number of at least 0, got {value!r:.100}")
+            raise ValueError(f"{given} must be a whole number of at least 0, got {shown(value)}")
         else:
             counts[name] = int(value)
     if len(numbers) > DEFAULT_LIMITS.max_scalars:
@@ -106,19 +98,19 @@ def scalars_and_counts(scalars: Mapping[str, Any]) -> tuple[dict[str, float], di
 
 def _one_number(name: str, value: Any) -> float:
     """A value as a float; raises TypeError that names it where it is not one real number."""
-    kind = "U" if isinstance(value, str | bytes) else getattr(getattr(value, "dtype", None), "kind", "f")
+    kind = "U" if isinstance(value, str | bytes | bytearray) else getattr(getattr(value, "dtype", None), "kind", "f")
     try:
         if kind not in "cmMSU":  # of complex numbers, times and texts float() makes something too
             return float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError):  # the last is a tensor's
         pass
-    raise TypeError(f"{name} must be one number, got {value!r:.100}")
+    raise TypeError(f"{name} must be one number, got {shown(value)}")
 
 
 def layer_numbers(record: StepRecord, table: LayerTable | None, layers: Mapping[str, Any]) -> None:
     """Put statistic → (L,) numbers into the record. None entries, or masked ones, are absent."""
     if not isinstance(layers, Mapping):
-        raise TypeError(f"layers must be numbers by the name of their statistic, got {layers!r:.100}")
+        raise TypeError(f"layers must be numbers by the name of their statistic, got {shown(layers)}")
     if not layers:
         return
     if table is None:
@@ -129,8 +121,8 @@ def layer_numbers(record: StepRecord, table: LayerTable | None, layers: Mapping[
     integers: dict[str, NDArray[Any]] = {}
     for name, values in layers.items():
         if not isinstance(name, str) or not name or not name.isprintable() or len(name) > DEFAULT_LIMITS.max_name:
-            raise ValueError(f"the name of a statistic must be printable text, got {name!r:.100}")
-        array = values if isinstance(values, np.ma.MaskedArray) else np.asarray(values)
+            raise ValueError(f"the name of a statistic must be printable text, got {shown(name)}")
+        array = _array(f"layers[{name!r}]", values)
         if array.dtype == object:
             array = _with_missing(name, array)
         if array.dtype.kind not in "fiub":
@@ -152,6 +144,16 @@ def layer_numbers(record: StepRecord, table: LayerTable | None, layers: Mapping[
         record.counts_present = _present(integers)
 
 
+def _array(what: str, values: Any) -> NDArray[Any]:
+    """Values as an array; raises TypeError that says what they are, and why they make none."""
+    if isinstance(values, np.ma.MaskedArray):
+        return values
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # rows of different lengths, a device's
+        raise TypeError(f"{what} must be numbers, got {shown(values)}: {error}") from None
+
+
 def _check_counts(name: str, array: NDArray[Any]) -> None:
     """Raise ValueError for a number that is no count."""
     there = np.ma.getdata(array)[~np.ma.getmaskarray(array)]
@@ -166,8 +168,8 @@ def _with_missing(name: str, array: NDArray[Any]) -> NDArray[Any]:
     missing = np.array([item is None for item in array.ravel()], np.bool_).reshape(array.shape)
     try:
         return np.ma.array(np.where(missing, 0.0, array).astype(np.float64), mask=missing)
-    except (TypeError, ValueError):
-        raise TypeError(f"layers[{name!r}] must be numbers or None") from None
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(f"layers[{name!r}] must be numbers or None, got {shown(array.tolist())}") from None
 
 
 def _present(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
@@ -177,7 +179,7 @@ def _present(arrays: Mapping[str, NDArray[Any]]) -> NDArray[np.bool_]:
 def spectra_of(table: LayerTable | None, spectra: Spectra) -> list[SpectrumRecord]:
     """Return the spectra of matrices (exact singular value decomposition) or of given singular values."""
     if not isinstance(spectra, Mapping):
-        raise TypeError(f"spectra must be matrices or singular values by layer, got {spectra!r:.100}")
+        raise TypeError(f"spectra must be matrices or singular values by layer, got {shown(spectra)}")
     if not spectra:
         return []
     if table is None:
@@ -187,14 +189,18 @@ def spectra_of(table: LayerTable | None, spectra: Spectra) -> list[SpectrumRecor
 
 def _spectrum(table: LayerTable, key: str | tuple[str, str], values: object) -> SpectrumRecord:
     name, of = key if isinstance(key, tuple) else (key, "gradient")
-    if name not in table.names:
-        raise ValueError(f"spectra names {name!r}, which is not among the recorder's layers")
-    if of not in SPECTRUM_OF:
-        raise ValueError(f"a spectrum must be of {', '.join(SPECTRUM_OF)}, got {of!r}")
+    if not is_text(name, *table.names):
+        raise ValueError(f"spectra names {shown(name)}, which is not among the recorder's layers")
+    if not is_text(of, *SPECTRUM_OF):
+        raise ValueError(f"a spectrum must be of {', '.join(SPECTRUM_OF)}, got {shown(of)}")
     layer = table.names.index(name)
-    array = np.asarray(values, np.float64)
+    array = _array(f"spectra[{name!r}]", values)
+    try:
+        array = array.astype(np.float64) if array.dtype.kind in "fiubO" else np.empty(0)
+    except (TypeError, ValueError, OverflowError):
+        array = np.empty(0)
     if array.ndim not in (1, 2) or not array.size:
-        raise ValueError(f"spectra[{name!r}] must be a matrix or its singular values, got shape {array.shape}")
+        raise ValueError(f"spectra[{name!r}] must be a matrix or its singular values, got {shown(values)}")
     if array.ndim == 2:
         rows, columns = array.shape
         finite = np.isfinite(array).all()

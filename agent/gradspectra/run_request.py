@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import numbers
-import operator
 import os
 import platform
 import sys
@@ -17,6 +15,8 @@ from typing import Any
 from gradspectra_core import __version__
 from gradspectra_core.jsonform import json_number
 
+from gradspectra.arguments import MAX_STEP, is_real, shown, whole
+
 MAX_NAME = 200
 MAX_TAGS = 64
 MAX_NOTES = 64 << 10
@@ -24,31 +24,70 @@ MAX_JSON = 256 << 10
 MAX_DEPTH = 20
 
 
-def plain_json(value: Any, depth: int = 0) -> Any:
+class TooMuch(ValueError):
+    """A value that would be more than MAX_JSON bytes as JSON."""
+
+
+def plain_json(value: Any) -> Any:
     """Return value as plain JSON: mappings, lists, strings, numbers, true/false and null; NaN and ±inf as strings.
 
     Numbers and arrays of numpy or torch become numbers and lists, dataclasses and namespaces objects; of anything
-    else the text form is kept.
+    else the text form is kept. Raises TooMuch for more entries than MAX_JSON bytes can hold.
     """
+    return _plain(value, 0, [MAX_JSON])
+
+
+def _plain(value: Any, depth: int, left: list[int]) -> Any:
+    """left: how many bytes at least are left."""
+    left[0] -= 1
+    if left[0] < 0:
+        raise TooMuch(f"more than {MAX_JSON}")
     if isinstance(value, str):
         return _text(value)
-    if value is None or isinstance(value, (bool, int)):
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, int) and abs(value) < 1 << 64:
+        return int(value)
     if isinstance(value, float):
-        return json_number(value)
+        return json_number(float(value))
     if depth >= MAX_DEPTH:
-        return _text(str(value))
+        return told(value)
+    try:
+        inner = _inner(value, left[0])
+    except TooMuch:
+        raise
+    except Exception as error:  # a tensor without numbers, a mapping of which an entry must be given first
+        if not depth:
+            raise ValueError(f"config must be a mapping that can be read, and failed: {error!r}") from error
+        return told(value)
+    if isinstance(inner, dict):
+        return {told(key): _plain(item, depth + 1, left) for key, item in inner.items()}
+    if isinstance(inner, (list, tuple, set, frozenset)):
+        return [_plain(item, depth + 1, left) for item in inner]
+    return told(value) if inner is value else _plain(inner, depth + 1, left)
+
+
+def _inner(value: Any, left: int) -> Any:
+    """What a value holds, as a dictionary, a list or a number; the value itself where it is none of what is known."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return {field.name: getattr(value, field.name, None) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {_text(str(key)): plain_json(item, depth + 1) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain_json(item, depth + 1) for item in value]
+        return dict(value.items())
     if hasattr(value, "tolist") and getattr(value, "ndim", None) is not None:
-        return plain_json(value.tolist(), depth + 1)
+        if math.prod(value.shape) > left:
+            raise TooMuch(f"more than {MAX_JSON}")
+        return value.tolist()
     if type(value).__name__ == "Namespace" and hasattr(value, "__dict__"):
-        return plain_json(vars(value), depth + 1)
-    return _text(str(value))
+        return vars(value)
+    return value
+
+
+def told(value: object) -> str:
+    """The text form of a value; its type where it has none."""
+    try:
+        return _text(str(value))
+    except Exception:
+        return f"a {type(value).__name__}"
 
 
 def _text(value: str) -> str:
@@ -69,13 +108,55 @@ def describe_environment() -> dict[str, Any]:
 
 
 def checked_name(argument: str, value: str) -> str:
-    """Return value; raises ValueError unless it is printable text of 1 to 200 characters."""
+    """Return value; raises TypeError or ValueError unless it is printable text of 1 to 200 characters."""
     if not isinstance(value, str):
-        raise TypeError(f"{argument} must be a string, got {value!r}")
+        raise TypeError(f"{argument} must be a string, got {shown(value)}")
     if not value.strip() or not value.isprintable() or len(value) > MAX_NAME:
-        shown = value if len(value) <= 60 else f"{value[:60]}… ({len(value)} characters)"
-        raise ValueError(f"{argument} must be printable text of 1 to {MAX_NAME} characters, got {shown!r}")
-    return value
+        raise ValueError(f"{argument} must be printable text of 1 to {MAX_NAME} characters, got {shown(value)}")
+    return _text(value)
+
+
+def _checked_config(config: object) -> dict[str, Any]:
+    """The argument as a JSON object; raises TypeError or ValueError for what is none, or too much."""
+    too_much = f"config must be at most {MAX_JSON} bytes as JSON, got"
+    try:
+        plain = {} if config is None else plain_json(config)
+    except TooMuch as error:
+        raise ValueError(f"{too_much} {error}: leave out what is no setting, such as arrays and data sets") from None
+    if not isinstance(plain, dict):
+        raise TypeError(f"config must be a mapping of names to values, got {shown(config)}")
+    if (size := len(json.dumps(plain))) > MAX_JSON:
+        raise ValueError(f"{too_much} {size}")
+    return plain
+
+
+def _checked_tags(tags: Any) -> list[str]:
+    if isinstance(tags, str | bytes | Mapping) or not isinstance(tags, Collection) or getattr(tags, "ndim", 1) != 1:
+        raise TypeError(f"tags must be a list of strings, got {shown(tags)}")
+    if len(tags) > MAX_TAGS:
+        raise ValueError(f"tags must be at most {MAX_TAGS}, got {len(tags)}")
+    return [checked_name("tags", tag) for tag in tags]
+
+
+def _checked_notes(notes: object) -> str:
+    if not isinstance(notes, str):
+        raise TypeError(f"notes must be text, got {shown(notes)}")
+    text = _text(notes)
+    if len(text) > MAX_NOTES:
+        raise ValueError(f"notes must be text of at most {MAX_NOTES} characters, got {len(text)}")
+    if "\x00" in text or text != notes:
+        raise ValueError(f"notes must be text without NUL and halves of characters, got {shown(notes)}")
+    return text
+
+
+def _checked_total(total_steps: Any) -> int | None:
+    if total_steps is None:
+        return None
+    if not is_real(total_steps):
+        raise TypeError(f"total_steps must be a number of steps or None, got {shown(total_steps)}")
+    if not 1 <= total_steps <= MAX_STEP:
+        raise ValueError(f"total_steps must be from 1 to {MAX_STEP}, or None, got {shown(total_steps)}")
+    return int(total_steps)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -110,39 +191,15 @@ class RunRequest:
         rank: int,
     ) -> RunRequest:
         """Check the arguments of `watch` and `Recorder`; raises ValueError or TypeError that names the bad one."""
-        plain_config = {} if config is None else plain_json(config)
-        if not isinstance(plain_config, dict):
-            raise TypeError(f"config must be a mapping of names to values, got {config!r}")
-        if len(json.dumps(plain_config)) > MAX_JSON:
-            raise ValueError(f"config must be at most {MAX_JSON} bytes as JSON, got {len(json.dumps(plain_config))}")
-        if not isinstance(notes, str):
-            raise TypeError(f"notes must be text, got {notes!r:.80}")
-        if len(notes) > MAX_NOTES or "\x00" in notes or notes.encode(errors="replace").decode() != notes:
-            raise ValueError(f"notes must be text of at most {MAX_NOTES} characters, got {len(notes)} in {notes!r:.60}")
-        if isinstance(tags, str) or not isinstance(tags, Collection):
-            raise TypeError(f"tags must be a list of strings, got {tags!r:.80}")
-        if len(tags) > MAX_TAGS:
-            raise ValueError(f"tags must be at most {MAX_TAGS}, got {len(tags)}")
-        known = total_steps is None or isinstance(total_steps, numbers.Real)
-        if not known:
-            raise TypeError(f"total_steps must be a number of steps or None, got {total_steps!r:.80}")
-        if total_steps is not None and not 1 <= total_steps < math.inf:
-            raise ValueError(f"total_steps must be at least 1 or None, got {total_steps!r}")
-        try:
-            start_step = operator.index(start_step)
-        except TypeError:
-            raise TypeError(f"start_step must be a whole number, got {start_step!r:.80}") from None
-        if start_step < 0:
-            raise ValueError(f"start_step must be at least 0, got {start_step!r}")
         return cls(
             project=checked_name("project", project),
             name=None if name is None else checked_name("run", name),
-            config=plain_config,
-            tags=[checked_name("tags", tag) for tag in tags],
-            notes=notes,
-            total_steps=None if total_steps is None else int(total_steps),
+            config=_checked_config(config),
+            tags=_checked_tags(tags),
+            notes=_checked_notes(notes),
+            total_steps=_checked_total(total_steps),
             resume=None if resume is None else checked_name("resume", resume),
-            start_step=int(start_step),
+            start_step=whole("start_step", start_step, 0),
             environment=plain_json({**describe_environment(), **(environment or {})}),
             rank=int(rank),
             session_key=uuid.uuid4().hex,

@@ -10,6 +10,8 @@ from typing import Any
 from gradspectra_core.limits import DEFAULT_LIMITS
 from torch import Tensor
 
+from gradspectra.arguments import MAX_STEP, shown
+
 Number = float | Tensor
 """A number on the host, or a copy of one on its device that is read with the step's statistics."""
 
@@ -31,7 +33,7 @@ def as_number(value: Any) -> Number | None:
         if value.numel() != 1 or value.is_complex() or (type(value) is Tensor and value.is_meta):
             return None
         return float(value.item()) if value.is_cpu else value.detach().reshape(()).clone()
-    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last: a tensor within torch.func, say
+    except Exception:  # of a tensor within torch.func, or whatever an object says when it is asked for a number
         return None
 
 
@@ -104,7 +106,7 @@ class StepLog:
         counts: dict[str, int] = {}
         for name, numbers in self.sums.items():
             total = math.fsum(read(number) for number in numbers)
-            if math.isfinite(total) and total >= 0:
+            if 0 <= total <= MAX_STEP:
                 counts[name] = round(total)
         if self.losses:
             scalars["loss"] = self._loss(
@@ -171,7 +173,7 @@ def accept(values: Mapping[str, Any], complained: set[str]) -> dict[str, Number]
             good[name] = number
         elif name not in complained and len(complained) < 100:
             complained.add(name)
-            refusal = refusal or f"it takes single numbers, got {value!r:.80}"
+            refusal = refusal or f"it takes single numbers, got {shown(value)}"
             log.warning("gradspectra: log(%.60s=...) is not recorded: %s", name, refusal)
     return good
 
@@ -184,7 +186,7 @@ def complain_of_step(step: Any, now: int, complained: set[str]) -> None:
     if isinstance(step, Mapping):
         log.warning("gradspectra: log({...}) is not recorded: it takes numbers by name, as in log(loss=loss)")
     else:
-        log.warning("gradspectra: log(step=%r) comes too late or too early; step %d is open", step, now)
+        log.warning("gradspectra: log(step=%s) comes too late or too early; step %d is open", shown(step), now)
 
 
 def rates(optimizers: Sequence[Any], index: int) -> dict[str, Number]:

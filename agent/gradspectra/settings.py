@@ -7,6 +7,8 @@ import tempfile
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from gradspectra.arguments import is_text, shown
+
 DEFAULT_SERVER = "http://127.0.0.1:7117"
 DEFAULT_SPOOL = "~/.cache/gradspectra/spool"
 COMPILED = Path("~/.cache/gradspectra/compiled")
@@ -18,23 +20,26 @@ def server_address(server: str | None = None) -> str:
 
     Raises ValueError for anything that is not an http:// or https:// address.
     """
-    source = "server" if server else "GRADSPECTRA_SERVER"
-    address = server or os.environ.get("GRADSPECTRA_SERVER") or DEFAULT_SERVER
+    given = None if server is None or is_text(server, "") else server
+    source = "GRADSPECTRA_SERVER" if given is None else "server"
+    address = os.environ.get("GRADSPECTRA_SERVER") or DEFAULT_SERVER if given is None else given
     try:
-        parts = urlsplit(str(address))
+        parts = urlsplit(address if isinstance(address, str) else "")
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        good = good and not parts.query and not parts.fragment
         str(parts.hostname).encode("idna")  # as the library will
     except ValueError:
         good = False
     if not isinstance(address, str) or not good or any(character.isspace() for character in address):
-        raise ValueError(f"{source} must be an address like http://127.0.0.1:7117, got {address!r}")
+        raise ValueError(f"{source} must be an address like http://127.0.0.1:7117, got {shown(address)}")
     return address.rstrip("/")
 
 
 def access_token(token: str | None = None) -> str | None:
     """Return `token`, else GRADSPECTRA_TOKEN, else None. Raises ValueError for one that no HTTP header can carry."""
-    source = "token" if token else "GRADSPECTRA_TOKEN"
-    text = token or os.environ.get("GRADSPECTRA_TOKEN") or ""
+    given = None if token is None or is_text(token, "") else token
+    source = "GRADSPECTRA_TOKEN" if given is None else "token"
+    text = os.environ.get("GRADSPECTRA_TOKEN") or "" if given is None else given
     if not isinstance(text, str):
         raise TypeError(f"{source} must be text, as `gradspectra token create` prints it, got a {type(text).__name__}")
     text = text.strip()
@@ -48,16 +53,28 @@ def spool_folder(spool: str | os.PathLike[str] | None = None) -> Path:
 
     Raises TypeError or ValueError for what names no folder.
     """
-    source = "spool" if spool else "GRADSPECTRA_SPOOL"
-    wanted = spool or os.environ.get("GRADSPECTRA_SPOOL")
-    if wanted and not isinstance(wanted, str | os.PathLike):
-        raise TypeError(f"{source} must be a folder, got {wanted!r:.80}")
+    given = None if spool is None or is_text(spool, "") else spool
+    source = "GRADSPECTRA_SPOOL" if given is None else "spool"
+    wanted = os.environ.get("GRADSPECTRA_SPOOL") if given is None else given
+    if wanted is not None and not isinstance(wanted, str | os.PathLike):
+        raise TypeError(f"{source} must be a folder, got {shown(wanted)}")
     try:
-        return Path(wanted or DEFAULT_SPOOL).expanduser()
+        folder = Path(wanted or DEFAULT_SPOOL).expanduser()
+        if wanted and (why := _no_folder(folder)):
+            raise ValueError(f"{source} must be a folder, got {shown(os.fspath(wanted))}: {why}")
+        return folder
     except RuntimeError as error:
         if wanted:
-            raise ValueError(f"{source} must be a folder, got {os.fspath(wanted)!r}: {error}") from error
+            raise ValueError(f"{source} must be a folder, got {shown(os.fspath(wanted))}: {error}") from error
         return temporary_spool() or Path(os.devnull)  # this user has no home
+
+
+def _no_folder(folder: Path) -> str | None:
+    """Say why no folder of this name can ever be made; None where one may."""
+    if "\x00" in str(folder):
+        return "no name has a NUL in it"
+    there = next((place for place in (folder, *folder.parents) if os.path.lexists(place)), folder)
+    return f"{there} is a file" if there.is_file() else None
 
 
 def temporary_spool() -> Path | None:

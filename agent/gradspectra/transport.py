@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from gradspectra.errors import ServerAway, exit_state, uncaught
+from gradspectra.errors import ServerAway, ending, exit_state, uncaught
 from gradspectra.http_client import HttpClient
 from gradspectra.packing import Packer
 from gradspectra.record import StepRecord
@@ -163,7 +163,7 @@ class Transport:
         """
         if self._closing.is_set() or os.getpid() != self._pid:
             return
-        self._end_state = state
+        timeout, self._end_state = ending(timeout, state)
         self._deadline = time.monotonic() + timeout
         self._closing.set()
         self._queue.wake.set()

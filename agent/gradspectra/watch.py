@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -14,13 +15,14 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from gradspectra.arguments import checked_state, is_whole, shown
 from gradspectra.capture import capturing
 from gradspectra.duties import Duty, duty_of_rank
 from gradspectra.errors import end_state, exit_state, uncaught
 from gradspectra.guard import Guard
 from gradspectra.hooks import Hooks
 from gradspectra.inputs import Inputs
-from gradspectra.inventory import Choice
+from gradspectra.layer_choice import Choice
 from gradspectra.options import Options, models_by_name, optimizers_of, options
 from gradspectra.reactions import Reactions
 from gradspectra.record_queue import Unmade
@@ -52,7 +54,7 @@ def watch(
     budget: float | None = 0.01,
     spectra: str | int = "auto",
     spectra_of: str | Sequence[str] = "gradient",
-    layers: str | Choice | None = None,
+    layers: str | re.Pattern[str] | Choice | None = None,
     batch_size: float | Callable[..., Any] | None = None,
     parts: str | int = "auto",
     drift: str = "sampled",
@@ -86,7 +88,7 @@ def watch(
         *(on_alert, stop_on),
     )
     if not isinstance(enabled, bool):
-        raise TypeError(f"enabled must be True or False, got {enabled!r}")
+        raise TypeError(f"enabled must be True or False, got {shown(enabled)}")
     sending = {
         "server": server,
         "token": token,
@@ -188,7 +190,7 @@ class Watch:
     def _log(self, step: int | None, scalars: Mapping[str, Any]) -> None:
         if step is None and self._session.hold(scalars):
             return
-        if not self._session.log(accept(scalars, self._complaints), step):
+        if not (step is None or is_whole(step)) or not self._session.log(accept(scalars, self._complaints), step):
             complain_of_step(step, self._session.open.number, self._complaints)
 
     def step(self) -> None:
@@ -225,11 +227,9 @@ class Watch:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint; raises ValueError once a step was taken, or for a state of another kind."""
+        step = checked_state(state)
         if self._started and self._session.step != self._start_step:
             raise ValueError(f"load_state_dict must come before the first step, {self._session.step} were taken")
-        step = state.get("step")
-        if state.get("version") != 1 or not isinstance(step, int) or step < 0:
-            raise ValueError(f"state must come from watch.state_dict(), got {dict(state)!r:.200}")
         if self._started and step != self._start_step:
             raise ValueError(f"load_state_dict must come before log, run_id and url: the run was begun without {step}")
         self._start_step = step
@@ -239,7 +239,7 @@ class Watch:
             self._session.begin_at(step)
 
     def close(self, timeout: float = 5.0, state: str = "finished") -> None:
-        """End the watch: take all hooks away and send what is left, for at most timeout seconds."""
+        """End the watch: take all hooks away, send the rest for at most timeout seconds; a wrong argument is said."""
         if self._closed:
             return
         self._closed = True

@@ -9,7 +9,8 @@ from contextlib import contextmanager
 import torch
 from agent.ways.ranks import Conv1D, Mixed
 from gradspectra.budget import Budget
-from gradspectra.inventory import Inventory, choice_of, take_inventory
+from gradspectra.inventory import Inventory, take_inventory
+from gradspectra.layer_choice import choice_of
 from gradspectra.shard_tier import ShardTier
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh

@@ -15,7 +15,8 @@ from gradspectra.accounts import Accounts
 from gradspectra.beside import NICE, Beside, Work
 from gradspectra.budget import Budget
 from gradspectra.guard import FAILURES_BEFORE_OFF, Guard
-from gradspectra.inventory import choice_of, take_inventory
+from gradspectra.inventory import take_inventory
+from gradspectra.layer_choice import choice_of
 from gradspectra.singular import GRAM, SVD, measured
 from gradspectra.spectra import BESIDE_SECONDS, Spectra
 from gradspectra.step import OpenStep

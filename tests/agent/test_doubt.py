@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from gradspectra.budget import Budget
-from gradspectra.inventory import choice_of, take_inventory
+from gradspectra.inventory import take_inventory
+from gradspectra.layer_choice import choice_of
 from gradspectra.second_tier import SecondTier
 from gradspectra.spectra import Spectra
 from torch import nn

@@ -14,7 +14,8 @@ from agent.float64_rows import check_row
 from gradspectra import compiling, fused
 from gradspectra.compiling import ADAM, CHOICES, LAYER, LINEAR, NO_UPDATE, ROW, NotCompiled, compilation, compiled
 from gradspectra.fused import UNKNOWN
-from gradspectra.inventory import choice_of, take_inventory
+from gradspectra.inventory import take_inventory
+from gradspectra.layer_choice import choice_of
 from gradspectra.measure import FirstTier
 from torch import nn
 

@@ -19,7 +19,8 @@ from agent.watched_training import (
 )
 from gradspectra.backward import Backward
 from gradspectra.guard import Guard
-from gradspectra.inventory import choice_of, take_inventory
+from gradspectra.inventory import take_inventory
+from gradspectra.layer_choice import choice_of
 from gradspectra.parts import PartSquares
 from gradspectra_core.noise import noise_terms_from_sums
 from torch import nn

@@ -10,7 +10,8 @@ from gradspectra import fused, piecewise
 from gradspectra.compiling import ADAM, LINEAR, MOST_BLOCKS, ROW
 from gradspectra.flat import OneThread
 from gradspectra.fused import UNKNOWN
-from gradspectra.inventory import choice_of, take_inventory
+from gradspectra.inventory import take_inventory
+from gradspectra.layer_choice import choice_of
 from gradspectra.measure import FirstTier
 from gradspectra.piecewise import PIECE, SMALL, TOGETHER, Numbers, measure_in_pieces
 from gradspectra.updates import Coefficients

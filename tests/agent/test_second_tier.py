@@ -20,7 +20,8 @@ from agent.watched_training import (
     weights,
 )
 from gradspectra.budget import Budget
-from gradspectra.inventory import choice_of, take_inventory
+from gradspectra.inventory import take_inventory
+from gradspectra.layer_choice import choice_of
 from gradspectra.second_rows import CLIPPED
 from gradspectra.second_tier import SecondTier
 from torch import nn

@@ -11,7 +11,8 @@ from agent.ways.ranks import Mixed
 from gradspectra import shard_spectra
 from gradspectra.budget import Budget
 from gradspectra.exchange import Whole
-from gradspectra.inventory import choice_of, take_inventory
+from gradspectra.inventory import take_inventory
+from gradspectra.layer_choice import choice_of
 from gradspectra.shard_spectra import OFF, PAYS, TOO_LARGE, WAITS, ShardSpectra
 from gradspectra.spectra import SHORTEST_INTERVAL
 

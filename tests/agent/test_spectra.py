@@ -8,7 +8,8 @@ import pytest
 import torch
 from agent.watched_training import attention, loss_of, watched
 from gradspectra.budget import Budget
-from gradspectra.inventory import choice_of, take_inventory
+from gradspectra.inventory import take_inventory
+from gradspectra.layer_choice import choice_of
 from gradspectra.singular import GRAM, SVD, gram_of, singular_values_of_gram
 from gradspectra.spectra import SHORTEST_INTERVAL, Spectra
 from gradspectra_core.records import AGGREGATES

@@ -19,7 +19,8 @@ from agent.watched_training import (
     watched,
     weights,
 )
-from gradspectra.inventory import choice_of, take_inventory
+from gradspectra.inventory import take_inventory
+from gradspectra.layer_choice import choice_of
 from gradspectra.staging import Staging
 from torch import nn
 

@@ -8,7 +8,8 @@ import random
 import pytest
 import torch
 from gradspectra.clipping import Clip, StepClips
-from gradspectra.inventory import choice_of, take_inventory
+from gradspectra.inventory import take_inventory
+from gradspectra.layer_choice import choice_of
 from torch import nn
 
 

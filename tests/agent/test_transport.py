@@ -446,24 +446,22 @@ def test_a_spool_file_altered_by_others_is_given_up_and_recording_goes_on(
 def test_a_spool_folder_that_cannot_be_written_falls_back_to_the_temporary_folder(
     server: ScriptedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (tmp_path / "file").write_text("in the way")
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "temporary"))
-    transport = started(server, tmp_path / "file" / "spool")
+    transport = started(server, Path("/proc/gradspectra/spool"))
     transport.record(scalar_record(1))
     server.wait_for(lambda: server.steps() == [1])
     transport.close()
-    assert "cannot be written (Not a directory)" in caplog.messages[0]
+    assert "cannot be written (No such file or directory)" in caplog.messages[0]
 
 
 def test_without_any_folder_to_write_to_the_records_go_out_from_memory(
-    server: ScriptedServer, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    server: ScriptedServer, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def nowhere() -> str:
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
 
     monkeypatch.setattr(tempfile, "gettempdir", nowhere)
-    (tmp_path / "file").write_text("not a folder")
-    transport = started(server, tmp_path / "file" / "spool")
+    transport = started(server, Path("/proc/gradspectra/spool"))
     transport.record(scalar_record(1))
     server.wait_for(lambda: server.steps() == [1])
     assert transport.status()["spool"] is None
@@ -544,15 +542,15 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "x" * 10_000}, r"run must be printable text of 1 to 200 characters, got 'x+… \(10000 characters\)'"),
+        ({"name": "x" * 10_000}, r"run must be printable text of 1 to 200 characters, got 'x+'… \(10000 characters\)"),
         ({"project": ""}, "project must be printable text"),
         ({"name": "a\nb"}, "run must be printable text"),
-        ({"total_steps": 0}, "total_steps must be at least 1 or None, got 0"),
+        ({"total_steps": 0}, "total_steps must be from 1 to 9007199254740992, or None, got 0"),
         ({"config": {"text": "x" * 300_000}}, "config must be at most 262144 bytes as JSON, got 300012"),
         ({"notes": "x" * 70_000}, "notes must be text of at most 65536 characters, got 70000"),
         ({"tags": ["x"] * 65}, "tags must be at most 64, got 65"),
         ({"start_step": -1}, "start_step must be at least 0, got -1"),
-        ({"total_steps": float("inf")}, "total_steps must be at least 1 or None, got inf"),
+        ({"total_steps": float("inf")}, "total_steps must be from 1 to 9007199254740992, or None, got inf"),
         ({"server": 7117}, "server must be an address like http://127.0.0.1:7117, got 7117"),
     ],
 )

@@ -69,7 +69,8 @@ class LayerObservation:
         if self.grad_sq is None:
             return None
         squares = self.grad_sq if self.grad_sq_present is None else self.grad_sq[self.grad_sq_present]
-        return float(np.sqrt(squares.sum(dtype=np.float64))) if squares.size else None
+        with np.errstate(invalid="ignore"):  # of numbers that are none of sums of squares
+            return float(np.sqrt(squares.sum(dtype=np.float64))) if squares.size else None
 
 
 @dataclass(frozen=True, slots=True)
