@@ -16,7 +16,7 @@ from starlette.types import Scope
 
 from gradspectra_backend.forms import by_preference, has_already
 
-PAGES = ("/", "/runs", "/runs/{path:path}", "/alerts", "/settings", "/login")
+PAGES = ("/", "/runs", "/runs/{path:path}", "/compare", "/alerts", "/settings", "/login")
 FOREVER = "public, max-age=31536000, immutable"
 ASK_AGAIN = "no-cache"
 """Keep a copy, but ask by its ETag whether it is still good: an update of the server shows at once."""

@@ -1,4 +1,4 @@
-"""Takes the screenshots of the docs from a running server: python docs/screenshots/take.py URL RUN [LAYER]."""
+"""Takes the docs' screenshots from a running server: python docs/screenshots/take.py URL RUN [LAYER] [RUN,RUN…]."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def take(browser: Browser, address: str, name: str, *, width: int = 1280, dark: 
     context.close()
 
 
-def main(url: str, run: str, layer: str = "") -> None:
-    """Take all of them."""
+def main(url: str, run: str, layer: str = "", compared: str = "") -> None:
+    """Take all of them; that of a comparison where it is said of which runs."""
     program = os.environ.get("GRADSPECTRA_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=FLAGS)
@@ -44,6 +44,8 @@ def main(url: str, run: str, layer: str = "") -> None:
         take(browser, f"{here}/alerts", "alerts")
         take(browser, f"{here}/details", "details")
         take(browser, f"{url}/settings", "settings")
+        if compared:
+            take(browser, f"{url}/compare?runs={compared}", "compare")
         browser.close()
 
 

@@ -85,7 +85,7 @@ def layers(
     log = np.full(value.shape, np.nan, np.float32)
     np.log10(size, out=log, where=good)
     names = [plain(data.layers[i]) for i in rows]
-    figure: Figure = {"data": [], "layout": _heatmap_layout(data, theme, title, name, names, rows)}
+    figure: Figure = {"data": [], "layout": heatmap_layout(data, theme, title, name, names, rows)}
     nothing = ("none", theme.paper) if data.statistic in COUNTS else ("zero or negative", theme.zero)
     if rows and len(x):
         code = np.full(value.shape, np.nan, np.float32)
@@ -94,8 +94,8 @@ def layers(
         values = _values_trace(x, names, log, value, theme)
         if compact:
             _compact(values, value, good, signed=data.statistic in SIGNED)
-        figure["data"] = [values, *_code_traces(x, names, code, nothing, theme)]
-        _mark_cells(figure, x, names, code, nothing, theme)
+        figure["data"] = [values, *code_traces(x, names, code, nothing, theme)]
+        mark_cells(figure, x, names, code, nothing, theme)
     shade_alerts(figure, alerts, theme, data.x)
     figure["layout"]["shapes"] = []  # shading would change the colours of the cells
     return figure
@@ -171,9 +171,10 @@ def _titled(title: str, data: LayerSeries) -> str:
     return f"{title}<br><sub>{note}</sub>" if note else title
 
 
-def _heatmap_layout(
+def heatmap_layout(
     data: LayerSeries, theme: Theme, title: str, name: str, names: list[str], rows: list[int]
 ) -> dict[str, Any]:
+    """Layout of a heatmap whose rows, top to bottom, are these rows of the data, under these names."""
     height = int(np.clip(ROW_HEIGHT * len(names) + 110, 260, 1100))
     layout = base_layout(theme, _titled(title, data), f"{name} {data.statistic}", height=height, hovermode="closest")
     layout["plot_bgcolor"] = theme.missing
@@ -247,7 +248,7 @@ def _narrow(value: Array) -> Array:
         return value.astype(np.float32)
 
 
-def _code_traces(
+def code_traces(
     x: Array, names: list[str], code: Array, nothing: tuple[str, str], theme: Theme
 ) -> list[dict[str, Any]]:
     """Layers over the values: cells that are zero or negative, and cells that are not finite."""
@@ -269,9 +270,7 @@ def _code_traces(
     ]
 
 
-def _mark_cells(
-    figure: Figure, x: Array, names: list[str], code: Array, nothing: tuple[str, str], theme: Theme
-) -> None:
+def mark_cells(figure: Figure, x: Array, names: list[str], code: Array, nothing: tuple[str, str], theme: Theme) -> None:
     """Legend entries for what the cells' special colours mean, and a cross on each cell that is not finite."""
     row, column = np.nonzero(code == NOT_FINITE)
     if len(row):

@@ -47,7 +47,7 @@ def grad_norm(data: Series, alerts: Alerts, theme: Theme, *, smooth: float | Non
     for threshold in _curves(data, ("clip_threshold",), {"clip_threshold": "clip threshold"}):
         log = figure["layout"]["yaxis"]["type"] == "log"
         figure["data"] += curve_traces(threshold, theme.muted, theme, log=log, dash="dash")
-    return _finished(figure)
+    return finished(figure)
 
 
 def learning_rate(data: Series, alerts: Alerts, theme: Theme, *, scale: str = "auto") -> Figure:
@@ -75,7 +75,7 @@ def noise_scale(data: Series, alerts: Alerts, theme: Theme, *, scale: str = "log
     figure["data"] = [*_interval(data, theme), *figure["data"]]
     for batch in _curves(data, ("examples",), {"examples": "batch size"}):
         figure["data"] += curve_traces(batch, theme.muted, theme, log=scale != "linear", dash="dash", hover=",.0f")
-    return _finished(figure)
+    return finished(figure)
 
 
 def step_time(data: Series, alerts: Alerts, theme: Theme, *, scale: str = "auto") -> Figure:
@@ -109,7 +109,7 @@ def _figure(
     scale: str,
     hover: str = ".5~g",
 ) -> Figure:
-    log = _log_axis(curves, scale)
+    log = log_axis(curves, scale)
     layout = base_layout(theme, title, name)
     layout["xaxis"] = step_axis(theme, data.axis, data.x, hoverformat=",d")
     layout["yaxis"] = axis(theme, y_title, type="log" if log else "linear", nticks=6)
@@ -121,10 +121,10 @@ def _figure(
             curve, colour, theme, log=log, smooth=window if window >= 1 else 0.0, hover=hover
         )
     shade_alerts(figure, alerts, theme, data.x)
-    return _finished(figure)
+    return finished(figure)
 
 
-def _finished(figure: Figure) -> Figure:
+def finished(figure: Figure) -> Figure:
     """Show the legend where there is more than one name to tell apart; give marks their axis; choose the ticks."""
     layout = figure["layout"]
     named = [trace for trace in figure["data"] if trace.get("showlegend", True)]
@@ -136,7 +136,7 @@ def _finished(figure: Figure) -> Figure:
     return figure
 
 
-def _log_axis(curves: list[Curve], scale: str) -> bool:
+def log_axis(curves: list[Curve], scale: str) -> bool:
     """Decide whether the y axis is logarithmic; raises ValueError for an unknown `scale`."""
     if scale not in ("auto", "log", "linear"):
         raise ValueError(f"scale must be auto, log or linear, got {scale!r}")

@@ -70,6 +70,9 @@ GETS: dict[str, dict[str, str]] = {
     "/runs/{run}/spectra": {"layer": "layers.0.up.weight"},
     "/runs/{run}/export": {"format": "json"},
     "/deliveries": {"limit": "5"},
+    "/comparisons/curves": {"runs": "{run}"},
+    "/comparisons/difference": {"runs": "{run},{another}"},
+    "/comparisons/sweep": {"runs": "{run}"},
 }
 """What calls are asked with beside what their addresses say."""
 
@@ -115,7 +118,8 @@ def test_every_call_answers_as_the_document_says():
             given = (
                 None if body is None else {name: places.get(str(value)[1:-1], value) for name, value in body.items()}
             )
-            answer = client.request(method, full.format(**places), json=given, params=params or None)
+            asked = {name: value.format(**places) for name, value in params.items()}
+            answer = client.request(method, full.format(**places), json=given, params=asked or None)
             schema[full][method].validate_response(answer)
             seen.add((full, method.lower()))
             return answer
@@ -123,6 +127,8 @@ def test_every_call_answers_as_the_document_says():
         for method, path, body in CHANGES:
             answer = call(method, path, body)
             assert answer.status_code in (200, 201), answer.text
+            if path == "/runs":
+                places["another"] = answer.json()["id"]
             if path in ("/tokens", "/channels"):
                 places[path[1:-1]] = answer.json()["id"]
         for path, methods in schema.raw_schema["paths"].items():

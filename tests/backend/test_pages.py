@@ -16,7 +16,7 @@ from gradspectra_frontend import assets
 from starlette.staticfiles import StaticFiles
 
 
-@pytest.mark.parametrize("path", ["/", "/runs/abc", "/runs/abc/layers", "/alerts", "/settings", "/login"])
+@pytest.mark.parametrize("path", ["/", "/runs/abc", "/runs/abc/layers", "/compare", "/alerts", "/settings", "/login"])
 def test_every_address_of_the_page_gives_the_page(caller: Caller, path):
     answer = caller.client.get(path)
     assert answer.status_code == 200
@@ -98,7 +98,7 @@ BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;
     ("path", "title", "detail"),
     [
         ("/no<b>where", "Nothing here", "there is nothing at /no<b>where"),
-        ("/compare", "Nothing here", "there is nothing at /compare"),
+        ("/profile", "Nothing here", "there is nothing at /profile"),
         ("/static/nothing.js", "Nothing here", "there is nothing at /static/nothing.js"),
         (f"{API}/runs/gone/export?what=series", "No such run", "there is no run 'gone'"),
         ("/problems/nothing", "Nothing here", "there is no problem named 'nothing'"),

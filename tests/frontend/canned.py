@@ -7,6 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import MappingProxyType
 from typing import Any
@@ -16,10 +17,15 @@ import numpy as np
 import orjson
 from gradspectra_core.views import LayerSeries, Series
 from gradspectra_frontend import assets
+from gradspectra_frontend.comparison_figures import Compared, curves
+from gradspectra_frontend.difference_figures import difference
 from gradspectra_frontend.figures import UnknownFigure, build, figure_needs
+from gradspectra_frontend.sweep_figure import Trial, sweep
+from gradspectra_frontend.theme import theme_named
 
 from frontend import synthetic
 
+SPAN = ("start", "stop")
 MARKUP = "<img src=x onerror=alert(1)> <b>bold</b>"
 TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".html": "text/html"}
 
@@ -177,6 +183,8 @@ class CannedServer:
             return {"retention": kept, "items": due, "next": None}
         if path in ("/tokens", "/channels"):
             return {"items": self.made[path.strip("/")], "next": None}
+        if path.startswith("/comparisons/"):
+            return self.comparison(path.removeprefix("/comparisons/"), query)
         run = next(r for r in self.runs if path.startswith(f"/runs/{r['id']}"))
         return self.of_run(run, path.removeprefix(f"/runs/{run['id']}").strip("/"), query)
 
@@ -211,7 +219,7 @@ class CannedServer:
                 n: {"last": [json_number(v) if p else None for v, p in zip(b.last, b.present, strict=True)]}
                 for n, b in view.series.items()
             }
-            return {"axis": "step", "x": view.x, "series": last}
+            return {"axis": "step", "x": view.x, "series": last, "available": [*view.series]}
         return self.figure(run, what.removeprefix("figures/"), query)
 
     def figure(self, run: dict[str, Any], name: str, query: dict[str, str]) -> Any:
@@ -244,6 +252,21 @@ class CannedServer:
             damaged=self.damaged if needs[0] != "suggestions" else (),
             **options,
         )
+
+    def comparison(self, what: str, query: dict[str, str]) -> Any:
+        """A real figure of made-up runs: the second and so on have a larger loss, and the gradients of the last."""
+        theme, span = theme_named(query.get("theme", "light")), [int(query[k]) if k in query else None for k in SPAN]
+        found = [next(r for r in self.runs if r["id"] == run) for run in query["runs"].split(",")]
+        if what == "sweep":
+            return sweep([Trial(r["name"], 10.0 ** (i - 3), 5.0, 2.0 + i) for i, r in enumerate(found)], theme)
+        if what == "difference":
+            first = cut(synthetic.layers(query["statistic"], self.last), *span)
+            return difference(replace(first, mean=first.mean * 2), first, theme, order=query["order"])
+        series = cut(synthetic.series(self.last), *span)
+        shown = [Compared(r["id"], r["name"], series, series.x * 1024.0) for r in found]
+        smooth = float(query["smooth"]) if "smooth" in query else None
+        along, scale = query.get("axis", "step"), query.get("scale", "auto")
+        return curves(shown, query["series"], theme, along=along, smooth=smooth, scale=scale)
 
     def change(self, handler: BaseHTTPRequestHandler) -> None:
         """Answer a PATCH, POST or DELETE."""

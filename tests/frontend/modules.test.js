@@ -1,9 +1,9 @@
 // Tests of the page's pure modules; run by node, called from test_page_files.py.
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { kept, parse, query, rangeOf, runPath } from "./static/js/address.js";
+import { comparePath, kept, parse, query, rangeOf, runPath, runsOf } from "./static/js/address.js";
 import { evidenceCurve, evidenceRows } from "./static/js/evidence.js";
-import { figureCall, firstCalls, layersParams, lossParams } from "./static/js/figure_calls.js";
+import { comparisonCall, figureCall, firstCalls, layersParams, lossParams } from "./static/js/figure_calls.js";
 import { dataCall, filterRows, fitted, isEmpty, rangeFrom, rowsOf, tail, whole, zoomed } from "./static/js/figure_view.js";
 import * as format from "./static/js/format.js";
 import { evidenceWords, groupsCode, multipliers, sharedEvidence } from "./static/js/groups.js";
@@ -71,6 +71,19 @@ test("an address holds the view, both ways", () => {
   assert.equal(rangeOf({}), null);
   assert.deepEqual(kept({ start: "1", stop: "2", layer: "l", alert: "x" }), { start: "1", stop: "2", layer: "l" });
   assert.equal(query({}), "");
+});
+
+test("the address of a comparison holds its runs, each once", () => {
+  assert.equal(comparePath(["a", "b"]), "/compare?runs=a%2Cb");
+  assert.deepEqual(parse("/compare", "runs=a%2Cb"), { page: "compare", run: null, tab: "", view: { runs: "a,b" } });
+  assert.deepEqual([runsOf("a,b,,a"), runsOf(""), runsOf(undefined)], [["a", "b"], [], []]);
+});
+
+test("a figure of several runs is asked for with all of them", () => {
+  const shown = { wide: true, range: [5, 9], theme: "dark", width: 1280 };
+  const asked = { runs: "a,b", series: "loss", columns: 1000, start: 5, stop: 9, theme: "dark" };
+  assert.deepEqual(comparisonCall(["a", "b"], "curves", { series: "loss" }, shown), ["/comparisons/curves", asked]);
+  assert.deepEqual(comparisonCall(["a", "b"], "sweep", {}, shown), ["/comparisons/sweep", { runs: "a,b", theme: "dark" }]);
 });
 
 test("a part of an address that is not well formed stays as it is", () => {

@@ -17,6 +17,7 @@ PAGES = {
     f"{RUN}/learning-rate": 'figure[data-figure="suggestions"][data-state="drawn"]',
     f"{RUN}/alerts": "[data-alert-detail]",
     f"{RUN}/details": "table.pairs",
+    "/compare?runs=demo00000001,demo00000002": 'figure[data-series="loss"][data-state="drawn"]',
     "/settings": '[data-panel="retention"] tbody tr',
 }
 """Addresses, and what is there when the page has got what it asked for."""

@@ -3,6 +3,7 @@
 from gradspectra_backend.routes import (
     alerts,
     channels,
+    comparisons,
     export,
     figures,
     health,
@@ -27,6 +28,7 @@ API = (
     layers.router,
     export.router,
     figures.router,
+    comparisons.router,
     alerts.router,
     rules.router,
     mutes.router,

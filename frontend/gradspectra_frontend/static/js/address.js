@@ -20,7 +20,7 @@ export function parse(path, query) {
     return { page: "run", run: second, tab: TABS.includes(third) ? third : "overview", view };
   }
   if (first === "" || first === "runs") return { page: "runs", run: null, tab: "", view };
-  if (["alerts", "settings", "login"].includes(first)) return { page: first, run: null, tab: "", view };
+  if (["compare", "alerts", "settings", "login"].includes(first)) return { page: first, run: null, tab: "", view };
   return { page: "unknown", run: null, tab: "", view };
 }
 
@@ -37,6 +37,12 @@ function decoded(part) {
 export function runPath(run, tab = "overview", view = {}) {
   return `/runs/${encodeURIComponent(run)}/${tab}${query(view)}`;
 }
+
+/** Path of a comparison. @param {string[]} runs */
+export const comparePath = (runs) => `/compare${query({ runs: runs.join(",") })}`;
+
+/** The runs that a value of the address names, each once. @param {string | undefined} text @returns {string[]} */
+export const runsOf = (text) => [...new Set((text ?? "").split(",").filter(Boolean))];
 
 /** Query text of the values that are set, in a fixed order. @param {Record<string, unknown>} view */
 export function query(view) {

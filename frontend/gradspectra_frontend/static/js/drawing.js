@@ -11,7 +11,7 @@ const LONGEST_REDRAW_MS = 450;
 const COARSE = matchMedia("(pointer: coarse)");
 
 /**
- * @typedef {{path: string, params: Record<string, any>, range: [number, number] | null | undefined, run: string | null,
+ * @typedef {{path: string, params: Record<string, any>, range: [number, number] | null | undefined, run: string | string[] | null,
  *   change: (figure: any) => any, onRange?: (range: [number, number] | null) => void, onPoint?: (point: any, meta: any) => void,
  *   onFigure?: (figure: any) => void, onStatus: (status: {state: string, failure?: Failure}) => void}} Wish
  */
@@ -38,7 +38,7 @@ export class Drawing {
     this.pointer = null;
     this.abort = new AbortController();
     this.updates = gathered(() => this.update(), { pause: () => Math.min(Math.max(REDRAW_MS, 2 * this.cost), LONGEST_REDRAW_MS) });
-    this.offRun = wish.run === null ? () => {} : live.onRun(wish.run, () => this.demand());
+    this.offRuns = [wish.run ?? []].flat().map((run) => live.onRun(run, () => this.demand()));
     this.watcher = new IntersectionObserver((entries) => this.seen(entries[entries.length - 1].isIntersecting), { rootMargin: "60px" });
     this.watcher.observe(frame);
     this.sizes = new ResizeObserver(() => this.resized());
@@ -181,7 +181,7 @@ export class Drawing {
   stop() {
     this.abort.abort();
     this.updates.stop();
-    this.offRun();
+    this.offRuns.forEach((off) => off());
     this.watcher.disconnect();
     this.sizes.disconnect();
     if (this.bound) void plotly().then((Plotly) => Plotly.purge(this.place));

@@ -4,13 +4,16 @@ import { address, get } from "./api.js";
 import { copied } from "./clipboard.js";
 import { useTheme } from "./data.js";
 import { Drawing } from "./drawing.js";
-import { figureCall } from "./figure_calls.js";
+import { comparisonCall, figureCall } from "./figure_calls.js";
 import { dataCall } from "./figure_view.js";
 import { words } from "./format.js";
 import { html, useEffect, useRef, useState } from "./html.js";
 import { Problem } from "./parts.js";
 
 const same = (/** @type {any} */ figure) => figure;
+
+/** Figures that have no axis of steps. */
+const STEPLESS = ["spectrum", "suggestions", "sweep"];
 
 const NOTHING = {
   loss: "No loss yet. It comes with watch.log(loss=…).",
@@ -23,11 +26,15 @@ const NOTHING = {
   effective_rank: "No spectra yet. Each layer's comes within some hundred steps.",
   spectrum: "No spectrum of this layer yet. Each layer's comes within some hundred steps.",
   ranks: "No spectrum of this layer yet.",
+  curves: "None of these runs has this.",
+  difference: "No layer of this name was measured in both runs.",
+  sweep: "No run has both a loss and a learning rate yet.",
   suggestions: "No suggestion yet. It needs some hundred steps, and more than one part (backward pass) in each.",
 };
 
 /**
- * @param {{run: string, name: string, title?: string, params?: Record<string, any>, range?: [number, number] | null,
+ * A figure of one run, or of several that are laid over each other: `run` is then a list.
+ * @param {{run: string | string[], name: string, title?: string, params?: Record<string, any>, range?: [number, number] | null,
  *   onRange?: (range: [number, number] | null) => void, onPoint?: (point: any, meta: any) => void, onFigure?: (figure: any) => void,
  *   onSettled?: () => void, change?: (figure: any) => any, wide?: boolean, note?: any, tall?: boolean}} props
  */
@@ -38,13 +45,16 @@ export function Figure({ run, name, title, params = {}, range = null, onRange, o
   const [status, setStatus] = useState(/** @type {{state: string, failure?: any}} */ ({ state: "loading" }));
   const [meta, setMeta] = useState(/** @type {any} */ (null));
   const theme = useTheme();
-  const [path, asked] = figureCall(run, name, params, { wide, range, theme, width: innerWidth });
+  const shows = { wide, range, theme, width: innerWidth };
+  const call = Array.isArray(run) ? comparisonCall(run, name, params, shows) : figureCall(run, name, params, shows);
+  const [path, asked] = call;
+  const about = String(run);
   const heading = title ?? meta?.title ?? "";
   const shown = (/** @type {any} */ figure) => {
     setMeta(figure.layout.meta);
     onFigure?.(figure);
   };
-  const stepless = name === "spectrum" || name === "suggestions";
+  const stepless = STEPLESS.includes(name) || (params.axis ?? "step") !== "step";
   const wish = {
     path,
     params: asked,
@@ -64,17 +74,17 @@ export function Figure({ run, name, title, params = {}, range = null, onRange, o
     const made = new Drawing(frame.current, place.current, wish);
     drawing.current = made;
     return () => made.stop();
-  }, [run, name]);
+  }, [about, name]);
   const text = JSON.stringify(asked);
   useEffect(() => drawing.current?.wants(wish), [text, change]);
 
   return html`
-    <figure ref=${frame} class=${`panel figure ${wide ? "wide" : ""} ${tall ? "tall" : ""}`} data-figure=${name} data-state=${status.state} aria-label=${heading || words(name)}>
+    <figure ref=${frame} class=${`panel figure ${wide ? "wide" : ""} ${tall ? "tall" : ""}`} data-figure=${name} data-series=${params.series} data-state=${status.state} aria-label=${heading || words(name)}>
       <figcaption>
         <h3>${heading || " "}</h3>
         ${note && html`<span class="muted small hint">${note}</span>`}
         ${meta?.note && html`<span class="muted small hint" data-note>${meta.note}</span>`}
-        ${meta && html`<${Menu} drawing=${drawing} name=${name} call=${dataCall(run, name, asked, meta.series)} />`}
+        ${meta && html`<${Menu} drawing=${drawing} name=${name} call=${Array.isArray(run) ? call : dataCall(run, name, asked, meta.series)} />`}
       </figcaption>
       ${meta?.damaged && html`<p class="damaged small" data-damaged><span aria-hidden="true">▲</span> ${meta.damaged}</p>`}
       <div class="plot" ref=${place}></div>

@@ -16,6 +16,15 @@ export function figureCall(run, name, params, { wide = false, range, theme, widt
   return [`/runs/${encodeURIComponent(run)}/figures/${name}`, { columns, ...params, compact, theme, start: range?.[0], stop: range?.[1] }];
 }
 
+/** The call of a figure of several runs, as `figureCall`.
+ * @param {string[]} runs @param {string} name @param {Record<string, any>} params
+ * @param {{wide?: boolean, range?: [number, number] | null, theme: string, width: number}} shown @returns {Call} */
+export function comparisonCall(runs, name, params, { wide, range = null, theme, width }) {
+  const [, { columns, start, stop }] = figureCall("", name, params, { wide, range, theme, width });
+  const steps = name === "sweep" ? {} : { columns, start, stop };
+  return [`/comparisons/${name}`, { runs: runs.join(","), ...params, ...steps, theme }];
+}
+
 /** What the loss is asked with. @param {Record<string, string>} view */
 export const lossParams = (view) => ({ smooth: view.smooth === "off" ? 0 : undefined, scale: view.scale });
 

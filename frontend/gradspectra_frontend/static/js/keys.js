@@ -6,6 +6,8 @@ export const KEYS = [
   ["/", "search or filter"],
   ["j k", "next and previous run"],
   ["Enter", "open the chosen run"],
+  ["x", "choose the run for comparing"],
+  ["c", "compare the chosen runs"],
   ["1 – 6", "tabs of a run"],
   ["[ ]", "previous and next alert"],
   ["p", "pause or go on drawing"],

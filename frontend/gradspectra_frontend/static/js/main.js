@@ -5,6 +5,7 @@ import { useConnection, useGet, useTheme } from "./data.js";
 import { html, render, useEffect, useState } from "./html.js";
 import { focusSearch, Help, useKeys } from "./keys.js";
 import { live, startLive } from "./live.js";
+import { Compare } from "./pages/compare.js";
 import { AlertsInbox } from "./pages/inbox.js";
 import { Login } from "./pages/login.js";
 import { Run } from "./pages/run.js";
@@ -14,7 +15,7 @@ import { warmUp } from "./plotly.js";
 import { here, startRouter, useAddress } from "./router.js";
 import { toggleTheme } from "./theme.js";
 
-const PAGES = { runs: Runs, run: Run, alerts: AlertsInbox, settings: Settings, login: Login, unknown: Unknown };
+const PAGES = { runs: Runs, run: Run, compare: Compare, alerts: AlertsInbox, settings: Settings, login: Login, unknown: Unknown };
 const CONNECTIONS = {
   live: ["live", "New steps show as they come."],
   connecting: ["connecting", "Connecting to the server …"],
@@ -56,7 +57,7 @@ function Top({ address, onHelp }) {
     <header class="top">
       <a class="brand" href="/"><img src="/static/icon.svg" alt="" width="24" height="24" /> <span>gradspectra</span></a>
       ${!signedOut && html`<nav aria-label="Main">
-        <a href="/" aria-current=${current("runs", "run")}>Runs</a>
+        <a href="/" aria-current=${current("runs", "run", "compare")}>Runs</a>
         <a href="/alerts" aria-current=${current("alerts")}>Alerts${count > 0 && html` <span class="count">${count > 99 ? "99+" : count}</span>`}</a>
         <a href="/settings" aria-current=${current("settings")}>Settings</a>
       </nav>`}

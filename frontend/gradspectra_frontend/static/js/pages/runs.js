@@ -1,6 +1,6 @@
 // The list of runs: which are alive, which are healthy.
 
-import { runPath } from "../address.js";
+import { comparePath, runPath, runsOf } from "../address.js";
 import { useGet, useNow } from "../data.js";
 import { ago, asNumber, date, duration, number, percent, timeLeft } from "../format.js";
 import { html, useEffect, useLayoutEffect, useRef, useState } from "../html.js";
@@ -9,6 +9,8 @@ import { Copied, Health, Loaded, Progress, RunState, Sparkline } from "../parts.
 import { navigate, setView } from "../router.js";
 
 const FILTERS = { health: ["ok", "warning", "critical"], state: ["running", "finished", "failed", "lost"] };
+/** So many runs a comparison takes. */
+const MOST_COMPARED = 20;
 const ORDERS = { "-created_at": "newest first", "-updated_at": "last active first", name: "by name", "-last_step": "most steps first" };
 
 /** @param {{address: import("../address.js").Address}} props */
@@ -17,13 +19,15 @@ export function Runs({ address }) {
   const asked = { search, health, state, project, tag, order, limit: 100 };
   const answer = useGet("/runs", asked, { run: "*", pause: 700 });
   const projects = useGet("/projects", {}, { run: "*", pause: 10000 });
+  const picked = runsOf(address.view.compare);
   const filtered = Boolean(search || health || state || project || tag);
   useEffect(() => void (document.title = "Runs · gradspectra"), []);
   return html`
     <div class="page">
       <div class="page-head"><h1>Runs</h1><${Filters} view=${{ search, health, state, project, tag, order }} projects=${projects.data?.items ?? []} /></div>
+      <${Picked} runs=${picked} />
       <${Loaded} answer=${answer}>${(/** @type {any} */ data) =>
-        data.items.length ? html`<${List} data=${data} asked=${asked} />` : filtered ? html`<p class="panel pad note">No run fits these filters. <button type="button" onClick=${clear}>Show all runs</button></p>` : html`<${Empty} />`}</${Loaded}>
+        data.items.length ? html`<${List} data=${data} asked=${asked} picked=${picked} />` : filtered ? html`<p class="panel pad note">No run fits these filters. <button type="button" onClick=${clear}>Show all runs</button></p>` : html`<${Empty} />`}</${Loaded}>
     </div>`;
 }
 
@@ -49,8 +53,24 @@ const Choice = ({ name, values, value, onChange }) => html`
     <option value="">any ${name}</option>${values.map((one) => html`<option value=${one}>${one}</option>`)}
   </select>`;
 
-/** @param {{data: any, asked: Record<string, unknown>}} props */
-function List({ data, asked }) {
+/** @param {string[]} runs */
+const pick = (runs) => setView({ compare: runs.join(",") });
+
+/** Put a run among those to compare, or take it from them. @param {string[]} picked @param {string} run */
+const turned = (picked, run) => (picked.includes(run) ? picked.filter((one) => one !== run) : [...picked, run].slice(0, MOST_COMPARED));
+
+/** What can be done with the runs that were chosen. @param {{runs: string[]}} props */
+function Picked({ runs }) {
+  useKeys({ c: () => runs.length > 1 && navigate(comparePath(runs)) });
+  if (!runs.length) return null;
+  return html`<div class="panel pad picked" data-panel="picked" role="status">
+    <span>${runs.length === 1 ? "1 run is chosen: choose another to compare it with." : `${runs.length} runs are chosen${runs.length === MOST_COMPARED ? ", as many as can be compared" : ""}.`}</span>
+    ${runs.length > 1 && html`<a class="button" data-action="compare" href=${comparePath(runs)}>Compare</a>`}
+    <button type="button" class="quiet" onClick=${() => pick([])}>Choose none</button></div>`;
+}
+
+/** @param {{data: any, asked: Record<string, unknown>, picked: string[]}} props */
+function List({ data, asked, picked }) {
   const now = useNow(1);
   const [chosen, choose] = useState("");
   const [cursors, setCursors] = useState(/** @type {string[]} */ ([]));
@@ -61,7 +81,7 @@ function List({ data, asked }) {
     return runs[Math.min(runs.length - 1, Math.max(0, at + by))].id;
   };
   const move = (/** @type {number} */ by) => () => choose((old) => beside(old, by));
-  useKeys({ j: move(1), k: move(-1) });
+  useKeys({ j: move(1), k: move(-1), x: () => chosen && pick(turned(picked, chosen)) });
   useLayoutEffect(() => { // at once: an Enter may follow
     const row = table.current?.querySelector(".row.chosen");
     row?.scrollIntoView({ block: "nearest" });
@@ -71,32 +91,34 @@ function List({ data, asked }) {
   return html`
     <div class="panel runs" ref=${table}>
       <table>
-        <thead><tr><th>Health</th><th>Run</th><th>State</th><th>Loss</th><th>Progress</th><th class="right">Overhead</th><th class="right">Age</th></tr></thead>
-        <tbody>${runs.map((/** @type {any} */ run) => html`<${Row} key=${run.id} run=${run} now=${now} chosen=${run.id === chosen} />`)}
-          ${cursors.map((cursor, i) => html`<${More} key=${cursor} asked=${{ ...asked, cursor }} now=${now} last=${i === cursors.length - 1} onMore=${(/** @type {string} */ next) => setCursors([...cursors, next])} />`)}</tbody>
+        <thead><tr><th class="pick"><span class="unseen">Compare</span></th><th>Health</th><th>Run</th><th>State</th><th>Loss</th><th>Progress</th><th class="right">Overhead</th><th class="right">Age</th></tr></thead>
+        <tbody>${runs.map((/** @type {any} */ run) => html`<${Row} key=${run.id} run=${run} now=${now} chosen=${run.id === chosen} picked=${picked} />`)}
+          ${cursors.map((cursor, i) => html`<${More} key=${cursor} asked=${{ ...asked, cursor }} now=${now} picked=${picked} last=${i === cursors.length - 1} onMore=${(/** @type {string} */ next) => setCursors([...cursors, next])} />`)}</tbody>
       </table>
       ${next && html`<button type="button" class="more" onClick=${() => setCursors([next])}>Show more runs</button>`}
     </div>`;
 }
 
-/** A further page of runs. @param {{asked: Record<string, unknown>, now: number, last: boolean, onMore: (cursor: string) => void}} props */
-function More({ asked, now, last, onMore }) {
+/** A further page of runs. @param {{asked: Record<string, unknown>, now: number, picked: string[], last: boolean, onMore: (cursor: string) => void}} props */
+function More({ asked, now, picked, last, onMore }) {
   const answer = useGet("/runs", asked);
-  if (!answer.data) return html`<tr><td colspan="7"><${Loaded} answer=${answer}>${() => ""}</${Loaded}></td></tr>`;
+  if (!answer.data) return html`<tr><td colspan="8"><${Loaded} answer=${answer}>${() => ""}</${Loaded}></td></tr>`;
   const { items, next } = answer.data;
-  return html`${items.map((/** @type {any} */ run) => html`<${Row} key=${run.id} run=${run} now=${now} chosen=${false} />`)}
-    ${last && next && html`<tr><td colspan="7"><button type="button" class="more" onClick=${() => onMore(next)}>Show more runs</button></td></tr>`}`;
+  return html`${items.map((/** @type {any} */ run) => html`<${Row} key=${run.id} run=${run} now=${now} chosen=${false} picked=${picked} />`)}
+    ${last && next && html`<tr><td colspan="8"><button type="button" class="more" onClick=${() => onMore(next)}>Show more runs</button></td></tr>`}`;
 }
 
-/** @param {{run: any, now: number, chosen: boolean}} props */
-function Row({ run, now, chosen }) {
+/** @param {{run: any, now: number, chosen: boolean, picked: string[]}} props */
+function Row({ run, now, chosen, picked }) {
   const losses = run.sparkline ?? [];
   const left = run.state === "running" ? timeLeft(run) : null;
   const open = (/** @type {MouseEvent} */ event) => {
-    if (!(event.target instanceof Element) || !event.target.closest("a, button")) navigate(runPath(run.id));
+    if (!(event.target instanceof Element) || !event.target.closest("a, button, input, .pick")) navigate(runPath(run.id));
   };
   return html`
     <tr class=${`row ${chosen ? "chosen" : ""}`} data-run=${run.id} onClick=${open}>
+      <td class="pick"><input type="checkbox" aria-label=${`Compare ${run.name}`} checked=${picked.includes(run.id)}
+        disabled=${picked.length >= MOST_COMPARED && !picked.includes(run.id)} onChange=${() => pick(turned(picked, run.id))} /></td>
       <td data-label="Health"><${Health} health=${run.health} count=${run.open_alerts} /></td>
       <td class="name"><a href=${runPath(run.id)}>${run.name}</a><span class="muted small">${run.project}${run.attempt > 1 && ` · attempt ${run.attempt}`}${run.pinned && " · pinned"}
         ${run.tags.map((/** @type {string} */ tag) => html` <button type="button" class="tag" onClick=${() => setView({ tag })} title="Only runs with this tag">${tag}</button>`)}</span></td>
@@ -104,7 +126,7 @@ function Row({ run, now, chosen }) {
       <td data-label="Loss" class="loss"><span class=${`num ${losses.length && !Number.isFinite(asNumber(losses.at(-1)) ?? 0) ? "lost" : ""}`}>${number(losses.at(-1) ?? null)}</span> <${Sparkline} values=${losses} label="loss over the run" /></td>
       <td data-label="Progress"><${Progress} done=${run.last_step} total=${run.total_steps} />${left !== null && left > 0 && html`<span class="muted small">${duration(left)} left</span>`}</td>
       <td data-label="Overhead" class="right num">${percent(run.overhead)}</td>
-      <td data-label="Age" class="right num" title=${date(run.created_at)}>${ago(run.created_at, now)}</td>
+      <td data-label="Age" class="right num age" title=${date(run.created_at)}>${ago(run.created_at, now)}</td>
     </tr>`;
 }
 
