@@ -7,6 +7,7 @@ from typing import Any
 
 from gradspectra.clipping import missing
 from gradspectra.inventory import Inventory
+from gradspectra.options import NEVER, Options
 from gradspectra.second_measuring import SecondMeasuring
 from gradspectra.spectra import Spectra
 from gradspectra.staging import decayed_away
@@ -14,6 +15,7 @@ from gradspectra.updates import unknown_update
 
 
 def not_measured(
+    options: Options,
     optimizers: Sequence[Any],
     inventory: Inventory,
     left_out: int,
@@ -24,6 +26,8 @@ def not_measured(
 
     left_out: trainable tensors that no optimizer updates.
     """
+    if options.every == NEVER:
+        return ["nothing is measured on this rank: it follows the steps, to act at alerts when rank 0 does"]
     reasons = [reason for optimizer in optimizers if (reason := _untold(optimizer, second))]
     if second is None:
         reasons = ['update_sq and the second tier are not measured: second_tier is "off"'] if inventory.tensors else []

@@ -282,12 +282,12 @@ class Session:
     def not_measured(self) -> list[str]:
         """What is not measured, and why, in words."""
         on = self.measuring
-        reasons = not_measured(self.optimizers, on.inventory, on.trained.left_out(), on.spectra, on.second)
+        found = not_measured(self.options, self.optimizers, on.inventory, on.trained.left_out(), on.spectra, on.second)
         if on.sharded is not None:
-            reasons += on.sharded.not_measured()
+            found += on.sharded.not_measured()
         elif not self.ranks:
-            reasons.append("noise is not measured: of several ranks; pass the model that is wrapped in DDP")
-        return reasons + self._clipping.unknown() + [f"{stage}: {why}" for stage, why in self._guard.off.items()]
+            found.append("noise is not measured: of several ranks; pass the model that is wrapped in DDP")
+        return found + self._clipping.unknown() + [f"{stage}: {why}" for stage, why in self._guard.off.items()]
 
     def status(self) -> dict[str, Any]:
         """What is measured how often, what is not, and what it costs."""

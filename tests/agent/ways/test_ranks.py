@@ -102,3 +102,21 @@ def test_with_ranks_whose_exchange_is_not_known_the_noise_is_left_out(kept, monk
         assert "parts" not in record.counts
         assert not record.present[record.statistics.index("part_sq")].any()
         assert record.present[record.statistics.index("grad_sq")].any()
+
+
+@pytest.mark.usefixtures("kept")
+def test_a_rank_that_only_follows_the_steps_says_so(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda *_: 2)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda *_: 1)
+    model = attention()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watched(model, optimizer, stop_on="critical") as watch:
+        for step in range(2):
+            loss_of(model, 4, step).backward()
+            optimizer.step()
+        status = watch.status()
+    assert (status["enabled"], status["step"]) == (False, 2)
+    assert len(status["not_measured"]) == 2
+    assert status["not_measured"][0].startswith("nothing is measured on this rank: it follows the steps, to act at")
+    assert not any("second_tier" in reason for reason in status["not_measured"])
