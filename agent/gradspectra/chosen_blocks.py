@@ -51,7 +51,7 @@ def keep_experts_together(chosen: Sequence[Chosen]) -> tuple[str, ...]:
     """Where the experts that names tell make too many layers, leave all their tensors whole; says so, in words."""
     split = [one for one in chosen if one.by_name and expert_blocks(one.name, tuple(one.parameter.shape), one.kind)]
     layers = sum(max(len(one.blocks), 1) for one in chosen)
-    if not split or layers <= min(MOST_WITH_EXPERTS, DEFAULT_LIMITS.max_layers):
+    if not split or layers <= MOST_WITH_EXPERTS:
         return ()
     for one in split:
         one.blocks = ()

@@ -9,7 +9,7 @@ EXPERTS = 5
 
 
 class Experts(nn.Module):
-    """Gated experts in two tensors, an index of the first dimension each."""
+    """Gated experts in two tensors, by their first dimension: wide matrices in one, tall ones in the other."""
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Mixture(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(20, width)
         self.conv = nn.Conv1d(width, width, 3, padding=1)
-        self.mlp = nn.ModuleDict({"experts": Experts(width, 7)})
+        self.mlp = nn.ModuleDict({"experts": Experts(width, 4)})
         self.c_attn = nn.Linear(width, 3 * width)
         self.head = nn.Linear(width, 5)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from agent.experts import EXPERTS, Mixture, matrices, mixture, split
+from agent.experts import EXPERTS, matrices, mixture, split
 from agent.watched_training import assert_close, column, loss_of, value, watched
 from gradspectra import chosen_blocks as chosen_blocks_module
 from gradspectra_core.records import SPECTRUM_OF
@@ -192,6 +192,13 @@ def test_experts_are_told_apart_where_what_is_chosen_leaves_room(chosen, kept):
     assert set(OF_EXPERTS) < set(kept()[0].table.names)
 
 
+def test_a_run_may_have_just_as_many_layers_with_its_experts(kept, monkeypatch):
+    monkeypatch.setattr(chosen_blocks_module, "MOST_WITH_EXPERTS", 19)
+    model = mixture()
+    trained(model, OPTIMIZERS["sgd"](model.parameters()))
+    assert len(kept()[0].table) == 19
+
+
 @pytest.mark.usefixtures("few")
 def test_experts_that_the_user_names_are_told_apart_however_many_they_are(kept):
     model = mixture()
@@ -233,7 +240,3 @@ def test_convolutions_are_matrices_of_their_outputs_whatever_experts_lie_around_
     (record,) = kept()
     assert record.table.names == ("experts.conv.weight",)
     assert [(spectrum.rows, spectrum.columns) for spectrum in record.spectra] == [(4, 18)]
-
-
-def test_the_model_has_nineteen_layers():
-    assert len(split(clones(Mixture()))) == 19

@@ -15,6 +15,7 @@ from agent.cuda import jobs
 from agent.cuda.jobs import check_alike, check_lost, on_host, simulated, spoiling, weights
 from agent.cuda.kernels import NEEDS_INTERPRETER, NEEDS_TRITON, on_simulated
 from agent.cuda.simulated import DEVICE, OnDevice, Simulated
+from agent.experts import mixture
 from agent.watched_training import attention, value
 from gradspectra import accelerated, device_build
 from gradspectra.device_build import Build, Kernels
@@ -37,6 +38,8 @@ pytestmark = [NEEDS_TRITON, NEEDS_INTERPRETER]
 HOST = torch.device("cpu")
 FULL, BRAIN, HALF = torch.float32, torch.bfloat16, torch.float16
 STEPS = 3
+BUSY = {f"mlp.experts.{name}[{expert}]" for name in ("gate_up_proj", "down_proj") for expert in range(4)}
+IDLE = ("mlp.experts.gate_up_proj[4]", "mlp.experts.down_proj[4]")
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +232,23 @@ def test_bfloat16_is_measured_with_what_its_rounding_loses(kept, monkeypatch, bu
     for own, other in zip(found, expected, strict=True):
         assert "rounding_lost" in own.statistics
         check_alike(own, other, rel=2e-3)
+
+
+@pytest.mark.usefixtures("build")
+@pytest.mark.slow
+def test_experts_in_one_tensor_are_measured_each(kept, monkeypatch):
+    monkeypatch.setattr(jobs, "attention", mixture)
+    found, expected, crossings = run_both(kept, monkeypatch, spectra=1)
+    for own, other in zip(found, expected, strict=True):
+        names = own.table.names
+        there, here = ({names[s.layer]: s.aggregates for s in record.spectra} for record in (own, other))
+        assert {name for name in there if "experts" in name} == BUSY
+        for name in BUSY:
+            np.testing.assert_allclose(there[name], here[name], rtol=1e-4)
+        assert {value(own, "grad_zero_rows", name) for name in IDLE} == {1}
+        own.spectra.clear()
+        other.spectra.clear()
+    check(found, expected, crossings)
 
 
 def states():

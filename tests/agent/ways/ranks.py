@@ -22,6 +22,7 @@ from unittest.mock import patch
 
 import gradspectra
 import torch
+from agent.experts import mixture
 from agent.watched_training import attention, loss_of
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -36,8 +37,9 @@ class Plan:
     """How the two train. no_sync: gradients are exchanged in the last backward pass of a step alone.
 
     stops: the third loss of rank 0 is not finite, and the watches are to tell of that and stop. shards: fully_shard,
-    not DistributedDataParallel, of a model with matrices of all shapes if mixed. weighted: the parts of a step have
-    other weights in its loss, which are logged. divided: gradients are divided by this in place of the number of ranks.
+    not DistributedDataParallel, of a model with matrices of all shapes if mixed, with experts if experts. weighted: the
+    parts of a step have other weights in its loss, which are logged. divided: gradients are divided by this in place of
+    the number of ranks.
     broken: a method `module:Class.name` of the agent that fails on broken_rank. budget, spectra, drift: of the watch.
     resumed: whose state a second watch goes on from, "own" or "rank 0"; "" for no second watch.
     """
@@ -51,6 +53,7 @@ class Plan:
     stops: bool = False
     shards: bool = False
     mixed: bool = False
+    experts: bool = False
     weighted: bool = False
     divided: float | None = None
     adamw: bool = False
@@ -107,6 +110,8 @@ class Mixed(nn.Module):
 
 def made(plan: Plan) -> nn.Module:
     """The model before it is wrapped."""
+    if plan.experts:
+        return mixture()
     if not plan.mixed:
         return attention()
     torch.manual_seed(0)
@@ -138,7 +143,7 @@ def wrapped(model: nn.Module, plan: Plan) -> Any:
     """The model in small buckets, or sharded; one of its layers has no part in the loss."""
     if plan.shards:
         mesh = init_device_mesh("cpu", (RANKS,))
-        fully_shard(model.get_submodule("c_attn" if plan.mixed else "norm"), mesh=mesh)
+        fully_shard(model.get_submodule("c_attn" if plan.mixed or plan.experts else "norm"), mesh=mesh)
         model = fully_shard(model, mesh=mesh)
         if plan.divided is not None:
             model.set_force_sum_reduction_for_comms(True)  # gloo does not divide while it sums

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from agent.watched_training import assert_close, attention, column, squares, watched
 from agent.ways.ranks import (
     EXAMPLES,
@@ -23,6 +24,8 @@ from agent.ways.way import way
 from gradspectra.spectra import SHORTEST_INTERVAL
 from gradspectra_core.noise import weight_sums
 from gradspectra_core.spectrum import aggregates
+
+from agent import experts
 
 pytestmark = [
     pytest.mark.slow,
@@ -141,6 +144,30 @@ def test_matrices_of_all_shapes_are_measured_as_the_whole_before_clipping(plan, 
             values = np.linalg.svd(exact[name], compute_uv=False)
             assert spectrum.values == pytest.approx(values, rel=1e-4, abs=1e-5 * values[0])
             assert spectrum.aggregates[:4] == pytest.approx(aggregates(values)[:4], rel=1e-4)
+            assert (spectrum.rows, spectrum.columns) == exact[name].shape
+
+
+def test_experts_are_measured_as_the_whole_wherever_each_lies(kept, tmp_path):
+    plan = Plan(shards=True, experts=True, parts=2, no_sync=True, adamw=True, clip=0.01, spectra=1)
+    expected = []
+    _, _, status = run(plan, tmp_path, gathering(plan, expected))
+    assert status["not_measured"] == []
+    for record, step in zip(kept(), expected, strict=True):
+        gradient, after, before = (
+            experts.split({name: torch.from_numpy(own) for name, own in arrays.items()})
+            for arrays in (step.gradient, step.after, step.before)
+        )
+        assert_close(column(record, "grad_sq"), of_each(gradient, lambda g: float(g.square().sum())), 1e-4, 1e-12)
+        assert_close(column(record, "weight_sq"), of_each(after, lambda w: float(w.square().sum())), 1e-5)
+        moved = {name: float((after[name] - before[name]).square().sum()) for name in after}
+        assert_close(column(record, "update_sq"), moved, 1e-2, 1e-12)
+        found = {record.table.names[spectrum.layer]: spectrum for spectrum in record.spectra}
+        exact = experts.matrices({name: torch.from_numpy(own) for name, own in step.gradient.items()})
+        exact = {name: matrix.numpy() for name, matrix in exact.items() if matrix.any()}
+        assert found.keys() == exact.keys()
+        for name, spectrum in found.items():
+            values = np.linalg.svd(exact[name], compute_uv=False)
+            assert spectrum.values == pytest.approx(values, rel=1e-4, abs=1e-5 * values[0])
             assert (spectrum.rows, spectrum.columns) == exact[name].shape
 
 
