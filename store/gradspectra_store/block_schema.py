@@ -1,4 +1,8 @@
-"""The tables of blocks: numbers as recorded and the pyramid above them, made from segments behind ingest."""
+"""The tables of blocks: numbers as recorded and the pyramid above them, made from segments behind ingest.
+
+Other ranks' numbers have blocks and no pyramid. What is derived is of rank 0; rows of rank 1 are what a run that is
+derived again will have, or had, and nobody reads them.
+"""
 
 from __future__ import annotations
 
@@ -44,4 +48,13 @@ compactions = sa.Table(
     run_column(primary_key=True),
     sa.Column("batch", LONG, nullable=False, comment="nothing is left to compact of batches up to this one"),
     sa.Column("rounds", LONG, nullable=False, comment="transactions that compacted; who finds another number gives up"),
+)
+
+rederivations = sa.Table(
+    "rederivations",
+    metadata,
+    run_column(primary_key=True),
+    sa.Column("owner", sa.String(32), nullable=False),
+    sa.Column("heard_at", sa.Double, nullable=False, comment="seconds since 1970; once done, when that was"),
+    sa.Column("state", sa.String(16), nullable=False, comment="working, done, told (live listeners too) or left"),
 )

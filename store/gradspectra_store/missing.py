@@ -24,6 +24,8 @@ from gradspectra_store.schema import cursors, names, runs, segments, sessions
 from gradspectra_store.stretches import Stretch, united
 
 _SCOPES = {"scalars": "run", "layers": "layer"}
+_OWN = sa.or_(sa.not_(blocks.c.derived), blocks.c.rank == 0)
+"""Says of blocks that they are not what a run that is derived again will have, or had."""
 
 
 def missing_rows(conn: sa.Connection) -> list[str]:
@@ -83,7 +85,7 @@ def _lost_names(conn: sa.Connection) -> list[Any]:
     columns = blocks.c.run, blocks.c.kind, blocks.c.name, blocks.c.derived
     scope = sa.case((blocks.c.kind == "scalars", "run"), else_="layer")
     listed = sa.exists().where(names.c.run == blocks.c.run, names.c.scope == scope, names.c.name == blocks.c.name)
-    query = sa.select(*columns).where(blocks.c.level == 0, blocks.c.name != "", sa.not_(listed)).distinct()
+    query = sa.select(*columns).where(blocks.c.level == 0, blocks.c.name != "", sa.not_(listed), _OWN).distinct()
     return list(conn.execute(query.where(blocks.c.run.in_(sa.select(runs.c.id)))).all())
 
 
@@ -93,7 +95,8 @@ def _lost_extents(conn: sa.Connection) -> list[Any]:
     here = [extents.c[name] == blocks.c[name] for name in Source._fields]
     first, stop = sa.func.min(blocks.c.first), sa.func.max(blocks.c.stop)
     columns = *place, first.label("first_step"), (stop - 1).label("last_step"), stop.label("through")
-    query = sa.select(*columns).where(blocks.c.level == 0, sa.not_(sa.exists().where(*here))).group_by(*place)
+    query = sa.select(*columns).where(blocks.c.level == 0, _OWN, sa.not_(sa.exists().where(*here)))
+    query = query.group_by(*place)
     return list(conn.execute(query.where(blocks.c.run.in_(sa.select(runs.c.id)))).all())
 
 

@@ -16,7 +16,7 @@ LIVE_CHANNEL = "gradspectra:live"
 
 Announcement = dict[str, Any]
 """{"type": "run", "run", "batch", "step", "derived_step"} after records were derived, with "state" alone
-where a run is lost, and
+where a run is lost, and with "changed_at" (seconds since 1970) where it was derived again, and
 {"type": "alert", "run", "batch", "step", "alert": {…}} for each alert that opened or changed. Server processes tell
 each other {"type": "audience"} while they have live streams open."""
 

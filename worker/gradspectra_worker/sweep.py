@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from gradspectra_store import Store
 from gradspectra_store.derived import dirty_runs
+from gradspectra_store.rederivations import tell_derived_again
 from gradspectra_store.runs import mark_lost
 
 from gradspectra_worker.announce import Announce
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 def sweep(store: Store, dispatcher: Dispatcher, now: float, announce: Announce) -> list[str]:
     """Request every run that is behind its last batch, mark silent runs as lost, move SQLite's log into the file.
 
-    now: seconds since 1970. announce: is told of the runs that are lost. Returns the runs requested. Deliveries that
-    are due are the dispatcher's to send.
+    now: seconds since 1970. announce: is told of the runs that are lost or were derived again. Returns the runs
+    requested. Deliveries that are due are the dispatcher's to send.
     """
     with store.read() as conn:
         behind = dirty_runs(conn)
@@ -26,7 +27,8 @@ def sweep(store: Store, dispatcher: Dispatcher, now: float, announce: Announce) 
         dispatcher.request(run)
     with store.write() as conn:
         lost = mark_lost(conn, now)
-    for run in lost:
-        announce({"type": "run", "run": run, "state": "lost"})
+        again = tell_derived_again(conn)
+    for announcement in [*({"type": "run", "run": run, "state": "lost"} for run in lost), *again]:
+        announce(announcement)
     store.checkpoint()
     return behind
