@@ -38,8 +38,8 @@ class Limits:
 DEFAULT_LIMITS = Limits()
 
 
-_SHOWN = {None: "null", True: "true", False: "false"}
-_KINDS = {dict: "an object", list: "a list", tuple: "a list"}
+_SHOWN: dict[object, str] = {None: "null", True: "true", False: "false"}
+_KINDS: dict[type[object], str] = {dict: "an object", list: "a list", tuple: "a list"}
 
 
 def shown(value: object) -> str:

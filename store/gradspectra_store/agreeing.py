@@ -7,6 +7,7 @@ import sqlalchemy as sa
 from gradspectra_store.compaction import compact_anew
 from gradspectra_store.engines import insert_into
 from gradspectra_store.layer_tables import lost_tables
+from gradspectra_store.lost_segments import lost_newest
 from gradspectra_store.missing import missing_rows, put_back
 from gradspectra_store.schema import attempts, cursors, metadata, runs, segments, sessions
 
@@ -27,7 +28,7 @@ def disagreements(conn: sa.Connection) -> list[str]:
     found += [
         f"run {run} has lost a table of its layers: what was recorded of them is damaged" for run in lost_tables(conn)
     ]
-    found += missing_rows(conn)
+    found += missing_rows(conn) + lost_newest(conn)
     found += [f"{count} rows of {table} are of runs that are gone" for table, count in _orphans(conn).items()]
     return found
 

@@ -15,6 +15,7 @@ from gradspectra_store.block_schema import blocks
 from gradspectra_store.database import Store
 from gradspectra_store.errors import StoreDamaged
 from gradspectra_store.fitting import Known, Misfit, content_of, misfit_of_block, misfit_of_segment
+from gradspectra_store.lost_segments import lost_beside
 from gradspectra_store.missing import lost_below
 from gradspectra_store.schema import derived_segments, segments
 from gradspectra_store.segments import READERS, opened
@@ -118,7 +119,7 @@ def _told_once(found: list[DamagedPlace]) -> tuple[DamagedPlace, ...]:
         own = rows.get((gone.run, gone.attempt, gone.name, gone.level), ())
         return any(one.first_step <= gone.last_step and one.last_step >= gone.first_step for one in own)
 
-    return tuple(one for one in dict.fromkeys(found) if not (_is_gone(one) and hidden(one)))
+    return tuple(dict.fromkeys(one for one in found if not (_is_gone(one) and hidden(one))))
 
 
 def _is_gone(one: DamagedPlace) -> bool:
@@ -131,7 +132,15 @@ def _gone(row: Any, name: str, first: int, last: int) -> DamagedPlace:
 
 
 def _segment(known: Known, row: Any) -> list[DamagedPlace]:
-    return _of_segment(known, row, segments.name)
+    found = _of_segment(known, row, segments.name)
+    if found or row.kind != "scalars":
+        return found
+    steps = row.first_step, row.last_step, row.id
+    gone = Misfit(GONE, {})
+    kinds = lost_beside(known.conn, row)
+    return [
+        DamagedPlace(row.run, row.attempt, f"{kind} (segment)", None, *steps, segments.name, gone) for kind in kinds
+    ]
 
 
 def _derived_segment(known: Known, row: Any) -> list[DamagedPlace]:

@@ -18,7 +18,7 @@ from gradspectra_store.layer_tables import KnownTable, known_table, note_spectra
 from gradspectra_store.names import add_names
 from gradspectra_store.prepared import Prepared
 from gradspectra_store.schema import gaps, layer_tables, runs, segments, sessions
-from gradspectra_store.segments import checksum_of, pack_layers, pack_scalars, pack_spectra
+from gradspectra_store.segments import checksum_of, kinds_beside, pack_layers, pack_scalars, pack_spectra
 
 MAX_STEP = 2**53
 _TwoNames = tuple[tuple[str, ...], tuple[str, ...]]
@@ -194,10 +194,11 @@ def _rows(run: str, batch: Batch, state: _State, number: int) -> list[dict[str, 
         "sequence": batch.sequence,
     }
     rows: list[dict[str, Any]] = []  # the long first: the short one then mostly lies on the same new page of the file
-    if batch.layers is not None and len(batch.layers.steps):
+    beside = kinds_beside(batch)
+    if batch.layers is not None and "layers" in beside:
         layers = {"digest": batch.layers.digest, "members": None, "payload": pack_layers(batch.layers)}
         rows.append({"kind": "layers", **_span(batch.layers.steps, state), **layers})
-    if batch.spectra is not None and len(batch.spectra.step):
+    if batch.spectra is not None and "spectra" in beside:
         members = members_of(batch.spectra.layer)
         spectra = {"digest": batch.spectra.digest, "members": members, "payload": pack_spectra(batch.spectra)}
         rows.append({"kind": "spectra", **_span(np.sort(batch.spectra.step), state), **spectra})

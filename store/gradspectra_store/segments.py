@@ -78,11 +78,18 @@ class LayerPart:
 
 
 def pack_scalars(batch: Batch) -> bytes:
-    """Pack steps, times, scalars and counts of a batch."""
+    """Pack steps, times, scalars and counts of a batch, and which other segments it has."""
     blocks: Blocks = {"steps": batch.steps, "times": batch.times}
     _put(blocks, "scalars", batch.scalars.values, batch.scalars.present)
     _put(blocks, "counts", batch.counts.values, batch.counts.present)
-    return pack_alike(_text(scalars=batch.scalars.names, counts=batch.counts.names), blocks)
+    text = _text(scalars=batch.scalars.names, counts=batch.counts.names, beside=kinds_beside(batch))
+    return pack_alike(text, blocks)
+
+
+def kinds_beside(batch: Batch) -> tuple[str, ...]:
+    """Return the kinds of segments that a batch has beside its scalars."""
+    layers = ("layers",) if batch.layers is not None and len(batch.layers.steps) else ()
+    return (*layers, "spectra") if batch.spectra is not None and len(batch.spectra.step) else layers
 
 
 def pack_columns(steps: Int64, columns: Columns) -> bytes:
@@ -179,6 +186,11 @@ def times_of(payload: bytes) -> tuple[Int64, Float64]:
     """Return steps and their times, both (S,), of a segment of scalars of a batch."""
     _, blocks = _read(payload)
     return blocks["steps"], blocks["times"]
+
+
+def told_beside(payload: bytes) -> tuple[str, ...]:
+    """Return which other segments the batch of a segment of scalars has; none where it is too old to say so."""
+    return tuple(_read(payload)[0].get("beside", ()))
 
 
 def layer_parts(payload: bytes) -> dict[str, LayerPart]:

@@ -10,10 +10,12 @@ import sqlalchemy as sa
 from gradspectra_store import Store
 from gradspectra_store.agreeing import disagreements, make_agree
 from gradspectra_store.block_schema import blocks, extents
-from gradspectra_store.checking import check_blocks
+from gradspectra_store.checking import check_blocks, check_segments
 from gradspectra_store.read import read_series
+from gradspectra_store.retention_schema import retired
 from gradspectra_store.schema import cursors, names, runs, segments
-from store.batches import a_batch, started, stored
+from gradspectra_store.segments import checksum_of
+from store.batches import TABLE, a_batch, layer_block, spectrum_block, started, stored
 from store.compacting import a_plain_run, a_varied_run, compacted, derived_through
 
 
@@ -80,9 +82,10 @@ def test_nothing_is_gone_of_a_run_with_gaps_attempts_and_ranks(store: Store, see
     with store.write() as conn:
         conn.execute(sa.update(cursors).values(batch=sa.select(runs.c.last_batch).scalar_subquery()))
     assert told(store) == []
-    for turns in (1, 2, 10**6):
+    assert check_segments(store, 60.0).damaged == ()
+    for turns in (1, 1, 1, 2, 10**6):
         compacted(store, run, turns)
-        assert (told(store), lost_blocks(store)) == ([], [])
+        assert (told(store), lost_blocks(store), check_segments(store, 60.0).damaged) == ([], [], ())
 
 
 def test_a_batch_that_is_gone_is_told_with_the_steps_about_it(store: Store, run: str) -> None:
@@ -125,3 +128,105 @@ def test_names_and_extents_that_are_gone_are_written_again(store: Store, run: st
     with store.write() as conn:
         assert make_agree(conn) == 3
     assert (answer(), told(store)) == (before, [])
+
+
+def run_of_all_kinds(store: Store, batches: int = 8) -> str:
+    """Batches of 16 steps, layers at 15 of them, and a spectrum, the last alone without; all are taken for derived."""
+    begun = started(store)
+    for sequence in range(1, batches + 1):
+        steps = list(range(16 * sequence - 15, 16 * sequence + 1))
+        parts: dict[str, Any] = {}
+        if sequence < batches:
+            values = {"grad_sq": np.ones((15, len(TABLE)), np.float32)}
+            parts = {"layers": layer_block(steps[:15], values), "spectra": spectrum_block([(steps[0], 1)])}
+        stored(store, begun.run, a_batch(begun.session, sequence, steps, layer_table=TABLE, **parts))
+    derived_through(store, begun.run)
+    with store.write() as conn:
+        conn.execute(sa.update(cursors).values(batch=batches))
+    return begun.run
+
+
+def without_segment(store: Store, run: str, kind: str, batch: int) -> None:
+    with store.write() as conn:
+        own = segments.c.run == run, segments.c.kind == kind, segments.c.batch == batch
+        assert conn.execute(sa.delete(segments).where(*own)).rowcount == 1
+
+
+def lost_segments(store: Store) -> list[tuple[str, int, int]]:
+    found = check_segments(store, 60.0).damaged
+    assert all(one.misfit is not None and one.misfit.why == "is gone" for one in found)
+    return [(one.name, one.first_step, one.last_step) for one in found]
+
+
+@pytest.mark.parametrize("batch", [1, 4, 7])
+@pytest.mark.parametrize("kind", ["layers", "spectra"])
+def test_a_segment_that_is_gone_beside_its_batch_is_told(store: Store, kind: str, batch: int) -> None:
+    run = run_of_all_kinds(store)
+    assert (lost_segments(store), told(store)) == ([], [])
+    without_segment(store, run, kind, batch)
+    assert (lost_segments(store), told(store)) == ([(f"{kind} (segment)", 16 * batch - 15, 16 * batch)], [])
+
+
+def test_what_was_compacted_or_retired_is_not_gone(store: Store) -> None:
+    run = run_of_all_kinds(store, 19)
+    compacted(store, run, 1)  # the scalars alone
+    compacted(store, run, 10**6)
+    assert lost_segments(store) == []
+    with store.read() as conn:
+        left = conn.execute(sa.select(segments.c.kind, segments.c.batch).where(segments.c.kind != "spectra")).all()
+    assert sorted(left) == [
+        ("layers", 17),
+        ("layers", 18),
+        *(("scalars", one) for one in range(16, 20)),
+    ]
+    without_segment(store, run, "layers", 17)
+    without_segment(store, run, "spectra", 18)
+    assert sorted(lost_segments(store)) == [("layers (segment)", 257, 272), ("spectra (segment)", 273, 288)]
+    place = {"run": run, "kind": "spectra", "derived": False, "attempt": 1, "rank": 0}
+    with store.write() as conn:
+        conn.execute(sa.insert(retired).values(**place, name="", width=8, first=0, stop=304))
+    assert lost_segments(store) == [("layers (segment)", 257, 272)]
+
+
+def test_a_batch_from_before_it_was_told_what_belongs_to_it_is_whole(store: Store) -> None:
+    run = run_of_all_kinds(store)
+    with store.write() as conn:
+        own = segments.c.kind == "scalars", segments.c.batch == 2
+        payload = bytes(conn.execute(sa.select(segments.c.payload).where(*own)).scalar_one())
+        old = payload.replace(b"beside", b"behind")
+        assert old != payload
+        conn.execute(sa.update(segments).where(*own).values(payload=old, checksum=checksum_of(old)))
+    without_segment(store, run, "layers", 2)
+    assert lost_segments(store) == []
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_the_newest_batches_that_are_gone_are_told(store: Store, run: str, batches: int) -> None:
+    with store.write() as conn:
+        query = sa.select(segments.c.batch).where(segments.c.kind == "scalars").order_by(segments.c.batch.desc())
+        newest = list(conn.execute(query).scalars())
+        conn.execute(sa.delete(segments).where(segments.c.batch.in_(newest[:batches])))
+    before = 3000 - 3000 % 16 - 16 * (batches - 1)
+    assert told(store) == [f"run {run} has lost what came after step {before} of a session of attempt 1, rank 0"]
+
+
+def test_all_batches_left_in_segments_that_are_gone_are_told_by_what_is_compacted(store: Store, run: str) -> None:
+    with store.write() as conn:
+        conn.execute(sa.delete(segments))
+        reach = conn.execute(sa.select(extents.c.last_step).where(extents.c.kind == "scalars")).scalars().first()
+    assert told(store) == [f"run {run} has lost what came after step {reach} of a session of attempt 1, rank 0"]
+
+
+def test_a_session_of_which_nothing_is_left_is_told(store: Store) -> None:
+    run = run_of_all_kinds(store)
+    with store.write() as conn:
+        conn.execute(sa.delete(segments))
+    assert told(store) == [f"run {run} has lost all that it had of a session of attempt 1, rank 0"]
+
+
+def test_a_batch_that_is_not_derived_is_told_once(store: Store) -> None:
+    run = run_of_all_kinds(store)
+    with store.write() as conn:
+        conn.execute(sa.update(cursors).values(batch=7))
+        conn.execute(sa.delete(segments).where(segments.c.batch == 8))
+    assert told(store) == [f"of the 1 batches of run {run} that are not derived yet 0 are there"]
