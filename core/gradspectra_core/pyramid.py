@@ -7,7 +7,7 @@ pieces. Above level 0 numbers of float32 statistics are float32.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,9 +55,7 @@ class Level:
 
     def cut(self, keep: slice | Bool | Int64) -> Level:
         """Return the buckets at `keep` alone; what is lost is kept whole."""
-        arrays: dict[str, Any] = {
-            name: None if array is None else array[:, keep] for name, array in self._arrays().items()
-        }
+        arrays = self._each(lambda array: array[:, keep])
         return Level(self.numbers[keep], self.first[keep], lost=self.lost, **arrays)
 
     def select(self, rows: Int64) -> Level:
@@ -67,15 +65,18 @@ class Level:
             return self
         there = (rows >= 0) & (rows < count)
         place = np.where(there, rows, 0)
-        arrays: dict[str, Any] = {}
-        for name, array in self._arrays().items():
-            if array is None:
-                arrays[name] = None
-            elif there.all():
-                arrays[name] = array[place]
-            else:
-                arrays[name] = np.where(there[:, None], array[place] if count else 0, array.dtype.type(0))
-        return replace(self, **arrays)
+        if there.all():
+            return replace(self, **self._each(lambda array: array[place]))
+        return replace(
+            self,
+            **self._each(lambda array: np.where(there[:, None], array[place] if count else 0, array.dtype.type(0))),
+        )
+
+    def _each(self, change: Callable[[Numbers], Numbers]) -> dict[str, Any]:
+        """The arrays changed, by name; one that stands for several still does."""
+        own = {id(array): array for array in self._arrays().values() if array is not None}
+        changed = {key: change(array) for key, array in own.items()}
+        return {name: None if array is None else changed[id(array)] for name, array in self._arrays().items()}
 
     def _arrays(self) -> dict[str, Numbers | None]:
         return {name: getattr(self, name) for name in _ARRAYS}
@@ -186,7 +187,10 @@ def joined(levels: Sequence[Level]) -> Level:
     numbers = np.concatenate([level.numbers for level in levels])
     if not (numbers[1:] > numbers[:-1]).all():
         order = np.argsort(numbers, kind="stable")
-    arrays = {name: _beside([getattr(level, name) for level in levels], levels) for name in _ARRAYS}
+    columns = {name: [getattr(level, name) for level in levels] for name in _ARRAYS}
+    own = {tuple(map(id, column)): column for column in columns.values()}  # of single steps mean, low and high are one
+    beside = {key: _beside(column, levels) for key, column in own.items()}
+    arrays = {name: beside[tuple(map(id, column))] for name, column in columns.items()}
     lost = [level.lost for level in levels if level.lost is not None]
     arrays["lost"] = np.concatenate(lost, axis=1) if lost else None
     whole = Level(numbers, np.concatenate([level.first for level in levels]), **arrays)  # type: ignore[arg-type]

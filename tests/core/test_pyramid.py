@@ -115,6 +115,32 @@ def test_few_buckets_are_added_up_to_the_bits_that_many_are(numbers, factor: int
     assert_same_bits(*found)
 
 
+@given(st.data(), st.sampled_from([np.float32, np.float64]), st.sampled_from([2, 4, 8]), st.sampled_from([1, 1 << 15]))
+def test_the_mean_of_even_weights_has_the_bits_of_the_sum_by_parts(data, dtype: type, factor: int, most: int):
+    about = np.finfo(dtype)
+    odd = st.sampled_from([-0.0, float(about.max), float(about.smallest_subnormal)])
+    shape = data.draw(st.tuples(st.integers(1, 3), st.integers(1, 40)))
+    alike = st.just(np.full(shape, -0.0, dtype))
+    values = data.draw(hnp.arrays(dtype, shape, elements=st.floats(-1e6, 1e6, width=32) | odd) | alike)
+    first = data.draw(st.integers(8, 16))
+    level = leaves(np.arange(first, first + shape[1]), values, None, last=False)
+    found = []
+    for small in (slots._SMALL, -1):
+        with mock.patch.object(slots, "_SMALL", small), mock.patch.object(slots, "_IN_CACHE", most):
+            found.append(coarser(coarser(level, factor, level.mean.dtype), 2))
+    assert_same_bits(*found)
+
+
+def test_an_array_that_stands_for_mean_and_extremes_still_does_when_cut_chosen_from_and_joined():
+    values = np.arange(12, dtype=np.float32).reshape(2, 6)
+    whole = leaves(np.arange(6), values, None, last=True)
+    parts = whole.cut(slice(0, 3)), whole.cut(slice(3, 6))
+    for level in (*parts, joined(parts), whole.select(np.array([1])), whole.select(np.array([1, -1]))):
+        assert level.mean is level.low is level.high is level.last
+    assert joined(parts).mean.tolist() == values.tolist()
+    assert whole.select(np.array([1, -1])).mean.tolist() == [values[1].tolist(), [0.0] * 6]
+
+
 @given(recorded(), st.sampled_from([2, 4, 8]), st.booleans(), st.sampled_from([None, np.dtype(np.float32)]))
 def test_buckets_alone_in_wider_ones_are_what_adding_up_makes_of_them(numbers, factor: int, last: bool, dtype):
     steps, values, present = numbers
