@@ -34,7 +34,7 @@ from gradspectra_backend.news import AlertNews
 from gradspectra_backend.pump import Pump
 from gradspectra_backend.routes import API, OPERATION
 from gradspectra_backend.settings import Settings, load_settings
-from gradspectra_backend.short_way import ShortestWay, ShortWay
+from gradspectra_backend.short_way import ShortWay
 from gradspectra_backend.start import has_token
 
 log = logging.getLogger(__name__)
@@ -70,11 +70,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     openapi.install(app)
     app.add_middleware(ShortWay)
     app.add_middleware(RequestBounds, max_body=settings.max_body)
-    passed: set[str] = set()
-    app.add_middleware(TrustedHosts, hosts=settings.hosts, passed=passed)
+    app.state.passed_hosts = set()
+    app.add_middleware(TrustedHosts, hosts=settings.hosts, passed=app.state.passed_hosts)
     app.add_middleware(HeadAsGet)
     app.add_middleware(SecurityHeaders)
-    app.add_middleware(ShortestWay, hosts=passed)
     return app
 
 
@@ -123,7 +122,10 @@ async def _embedded(app: FastAPI, settings: Settings, store: Store, hub: Hub) ->
         hub.announce(announcement)
 
     dispatcher = InlineDispatcher(store, announce, allow_hosts=settings.alert_allow_hosts)
-    app.state.context = Context(settings, store, hub, dispatcher, announce, Meters(), news, Audience(hub), lambda: None)
+    app.state.context = Context(
+        *(settings, store, hub, dispatcher, announce, Meters(), news, Audience(hub), lambda: None),
+        hosts=app.state.passed_hosts,
+    )
     dispatcher.start()
     try:
         yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -28,7 +29,7 @@ class Context:
 
     announce: tells every process's live streams that something changed. dispatcher_problem: says what keeps new
     records from being asked to be derived, None if nothing does. workers: those that derive, None where this process
-    does so by itself.
+    does so by itself. hosts: names of this server that the check of a call before has let pass.
     """
 
     settings: Settings
@@ -43,6 +44,7 @@ class Context:
     workers: LivingWorkers | None = None
     logins: LoginLimit = field(default_factory=LoginLimit)
     clock: Callable[[], float] = field(default=time.time)
+    hosts: AbstractSet[str] = frozenset()
 
     @property
     def stores_at_once(self) -> bool:

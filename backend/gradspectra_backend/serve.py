@@ -12,6 +12,7 @@ from gradspectra_core import __version__
 from uvicorn.supervisors import Multiprocess
 
 from gradspectra_backend.app import create_app
+from gradspectra_backend.batch_protocol import BatchProtocol
 from gradspectra_backend.settings import PREFIX, Settings
 from gradspectra_backend.start import alone, bind, check_data_folder, open_once
 
@@ -51,7 +52,7 @@ def serve(settings: Settings) -> int:
 
 
 def _one(settings: Settings, listener: socket.socket) -> int:
-    server = _Server(uvicorn.Config(create_app(settings), **_options(settings)))
+    server = _Server(uvicorn.Config(create_app(settings), http=BatchProtocol, **_options(settings)))
     try:
         server.run(sockets=[listener])
     except KeyboardInterrupt:

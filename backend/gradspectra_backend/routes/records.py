@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from gradspectra_backend import schemas
-from gradspectra_backend.answers import answer, plain
+from gradspectra_backend.answers import dumps, plain
 from gradspectra_backend.auth import INGEST
 from gradspectra_backend.bodies import decoded
 from gradspectra_backend.context import Context, Shared
@@ -68,21 +68,36 @@ async def take(context: Context, run: str, body: bytes, content_type: str, encod
     """Store the batch in a body: a short one at once, where nothing has to be waited for, the others in a thread."""
     if len(body) <= SHORT and context.stores_at_once and not encoding and _at_once.open:
         with suppress(StoreBusy):
-            return _at_once.run(_store, context, run, body, content_type, encoding, context.store.write_at_once)
-    return await _lane.run(_store, context, run, body, content_type, encoding, context.store.write)
+            return _at_once.run(_answered, context, run, body, content_type, encoding, context.store.write_at_once)
+    return await _lane.run(_answered, context, run, body, content_type, encoding, context.store.write)
 
 
-def _store(context: Context, run: str, body: bytes, content_type: str, encoding: str, write: _Write) -> Response:
-    started = time.perf_counter()
-    meters = context.meters
+def take_now(context: Context, run: str, body: bytes) -> bytes | None:
+    """Store the batch in a short body in the binary form, in the event loop; returns the body of the answer.
+
+    None where nothing was stored, because it is refused or has to wait: `take` then says why, or waits.
+    """
+    if _at_once.open:
+        with suppress(Exception):  # whatever it is, it comes again there
+            return _at_once.run(_stored, context, run, body, CONTENT_TYPE, context.store.write_at_once)
+    return None
+
+
+def _answered(context: Context, run: str, body: bytes, content_type: str, encoding: str, write: _Write) -> Response:
     try:
         body = decoded(body, encoding, context.settings.max_body)
-        batch = parse(body, content_type)
-        with write() as conn:
-            done = ingest(conn, run, batch, context.clock())
+        return Response(_stored(context, run, body, content_type, write), media_type="application/json")
     except (StoreError, WireError, Problem) as error:
-        meters.batches.labels("gap" if isinstance(error, SequenceGap) else "refused").inc()
+        context.meters.batches.labels("gap" if isinstance(error, SequenceGap) else "refused").inc()
         raise
+
+
+def _stored(context: Context, run: str, body: bytes, content_type: str, write: _Write) -> bytes:
+    started = time.perf_counter()
+    meters = context.meters
+    batch = parse(body, content_type)
+    with write() as conn:
+        done = ingest(conn, run, batch, context.clock())
     meters.seconds.observe(time.perf_counter() - started)
     meters.batches.labels(done.status).inc()
     meters.bytes.inc(len(body))
@@ -90,7 +105,7 @@ def _store(context: Context, run: str, body: bytes, content_type: str, encoding:
         meters.steps.inc(len(batch.steps))
         _tell(context, run, done)
     alerts = fresh_alerts(context, run, batch.session, look=False)
-    return answer(
+    return dumps(
         {
             "status": done.status,
             "next_sequence": batch.sequence + 1,
