@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gradspectra.clipping import missing
@@ -12,6 +13,8 @@ from gradspectra.second_measuring import SecondMeasuring
 from gradspectra.spectra import Spectra
 from gradspectra.staging import decayed_away
 from gradspectra.updates import unknown_update
+
+_NUMBERED = re.compile(r"\[\d+\]$")
 
 
 def not_measured(
@@ -46,9 +49,22 @@ def not_measured(
         reasons += [second.activations.off] if second.activations.off is not None else []
         for name, seconds in sorted(second.tier.too_large.items()):
             reasons.append(f"no second tier of {name}: it would take {seconds * 1e3:.2g} ms, over 5% of a step")
-    for name, seconds in sorted(spectra.too_large.items()):
-        reasons.append(f"no spectrum of {name}: it would take {seconds * 1e3:.2g} ms, over 5% of a step")
+    reasons += too_large_in_words(spectra.too_large)
     return reasons + [f"no spectrum of {name}: it is not one matrix" for name in spectra.without]
+
+
+def too_large_in_words(spectra: Mapping[str, float]) -> list[str]:
+    """Say whose spectra take too much of a step, of experts in one tensor together. spectra: seconds, by layer."""
+    alike: dict[str, list[str]] = {}
+    for name in sorted(spectra):
+        alike.setdefault(_NUMBERED.sub("", name), []).append(name)
+    reasons = []
+    for tensor, names in alike.items():
+        what = names[0] if len(names) == 1 else f"{len(names)} blocks of {tensor}"
+        most = max(spectra[name] for name in names)
+        each = "it would take" if len(names) == 1 else "each would take up to"
+        reasons.append(f"no spectrum of {what}: {each} {most * 1e3:.2g} ms, over 5% of a step")
+    return reasons
 
 
 def _untold(optimizer: Any, second: SecondMeasuring | None) -> str | None:

@@ -32,6 +32,11 @@ INTERVAL_AT_ANY_COST = 100
 BESIDE_SECONDS = 2e-3
 """Within a budget, what takes longer on a CPU is done beside the training; to hand less over would cost as much."""
 
+LOOKS = 32
+"""Layers that are passed over in one step at most, where their spectra are too large: each look takes its time too."""
+PLANNED = 256
+"""Spectra of which, at most, what all of them cost is added up anew with each that was taken."""
+
 
 @dataclass(slots=True)
 class Candidate:
@@ -128,7 +133,7 @@ class Spectra:
         self.candidates: list[Candidate] = []
         self.too_large: dict[str, float] = {}
         self.without: list[str] = []
-        self._next = 0
+        self._next = self._learned = 0
         self._names = inventory.table.names
         for tensor in inventory.tensors:
             for index, piece in enumerate(tensor.pieces, tensor.first):
@@ -161,7 +166,7 @@ class Spectra:
         if self._fixed is not None:
             return [c for i, c in enumerate(self.candidates) if (step + i * self._fixed // count) % self._fixed == 0]
         self._threads = max(torch.get_num_threads(), 1)
-        for _ in range(count):
+        for _ in range(min(count, LOOKS)):
             candidate = self.candidates[self._next]
             cost = self._charge(candidate)
             if self._budget.too_large(cost):
@@ -244,7 +249,9 @@ class Spectra:
             ratio = seconds / max(candidate.expected * self._speed, 1e-9)
             candidate.expected *= min(max(ratio, 0.7), 1.5) ** 0.5
             self._speed *= min(max(ratio, 0.7), 1.5) ** 0.1
-        self._plan()
+        self._learned += 1
+        if self._learned % (1 + len(self.candidates) // PLANNED) == 0:
+            self._plan()
 
     def _plan(self) -> None:
         """Tell the budget what taking every spectrum once will cost."""

@@ -7,11 +7,13 @@ import math
 import pytest
 import torch
 from agent.watched_training import attention, loss_of, watched
+from gradspectra import spectra as spectra_module
 from gradspectra.budget import Budget
+from gradspectra.explain import too_large_in_words
 from gradspectra.inventory import take_inventory
 from gradspectra.layer_choice import choice_of
 from gradspectra.singular import GRAM, SVD, gram_of, singular_values_of_gram
-from gradspectra.spectra import SHORTEST_INTERVAL, Spectra
+from gradspectra.spectra import LOOKS, SHORTEST_INTERVAL, Spectra
 from gradspectra_core.records import AGGREGATES
 from gradspectra_core.spectrum import aggregates
 from torch import nn
@@ -157,6 +159,47 @@ def test_a_spectrum_longer_than_a_twentieth_of_a_step_is_skipped_and_said():
     spectra = planned(known_budget(0.1))
     assert [c.tensor.name for c in spectra.due(1)] == ["embed.weight"]
     assert spectra.too_large == {}
+
+
+def many(budget, tensors=8):
+    model = nn.ParameterDict({f"experts_{n}": torch.randn(16, 6, 5) for n in range(tensors)})
+    inventory = take_inventory({"": model}, [], choice_of(None))
+    return Spectra(inventory, None, budget), inventory
+
+
+def test_of_very_many_that_are_too_large_a_step_looks_at_a_few_in_turn():
+    spectra, _ = many(known_budget(1e-4))
+    assert [spectra.due(step) for step in (1, 2)] == [[], []]
+    assert len(spectra.candidates) == 128
+    assert len(spectra.too_large) == 2 * LOOKS
+    assert [spectra.due(step) for step in (3, 4, 5)] == [[], [], []]
+    assert len(spectra.too_large) == 128
+    spectra._budget.step_seconds = spectra._budget.savings = 1.0
+    (taken,) = spectra.due(6)
+    assert spectra.candidates.index(taken) == 5 * LOOKS % 128
+
+
+def test_blocks_of_one_tensor_that_are_too_large_are_told_together():
+    spectra, _ = many(known_budget(1e-4), 1)
+    spectra.due(1)
+    spectra.too_large |= {"alone[3]": 0.25, "experts_0[5]": 0.5, "qkv.weight[q]": 0.1, "qkv.weight[k]": 0.1}
+    assert too_large_in_words(spectra.too_large) == [
+        "no spectrum of alone[3]: it would take 2.5e+02 ms, over 5% of a step",
+        "no spectrum of 16 blocks of experts_0: each would take up to 5e+02 ms, over 5% of a step",
+        "no spectrum of qkv.weight[k]: it would take 1e+02 ms, over 5% of a step",
+        "no spectrum of qkv.weight[q]: it would take 1e+02 ms, over 5% of a step",
+    ]
+
+
+def test_what_very_many_spectra_cost_together_is_added_up_now_and_then(monkeypatch):
+    monkeypatch.setattr(spectra_module, "PLANNED", 50)
+    budget = known_budget(1.0)
+    spectra, _ = many(budget)
+    laps = []
+    for candidate in spectra.candidates[:6]:
+        spectra._learn(candidate, 10 * candidate.expected * spectra._speed)
+        laps.append(budget.lap_seconds)
+    assert laps[0] == laps[1] < laps[2] == laps[3] == laps[4] < laps[5]
 
 
 def test_no_layer_comes_more_often_than_the_shortest_interval():
