@@ -65,7 +65,7 @@ def curves(
     last = max((int(one.series.x[-1]) for one in drawn if len(one.series.x)), default=0)
     layout["xaxis"] = step_axis(theme, "step", [0, last], hoverformat=",d")
     layout["yaxis"] = axis(theme, title.lower(), type="log" if log else "linear", nticks=6)
-    note = _left_out([looks[one.run]["label"] for one in runs if one not in drawn], series, along, len(runs))
+    note = _left_out([looks[one.run]["label"] for one in runs if one not in drawn], title, along, len(runs))
     layout["meta"] = {"figure": "curves", "title": title, "note": note, "last_step": last, "runs": list(looks.values())}
     figure: Figure = {"data": [], "layout": layout}
     for one in drawn:
@@ -128,10 +128,10 @@ def _moved(traces: list[dict[str, Any]], layout: dict[str, Any], one: Compared, 
     return traces
 
 
-def _left_out(names: list[str], series: str, along: str, count: int) -> str:
+def _left_out(names: list[str], title: str, along: str, count: int) -> str:
     if not names or (len(names) == count and along == "step"):
         return ""  # nothing is drawn, and says so by itself
-    of = f"no {series.replace('_', ' ')}" + ("" if along == "step" else f", or no {along}")
+    of = f"no {title.lower()}" + ("" if along == "step" else f", or no {along}")
     return f"{of}: {', '.join(names[:3])}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 

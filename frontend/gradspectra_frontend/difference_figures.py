@@ -9,7 +9,7 @@ import numpy as np
 from gradspectra_core.views import LayerSeries
 
 from gradspectra_frontend.damage import tell_damage
-from gradspectra_frontend.heatmap import Grid, gridded, packed, row_order
+from gradspectra_frontend.heatmap import Grid, edges, gridded, packed, row_order
 from gradspectra_frontend.layer_figures import (
     NOT_FINITE,
     SIGNED,
@@ -54,6 +54,7 @@ def difference(first: LayerSeries, other: LayerSeries, theme: Theme, *, order: s
     layout["meta"]["note"] = "; ".join(note for note in notes if note)
     figure: Figure = {"data": [], "layout": layout}
     if rows and len(x):
+        layout["xaxis"]["autorangeoptions"] = edges(x)
         figure["data"] = _traces(figure, x, names, left, right, theme)
     tell_damage(figure, sorted({*first.damaged, *other.damaged}))
     return figure

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from gradspectra_frontend import layer_figures, scalar_figures, spectrum_figures, suggestion_figures
+from gradspectra_frontend import layer_figures, profile_figure, scalar_figures, spectrum_figures, suggestion_figures
 from gradspectra_frontend.damage import tell_damage
 from gradspectra_frontend.theme import Figure, theme_named
 
@@ -19,6 +19,7 @@ FIGURES: dict[str, Callable[..., Figure]] = {
     "step_time": scalar_figures.step_time,
     "layers": layer_figures.layers,
     "layer_curves": layer_figures.layer_curves,
+    "profile": profile_figure.profile,
     "effective_rank": layer_figures.effective_rank,
     "spectrum": spectrum_figures.spectrum,
     "ranks": spectrum_figures.ranks,
@@ -33,6 +34,7 @@ _NEEDS: dict[str, Needs] = {
     "step_time": ("series", ("step_seconds", "data_seconds", "agent_seconds")),
     "layers": ("layers", "grad_norm"),
     "layer_curves": ("layers", "grad_norm"),
+    "profile": ("layers", "grad_norm"),
     "effective_rank": ("layers", "effective_rank"),
     "spectrum": ("spectra",),
     "ranks": ("spectra",),

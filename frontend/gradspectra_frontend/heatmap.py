@@ -105,6 +105,15 @@ def gridded(x: Array, value: Array, nonfinite: Array, present: Array) -> Grid:
     )
 
 
+def edges(x: Array) -> dict[str, float]:
+    """Say where the cells of columns x, (N,) with N > 0, begin and end, as options of an axis.
+
+    A mark on the last column would widen the axis, and what lies beyond the cells look like missing steps.
+    """
+    half = float(x[1] - x[0]) / 2 if len(x) > 1 else 0.5
+    return {"clipmin": float(x[0]) - half, "clipmax": float(x[-1]) + half}
+
+
 def held(present: Array, x: Array) -> Array:
     """Index (L, N) of the column whose value each cell shows, −1 for none: a measurement holds until the next one.
 

@@ -10,7 +10,7 @@ import numpy as np
 from gradspectra_core.statistics import STATISTICS
 from gradspectra_core.views import Buckets, LayerSeries
 
-from gradspectra_frontend.heatmap import Grid, gridded, log_ticks, packed, row_order, short_names
+from gradspectra_frontend.heatmap import Grid, edges, gridded, log_ticks, packed, row_order, short_names
 from gradspectra_frontend.marks import MARK_AXIS, Array, Curve, curve_traces, plain, shade_alerts
 from gradspectra_frontend.theme import Figure, Theme, axis, base_layout, colour_scale, step_axis, value_ticks
 
@@ -68,11 +68,11 @@ def layers(
 ) -> Figure:
     """Heatmap layer × step of one statistic or metric, colour in log scale. Reads one layer statistic.
 
-    order: "depth" (embedding first, head last), "role" or "name". compact: leave out z where it can be told from
-    customdata, as `_compact` says. A bucket of several steps shows its largest
-    value, so a spike of one step stays visible; a measurement holds until the next of its row. Grey: missing.
-    Black: zero or negative; where a count is 0 the paper's colour. Magenta with a cross: NaN or inf in that bucket.
-    Alerts are marked at the top. Statistics that have a sign are drawn by their size.
+    order: "depth" (embedding first, head last), "role" or "name". compact: leave out z where `_told` says that it can
+    be told from customdata. A bucket of several steps shows its largest value, so a spike of one step stays visible; a
+    measurement holds until the next of its row. Grey: missing. Black: zero or negative; where a count is 0 the paper's
+    colour. Magenta with a cross: NaN or inf in that bucket. Alerts are marked at the top. Statistics that have a sign
+    are drawn by their size.
     """
     title = TITLES.get(data.statistic, plain(data.statistic.replace("_", " ")))
     rows = [row for row in row_order(data, order) if data.statistic not in SPECTRAL or data.present[row].any()]
@@ -82,8 +82,6 @@ def layers(
     finite = np.isfinite(value)
     bad = here & ((grid.nonfinite > 0) | ~finite)
     good = here & finite & (size > 0)
-    log = np.full(value.shape, np.nan, np.float32)
-    np.log10(size, out=log, where=good)
     names = [plain(data.layers[i]) for i in rows]
     figure: Figure = {"data": [], "layout": heatmap_layout(data, theme, title, name, names, rows)}
     nothing = ("none", theme.paper) if data.statistic in COUNTS else ("zero or negative", theme.zero)
@@ -91,10 +89,9 @@ def layers(
         code = np.full(value.shape, np.nan, np.float32)
         code[here & ~good] = ZERO
         code[bad] = NOT_FINITE
-        values = _values_trace(x, names, log, value, theme)
-        if compact:
-            _compact(values, value, good, signed=data.statistic in SIGNED)
+        values = _values_trace(x, names, value, size, good, theme, compact=compact)
         figure["data"] = [values, *code_traces(x, names, code, nothing, theme)]
+        figure["layout"]["xaxis"]["autorangeoptions"] = edges(x)
         mark_cells(figure, x, names, code, nothing, theme)
     shade_alerts(figure, alerts, theme, data.x)
     figure["layout"]["shapes"] = []  # shading would change the colours of the cells
@@ -203,9 +200,15 @@ def heatmap_layout(
     return layout
 
 
-def _values_trace(x: Array, names: list[str], log: Array, value: Array, theme: Theme) -> dict[str, Any]:
-    finite = log[np.isfinite(log)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (-1.0, 0.0)
+def _values_trace(
+    x: Array, names: list[str], value: Array, size: Array, drawn: Array, theme: Theme, *, compact: bool
+) -> dict[str, Any]:
+    """The cells that are `drawn`, by the size of their values; compact: without z where customdata tells it."""
+    low, high = _extremes(size, drawn)
+    with np.errstate(over="ignore"):
+        narrow = value.astype(np.float32)
+    signed = size is not value
+    told = compact and _told(narrow, drawn, signed=signed)
     if high - low < 0.05:
         low, high = low - 0.025, high + 0.025
     ticks, texts = log_ticks(low, high)
@@ -214,8 +217,8 @@ def _values_trace(x: Array, names: list[str], log: Array, value: Array, theme: T
         "name": "value",
         "x": x,
         "y": names,
-        "z": packed(log),
-        "customdata": packed(_narrow(value)),
+        **({} if told else {"z": packed(np.log10(size, out=np.full(size.shape, np.nan, np.float32), where=drawn))}),
+        "customdata": packed(narrow),
         "zmin": low,
         "zmax": high,
         "colorscale": colour_scale(),
@@ -229,23 +232,25 @@ def _values_trace(x: Array, names: list[str], log: Array, value: Array, theme: T
             "tickfont": {"size": 11, "color": theme.muted},
             "xpad": 6,
         },
+        **({"meta": "log10 of the size" if signed else "log10"} if told else {}),
     }
 
 
-def _compact(trace: dict[str, Any], value: Array, drawn: Array, *, signed: bool) -> None:
-    """Leave out z where it is log10 of each value above 0 (signed: of its size) that customdata has, NaN elsewhere.
+def _extremes(size: Array, drawn: Array) -> tuple[float, float]:
+    """log10 of the least and of the greatest of the sizes that are drawn, in float32 as z is; -1 and 0 of none."""
+    if not drawn.any():
+        return -1.0, 0.0
+    shown = size if drawn.all() else size[drawn]
+    low, high = np.log10([shown.min(), shown.max()]).astype(np.float32).tolist()
+    return low, high
+
+
+def _told(narrow: Array, drawn: Array, *, signed: bool) -> bool:
+    """Whether z is log10 of each value above 0 (signed: of its size) that customdata has, and NaN elsewhere.
 
     drawn: the cells that z has; a value that float32 cannot hold is not told from customdata.
     """
-    narrow = _narrow(value)
-    if np.array_equal(np.isfinite(narrow) & ((np.abs(narrow) if signed else narrow) > 0), drawn):
-        del trace["z"]
-        trace["meta"] = "log10 of the size" if signed else "log10"
-
-
-def _narrow(value: Array) -> Array:
-    with np.errstate(over="ignore"):
-        return value.astype(np.float32)
+    return np.array_equal(np.isfinite(narrow) & ((np.abs(narrow) if signed else narrow) > 0), drawn)
 
 
 def code_traces(
@@ -272,8 +277,9 @@ def code_traces(
 
 def mark_cells(figure: Figure, x: Array, names: list[str], code: Array, nothing: tuple[str, str], theme: Theme) -> None:
     """Legend entries for what the cells' special colours mean, and a cross on each cell that is not finite."""
-    row, column = np.nonzero(code == NOT_FINITE)
-    if len(row):
+    bad = code == NOT_FINITE
+    if bad.any():
+        row, column = np.nonzero(bad)
         few = slice(0, MARKED_CELLS)
         figure["data"].append(
             {

@@ -43,5 +43,6 @@ def on_axis(figure: Figure, axis: str, place: Callable[[Int64], Array]) -> None:
     named = layout["xaxis"]["title"] | {"text": title}
     layout["xaxis"] |= {"title": named, "tickformat": ticks, "hoverformat": hover}
     layout["xaxis"].pop("dtick", None)
+    layout["xaxis"].pop("autorangeoptions", None)  # of steps
     layout["meta"]["axis"] = axis
     layout["uirevision"] = f"{layout['uirevision']} {axis}"

@@ -46,7 +46,7 @@ def send(
 
 @pytest.mark.parametrize("axis", PLACES)
 def test_a_figure_lies_along_any_axis(caller: Caller, run: str, axis: str):
-    for name in sorted(FIGURES.keys() - {"spectrum", "suggestions"}):
+    for name in sorted(FIGURES.keys() - {"spectrum", "suggestions", "profile"}):
         own = {"layer": NAMES[0]} if name == "ranks" else {}
         plain = caller.get(f"/runs/{run}/figures/{name}", **own)
         moved = caller.get(f"/runs/{run}/figures/{name}", axis=axis, **own)

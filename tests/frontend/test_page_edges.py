@@ -65,3 +65,15 @@ def test_the_last_values_fill_their_rows(page: Page, width: int) -> None:
     assert panel is not None
     assert last is not None
     assert panel["x"] + panel["width"] - (last["x"] + last["width"]) < 2
+
+
+def test_cells_of_a_heatmap_reach_its_right_edge_though_the_last_one_is_marked(
+    page: Page, server: CannedServer
+) -> None:
+    last = synthetic.NAN_STEP + 6  # the second one measured with a NaN
+    server.begin(last=last)
+    page.goto(f"{RUN}/layers")
+    expect(figure(page, "layers")).to_have_attribute("data-state", "drawn")
+    expect(figure(page, "layers").locator(".legend")).to_contain_text("NaN or inf")
+    right = figure(page, "layers").locator(".plot").evaluate("plot => plot._fullLayout.xaxis.range[1]")
+    assert right - last < 4

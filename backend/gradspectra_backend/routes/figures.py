@@ -35,7 +35,7 @@ MOST_ALERTS = 1000
 MOST_CELLS = 400_000
 """Layers times columns of a figure, about as many as a screen shows: more would be made, sent and not be seen."""
 FEWEST_COLUMNS = 100
-WITHOUT_STEPS = ("spectrum", "suggestions")
+WITHOUT_STEPS = ("spectrum", "suggestions", "profile")
 """Figures that have no axis of steps."""
 
 
@@ -50,7 +50,7 @@ class FigureQuery(BaseModel):
     depth: str | None = Field(
         None, max_length=500, json_schema_extra=DEPTHS, description="Layers of these depths, as 0,4-7."
     )
-    step: int | None = Field(None, ge=0, le=LARGEST_STEP, description="Step to show, for the spectrum.")
+    step: int | None = Field(None, ge=0, le=LARGEST_STEP, description="Step to show, for spectrum and profile.")
     start: int | None = Field(None, ge=0, le=LARGEST_STEP)
     stop: int | None = Field(None, ge=0, le=LARGEST_STEP)
     columns: int = Field(

@@ -13,7 +13,7 @@ import { Problem } from "./parts.js";
 const same = (/** @type {any} */ figure) => figure;
 
 /** Figures that have no axis of steps. */
-const STEPLESS = ["spectrum", "suggestions", "sweep"];
+const STEPLESS = ["spectrum", "suggestions", "sweep", "profile"];
 
 const NOTHING = {
   loss: "No loss yet. It comes with watch.log(loss=…).",
@@ -23,6 +23,7 @@ const NOTHING = {
   step_time: "No step times yet.",
   layers: "Nothing of this statistic was measured in these steps.",
   layer_curves: "Nothing of this statistic was measured for this layer.",
+  profile: "Nothing of this statistic was measured in these steps.",
   effective_rank: "No spectra yet. Each layer's comes within some hundred steps.",
   spectrum: "No spectrum of this layer yet. Each layer's comes within some hundred steps.",
   ranks: "No spectrum of this layer yet.",

@@ -29,6 +29,7 @@ export function Compare({ address }) {
   const tell = useCallback((/** @type {string} */ run, /** @type {Known} */ found) => setKnown((old) => ({ ...old, [run]: found })), []);
   const there = runs.filter((run) => known[run]?.failure?.status !== 404);
   useEffect(() => void (document.title = `Compare ${runs.length} runs · gradspectra`), [runs.length]);
+  const asked = runs.every((run) => known[run]) ? there : []; // a figure with a run that is gone would be refused
   const without = (/** @type {string} */ run) => setView({ runs: runs.filter((one) => one !== run).join(",") });
   if (!runs.length) return html`<div class="page"><div class="panel pad note"><h1>Compare runs</h1><p>Choose two runs or more in the <a href="/">list of runs</a>, by the boxes at their left, then press Compare.</p></div></div>`;
   return html`
@@ -38,9 +39,9 @@ export function Compare({ address }) {
         <thead><tr><th>Run</th><th>Health</th><th>State</th><th class="right">Steps</th><th class="right">Last loss</th><th class="right">Overhead</th><th></th></tr></thead>
         <tbody>${runs.map((run) => html`<${Row} key=${run} run=${run} look=${looks.find((one) => one.run === run)} least=${leastLoss(runs, known)} onKnown=${tell} onRemove=${() => without(run)} />`)}</tbody>
       </table></section>
-      ${there.length > 0 && html`<${Curves} runs=${there} known=${known} view=${view} onLooks=${setLooks} />`}
-      ${there.length > 1 && html`<${Difference} runs=${there} known=${known} view=${view} />`}
-      ${there.length > 1 && html`<${Settings} runs=${there} known=${known} looks=${looks} every=${view.settings === "all"} />`}
+      ${asked.length > 0 && html`<${Curves} runs=${asked} known=${known} view=${view} onLooks=${setLooks} />`}
+      ${asked.length > 1 && html`<${Difference} runs=${asked} known=${known} view=${view} />`}
+      ${asked.length > 1 && html`<${Settings} runs=${asked} known=${known} looks=${looks} every=${view.settings === "all"} />`}
     </div>`;
 }
 

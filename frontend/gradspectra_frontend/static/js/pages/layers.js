@@ -5,8 +5,9 @@ import { useGet } from "../data.js";
 import { Figure } from "../figure.js";
 import { layersParams } from "../figure_calls.js";
 import { escaped, filterRows } from "../figure_view.js";
-import { html, useCallback, useState } from "../html.js";
+import { html, useCallback, useEffect, useState } from "../html.js";
 import { setView } from "../router.js";
+import { Slider } from "../slider.js";
 import { Range } from "./overview.js";
 
 export const STATISTICS = {
@@ -27,6 +28,9 @@ export function Layers({ run, view }) {
   const pick = (/** @type {any} */ point, /** @type {any} */ meta) => setView({ layer: layerAt(point, meta) ?? layer });
   const [settled, setSettled] = useState(false); // thousands of names to choose from are made when the heatmap stands
   const names = useLayerNames(settled ? run.id : null);
+  const [profile, setProfile] = useState(/** @type {any} */ (null));
+  useEffect(() => setProfile(null), [statistic]);
+  const step = view.step === undefined ? null : Number(view.step);
   return html`
     <div class="controls">
       <label>statistic <select data-control="statistic" value=${statistic} onChange=${(/** @type {any} */ e) => setView({ statistic: e.target.value })}>
@@ -38,6 +42,8 @@ export function Layers({ run, view }) {
     </div>
     <div class="figures">
       <${Figure} run=${run.id} name="layers" wide params=${{ statistic, order }} range=${range} onRange=${zoom} onPoint=${pick} onSettled=${() => setSettled(true)} change=${narrowed} note="click a row for its curve" />
+      <${Figure} run=${run.id} name="profile" wide tall params=${{ statistic, step: step ?? undefined, columns: 200 }} range=${range} onFigure=${(/** @type {any} */ figure) => setProfile(figure.layout.meta)} />
+      ${profile?.steps.length > 1 && html`<section class="panel pad wide" aria-label="Step of the profile"><${Slider} facts=${profile} step=${step} plays drawn=${profile.step} /></section>`}
       <section class="panel pad wide layer-choice">
         <label>Curves of layer <${LayerChoice} names=${names} value=${layer} onChange=${(/** @type {string} */ name) => setView({ layer: name })} /></label>
       </section>

@@ -5,6 +5,7 @@ import { Figure } from "../figure.js";
 import { number, whole } from "../format.js";
 import { html, useEffect, useState } from "../html.js";
 import { setView } from "../router.js";
+import { Slider } from "../slider.js";
 import { layerAt, LayerChoice, useLayerNames } from "./layers.js";
 
 /** @param {{run: any, view: Record<string, string>}} props */
@@ -32,23 +33,6 @@ export function Spectra({ run, view }) {
         <${Figure} run=${run.id} name="spectrum" key=${`spectrum ${layer} ${of}`} params=${{ layer, of, step: step ?? undefined, columns: 200 }} onFigure=${(/** @type {any} */ figure) => setFacts(figure.layout.meta)} />
         <${Figure} run=${run.id} name="ranks" key=${`ranks ${layer} ${of}`} params=${{ layer, of, columns: 400 }} range=${range} onRange=${zoom} />`}
       <${Figure} run=${run.id} name="effective_rank" wide params=${{ order: "depth" }} range=${range} onRange=${zoom} onPoint=${pick} note="click a row for its spectrum" />
-    </div>`;
-}
-
-/** Chooses one of the steps that have a spectrum; at its right end it follows the run. @param {{facts: any, step: number | null}} props */
-function Slider({ facts, step }) {
-  const steps = facts?.steps ?? [];
-  const last = steps.length - 1;
-  if (last < 1) return null;
-  let at = last;
-  if (step !== null) for (at = last; at > 0 && steps[at] > step; at -= 1);
-  const set = (/** @type {number} */ i) => setView({ step: i >= last ? null : steps[Math.max(0, i)] });
-  return html`
-    <div class="slider" data-steps=${steps.length}>
-      <button type="button" class="quiet" aria-label="earlier" onClick=${() => set(at - 1)} disabled=${at === 0}>◂</button>
-      <label>step <input type="range" data-control="step" min="0" max=${last} value=${at} onInput=${(/** @type {any} */ e) => set(Number(e.target.value))} aria-valuetext=${`step ${steps[at]}`} /></label>
-      <button type="button" class="quiet" aria-label="later" onClick=${() => set(at + 1)} disabled=${at === last}>▸</button>
-      <output class="num">${whole(steps[at])}${step === null && html` <span class="muted">· newest</span>`}</output>
     </div>`;
 }
 
