@@ -23,6 +23,7 @@ SERVER_COMMANDS = {
     "worker": "run a Celery worker that derives and delivers",
     "migrate": "bring the database to this version's schema",
     "token": "make, list and revoke tokens",
+    "derive": "derive a run up to its last batch, or all of it again",
     "retention": "show what of old runs is to go, or let it go now",
     "doctor": "check settings, database, Redis, free space and versions",
 }

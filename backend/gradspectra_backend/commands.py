@@ -1,4 +1,4 @@
-"""The server's commands of the `gradspectra` command line: serve, demo, worker, migrate, token, retention, doctor."""
+"""The server's commands of the `gradspectra` command line: serve, worker, migrate, token, derive, doctor and others."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ def register(subparsers: Parsers) -> None:
     migrate = _add(subparsers, "migrate", "bring the database to this version's schema", _run_migrate)
     _data_option(migrate)
     _token(subparsers)
+    _derive(subparsers)
     _retention(subparsers)
     doctor = _add(subparsers, "doctor", "check settings, database, Redis, free space and versions", _run_doctor)
     doctor.add_argument("--repair", action="store_true", help="mend in the database what needs no guessing")
@@ -205,6 +206,21 @@ def _store(options: argparse.Namespace) -> Any:
     settings = _settings(options)
     check_data_folder(settings)
     return closing(Store.open(settings.database, synchronous=settings.sqlite_synchronous))
+
+
+def _derive(subparsers: Parsers) -> None:
+    parser = _add(subparsers, "derive", "derive a run up to its last batch, or all of it again", _run_derive)
+    parser.add_argument("id", metavar="RUN", help="identity of the run")
+    parser.add_argument("--again", action="store_true", help="all of it another time, in place of what it has")
+    _data_option(parser)
+    _json_option(parser)
+
+
+def _run_derive(options: argparse.Namespace) -> int:
+    from gradspectra_backend.derive_command import run
+
+    with _store(options) as store:
+        return run(store, _settings(options), options)
 
 
 def _retention(subparsers: Parsers) -> None:

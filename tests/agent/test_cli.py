@@ -252,7 +252,7 @@ def test_without_the_server_extra_its_commands_say_what_to_install(
 ) -> None:
     missing = EntryPoint("server", "no_such_package.commands:register", cli.ENTRY_POINTS)
     monkeypatch.setattr(cli, "entry_points", lambda **_: [missing])
-    for name in ("serve", "demo", "worker", "migrate", "token", "doctor"):
+    for name in ("serve", "demo", "worker", "migrate", "token", "derive", "doctor"):
         assert cli.main([name, "--port", "1"]) == 2
         expected = f"gradspectra {name}: this needs the server extra: pip install 'gradspectra[server]'\n"
         assert capsys.readouterr().err == expected

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from gradspectra_core.layers import LayerTable
 from gradspectra_store import Store
 from gradspectra_store.block_schema import blocks, rederivations
 from gradspectra_store.errors import UnknownRun
+from gradspectra_store.missing import missing_rows
 from gradspectra_store.read import read_series
 from gradspectra_store.rederivations import HEARD_SECONDS, CannotDeriveAgain, begin_again
 from gradspectra_store.retention import Retention
@@ -173,3 +176,32 @@ def test_a_process_that_lost_the_run_changes_nothing(
 def test_a_run_that_is_not_there_is_said(store: Store, tmp_path: Path) -> None:
     with pytest.raises(UnknownRun):
         derive_again(store, "nosuchrun", tmp_path)
+
+
+@pytest.mark.parametrize("url", ["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)], indirect=True)
+def test_killed_at_any_moment_the_run_is_as_it_was_or_as_it_is_to_be(store: Store, url: str, tmp_path: Path) -> None:
+    run = derived_run(store, 1400, compacted=True)
+    before = without_batch(outcome(store, run))
+    ended, seconds = False, 0.4
+    while not ended:
+        with store.write() as conn:
+            conn.execute(sa.update(rederivations).values(heard_at=0.0))
+        script = Path(__file__).with_name("killed_deriving_again.py")
+        process = subprocess.Popen([sys.executable, script, url, run, tmp_path], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"started\n"
+        time.sleep(seconds)
+        seconds += 0.5
+        process.kill()
+        process.wait(60)
+        ended = process.stdout.read() == b"done\n"
+        process.stdout.close()
+        assert without_batch(outcome(store, run)) == before
+    with store.write() as conn:
+        conn.execute(sa.update(rederivations).values(heard_at=0.0))
+    derive_again(store, run, tmp_path)
+    assert without_batch(outcome(store, run)) == before
+    assert not list(tmp_path.glob("gradspectra-*"))
+    with store.read() as conn:
+        assert conn.execute(sa.select(sa.func.max(blocks.c.rank)).where(blocks.c.run == run)).scalar_one() == 0
+        assert missing_rows(conn) == []
