@@ -14,7 +14,7 @@ from pathlib import Path
 import redis
 from gradspectra_core import __version__
 from gradspectra_store import Store, StoreError
-from gradspectra_store.agreeing import disagreements, make_agree
+from gradspectra_store.agreeing import disagreements, make_agree, taken_for_derived
 from gradspectra_store.checking import Checked, DamagedPlace, check_blocks, check_segments
 from gradspectra_store.migrating import schema_versions
 from gradspectra_store.repairing import make_again, put_right, take_back_notes
@@ -24,6 +24,7 @@ from gradspectra_worker.ranks import rank_metrics
 from gradspectra_worker.redis_urls import for_redis
 from redis.exceptions import RedisError
 
+from gradspectra_backend.again_advice import advice, derived_damage
 from gradspectra_backend.retention_command import sentence
 from gradspectra_backend.settings import Settings, SettingsError, unknown_variables
 from gradspectra_backend.start import CannotStart, check_data_folder, database_file, has_token
@@ -131,15 +132,16 @@ def _runs(settings: Settings, repair: bool) -> Finding:
         with _store_of(settings) as store:
             if store is None:
                 return {"name": "runs", "status": "ok", "detail": "nothing to look at yet"}
-            made = 0
+            made, unsure = 0, []
             if repair:
                 with store.write() as conn:
-                    made = make_agree(conn)
+                    unsure, made = taken_for_derived(conn), make_agree(conn)
             with store.read() as conn:
                 found = disagreements(conn)
     except StoreError:
         return _bad("runs", "warning", "not checked, the database does not answer", "see what is said of it")
     mended = f"; {made} row{'s' * (made > 1)} mended" if made else ""
+    mended += f"; {advice(unsure)}" if unsure else ""
     if not found:
         return {"name": "runs", "status": "ok", "detail": f"watermarks and rows agree{mended}"}
     more = f"; and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
@@ -169,6 +171,7 @@ def _taken_back(store: Store) -> str:
         named = [f"run {one.run} attempt {one.attempt} steps {one.first_step} to {one.last_step}" for one in lasting]
         more = f" and {len(lasting) - MOST_NAMED} more" if len(lasting) > MOST_NAMED else ""
         said += f"; noise scale and alerts stay derived without {', '.join(named[:MOST_NAMED])}{more}"
+        said += f"; {advice(one.run for one in lasting)}"
     return said
 
 
@@ -199,12 +202,14 @@ def _looked_at(settings: Settings, name: str, look: Callable[[Store], tuple[Chec
             if store is None:
                 return {"name": name, "status": "ok", "detail": "nothing to look at yet"}
             checked, mended = look(store)
+            again = advice(derived_damage(store, checked.damaged))
     except StoreError:
         return _bad(name, "warning", "not checked, the database does not answer", "see what is said of it")
     read = f"{'all' if checked.all else 'the newest'} {checked.count} read"
     if not checked.damaged:
         return {"name": name, "status": "ok", "detail": f"{read}, none is damaged{mended}"}
     places = "; ".join(map(_place, checked.damaged[:MOST_NAMED]))
+    remedy += f"; {again}" if again else ""
     return _bad(name, "failed", f"{read}, {len(checked.damaged)} damaged: {places}{mended}", remedy)
 
 

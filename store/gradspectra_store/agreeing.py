@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import sqlalchemy as sa
 
 from gradspectra_store.compaction import compact_anew
@@ -52,10 +54,20 @@ def make_agree(conn: sa.Connection) -> int:
     return done
 
 
-def _brought_home(conn: sa.Connection) -> int:
+def taken_for_derived(conn: sa.Connection) -> list[str]:
+    """Return the runs of which `make_agree` would take something for derived that may not be: see derive_again."""
+    return sorted({*_without_watermark(conn), *(run for _, run in _strayed(conn))})
+
+
+def _strayed(conn: sa.Connection) -> list[Any]:
+    """Segments of runs that are gone whose session is of another, which is there: their ids, and that run."""
     alive = sa.select(runs.c.id)
     strayed = sa.select(segments.c.id, sessions.c.run).join(sessions, sessions.c.id == segments.c.session)
-    found = conn.execute(strayed.where(segments.c.run.not_in(alive), sessions.c.run.in_(alive))).all()
+    return list(conn.execute(strayed.where(segments.c.run.not_in(alive), sessions.c.run.in_(alive))).all())
+
+
+def _brought_home(conn: sa.Connection) -> int:
+    found = _strayed(conn)
     for segment, run in found:
         conn.execute(sa.update(segments).where(segments.c.id == segment).values(run=run))
         compact_anew(conn, run)

@@ -155,7 +155,8 @@ def test_the_doctor_says_what_stays_derived_without_a_segment_that_can_be_read_a
     store.close()
     found = [entry["detail"] for entry in examine(lambda: settings, repair=True) if entry["name"] == "segments"]
     without = f"noise scale and alerts stay derived without run {run['id']} attempt 1 steps 17 to 32"
-    assert [entry.partition("; ")[2] for entry in found] == [f"1 can be read again; {without}"]
+    again = f"`gradspectra derive {run['id']} --again` makes what is derived anew"
+    assert [entry.partition("; ")[2] for entry in found] == [f"1 can be read again; {without}; {again}"]
 
 
 def test_the_doctor_names_rows_that_hide_whole_numbers_and_mends_them(caller: Caller, settings: Settings):
