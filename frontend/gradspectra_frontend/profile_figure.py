@@ -18,6 +18,7 @@ from gradspectra_frontend.theme import Figure, Theme, axis, base_layout, value_t
 DASHES = ("solid", "dash", "dot")
 DEPTH_TICKS = 10
 MOST_STEPS = 1000
+_EXPERT = re.compile(r"(?<=\[)\d+(?=\]$)|(?<=experts\.)\d+(?=\.)")
 
 
 def profile(
@@ -25,10 +26,11 @@ def profile(
 ) -> Figure:
     """Value over depth at a step, one line for each kind of layer. Reads one layer statistic.
 
-    step: the last measured where None. Layers are of one kind whose names differ by their depth alone. A measurement
-    holds until the next of its layer; of a bucket of several steps it is the mean. Layers outside of the blocks
-    stand before them if they are embeddings, after them otherwise. A line's name has its MAD, the mean absolute
-    difference between neighbouring depths. `layout.meta` has the `steps` to choose from and the `step` shown.
+    step: the last measured where None. Layers are of one kind whose names differ by their depth alone, or by the
+    number of an expert: of several at one depth the line has the median. A measurement holds until the next of its
+    layer; of a bucket of several steps it is the mean. Layers outside of the blocks stand before them if they are
+    embeddings, after them otherwise. A line's name has its MAD, the mean absolute difference between neighbouring
+    depths. `layout.meta` has the `steps` to choose from and the `step` shown.
     Source of the MAD: Li et al. 2024, what happened in LLM layers when trained for fast vs. slow thinking.
     """
     title = TITLES.get(data.statistic, plain(data.statistic.replace("_", " ")))
@@ -56,9 +58,9 @@ def profile(
 
 
 def kinds(data: LayerSeries) -> list[str]:
-    """Name of each layer with * for its depth: the layers of one kind have it in common."""
+    """Name of each layer with * for its depth and an expert's number: the layers of one kind have it in common."""
     return [
-        re.sub(rf"(?<![^.]){depth}(?![^.])", "*", name, count=1) if depth >= 0 else name
+        _EXPERT.sub("*", re.sub(rf"(?<![^.]){depth}(?![^.])", "*", name, count=1)) if depth >= 0 else name
         for name, depth in zip(data.layers, data.depths, strict=True)
     ]
 
@@ -68,6 +70,12 @@ def mean_absolute_difference(depths: Array, values: Array) -> float:
     order = np.argsort(depths, kind="stable")
     finite = values[order][np.isfinite(values[order])]
     return float(np.abs(np.diff(finite)).mean()) if len(finite) > 1 else float("nan")
+
+
+def _median(values: Array) -> float:
+    """The value of (1,), else the median of the finite ones of (n,), NaN where there are none."""
+    finite = values[np.isfinite(values)] if len(values) > 1 else values
+    return float(np.median(finite)) if len(finite) else float("nan")
 
 
 def _draw(figure: Figure, data: LayerSeries, value: Array, present: Array, nonfinite: Array, theme: Theme) -> None:
@@ -86,11 +94,14 @@ def _draw(figure: Figure, data: LayerSeries, value: Array, present: Array, nonfi
     kind = np.array(kinds(data), object)
     for number, (name, label) in enumerate(_labels(kind[present], np.array(data.roles, object)[present]).items()):
         rows = np.flatnonzero((kind == name) & present)
-        rows = rows[np.argsort(place[rows], kind="stable")]
-        mad = mean_absolute_difference(place[rows], value[rows])
+        at, own = np.unique(place[rows], return_inverse=True)
+        middle = np.array([_median(value[rows[own == depth]]) for depth in range(len(at))])
+        lost = np.bincount(own, nonfinite[rows], len(at)).astype(np.int64)
+        mad = mean_absolute_difference(at, middle)
         layout["meta"]["mad"][name] = None if np.isnan(mad) else mad
-        text = plain(label) + ("" if np.isnan(mad) else f", MAD {mad:.3g}")
-        curve = Curve(text, place[rows], value[rows], value[rows], value[rows], nonfinite[rows])
+        several = f", median of {np.bincount(own).max()}" if len(rows) > len(at) else ""
+        text = plain(label) + several + ("" if np.isnan(mad) else f", MAD {mad:.3g}")
+        curve = Curve(text, at, middle, middle, middle, lost)
         colour, dash = theme.lines[number % len(theme.lines)], DASHES[number // len(theme.lines) % len(DASHES)]
         figure["data"] += curve_traces(curve, colour, theme, log=log, dash=dash, hover=".4~g")
     layout["xaxis"] |= _depth_ticks(place, last)
@@ -102,7 +113,7 @@ def _labels(kind: Array, roles: Array) -> dict[str, str]:
     role_of = dict(zip(kind.tolist(), roles.tolist(), strict=True))
     count = Counter(role_of.values())
     return {
-        name: role if count[role] == 1 and role != "other" else name.removesuffix(".weight").rpartition("*.")[2]
+        name: role if count[role] == 1 and role != "other" else name.removesuffix(".weight").split("*.", 1)[-1]
         for name, role in role_of.items()
     }
 

@@ -44,6 +44,39 @@ def test_layers_whose_names_differ_by_their_depth_alone_are_one_line() -> None:
     assert kinds(layers())[1:5] == ["h.*.q.weight", "h.*.q.weight", "h.*.q.weight", "h.*.ln1.weight"]
 
 
+MIXTURE: dict[str, tuple[str, int, list[float | None]]] = {
+    **{f"h.0.mlp.experts.down[{n}]": ("down", 0, [v]) for n, v in enumerate([1.0, 0.0, 5.0])},
+    **{f"h.1.mlp.experts.down[{n}]": ("down", 1, [v]) for n, v in enumerate([9.0, None, 7.0])},
+    **{f"h.2.mlp.experts.down[{n}]": ("down", 2, [v]) for n, v in enumerate([math.nan, math.nan, 2.0])},
+    **{f"h.3.mlp.experts.down[{n}]": ("down", 3, [v]) for n, v in enumerate([math.nan, math.inf, None])},
+    **{f"h.{n}.moe.experts.{n}.w1.weight": ("gate", n, [3.0]) for n in range(3)},
+    **{f"h.0.moe.experts.{n}.w1.weight": ("gate", 0, [4.0]) for n in range(1, 3)},
+}
+
+
+def test_experts_of_one_depth_are_one_point_their_median() -> None:
+    figure = build("profile", data=layers(MIXTURE))
+    found = lines(figure)
+    assert found["down"][:3] == [(0, 1.0), (1, 8.0), (2, 2.0)]
+    assert found["gate"] == [(0, 4.0), (1, 3.0), (2, 3.0)]
+    names = [one["name"] for one in figure["data"] if one.get("yaxis") != "y2"]
+    assert names == ["down, median of 3, MAD 6.5", "gate, median of 3, MAD 0.5"]
+    (mark,) = (one for one in figure["data"] if one.get("yaxis") == "y2")
+    assert mark["x"].tolist() == [2, 3]
+    assert set(kinds(layers(MIXTURE))) == {"h.*.mlp.experts.down[*]", "h.*.moe.experts.*.w1.weight"}
+
+
+def test_experts_whose_role_others_have_too_are_named_in_full() -> None:
+    shared = {f"h.{n}.mlp.shared.down": ("down", n, [1.0]) for n in range(2)}
+    numbered = {f"h.0.moe.experts.{n}.w2.weight": ("down", 0, [4.0]) for n in range(2)}
+    assert list(lines(build("profile", data=layers({**MIXTURE, **shared, **numbered})))) == [
+        "mlp.experts.down[*]",
+        "gate",
+        "mlp.shared.down",
+        "moe.experts.*.w2",
+    ]
+
+
 def test_what_lies_outside_of_the_blocks_stands_before_or_after_them() -> None:
     figure = build("profile", data=layers())
     assert (lines(figure)["embedding"], lines(figure)["head"]) == ([(-1, 9.0)], [(3, 5.0)])
