@@ -211,6 +211,14 @@ def test_every_number_survives_as_json() -> None:
         assert orjson.loads(text)["layout"]["meta"]["figure"] == name
 
 
+def test_a_heatmap_of_nothing_that_has_a_colour_is_drawn_with_a_scale_all_the_same() -> None:
+    data = synthetic.layers()
+    none = replace(data, mean=data.mean * 0, min=data.min * 0, max=data.max * 0, nonfinite=data.nonfinite * 0)
+    values = trace(built("layers", none), "value")
+    assert (values["zmin"], values["zmax"]) == (-1.0, 0.0)
+    assert np.isnan(matrix(values["z"])).all()
+
+
 @pytest.mark.parametrize("statistic", ["grad_norm", "grad_dot_weight"])
 def test_a_compact_heatmap_lacks_the_colours_alone_that_follow_from_its_values(statistic: str) -> None:
     data = replace(synthetic.layers(), statistic=statistic)
