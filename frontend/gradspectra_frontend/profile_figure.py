@@ -73,8 +73,8 @@ def mean_absolute_difference(depths: Array, values: Array) -> float:
 
 
 def _median(values: Array) -> float:
-    """The value of (1,), else the median of the finite ones of (n,), NaN where there are none."""
-    finite = values[np.isfinite(values)] if len(values) > 1 else values
+    """Median of the finite ones of (n,), NaN where there are none."""
+    finite = values[np.isfinite(values)]
     return float(np.median(finite)) if len(finite) else float("nan")
 
 

@@ -38,7 +38,9 @@ def lines(figure: dict[str, Any]) -> dict[str, list[tuple[int, float]]]:
 
 
 def test_layers_whose_names_differ_by_their_depth_alone_are_one_line() -> None:
-    found = lines(build("profile", data=layers(), step=10))
+    figure = build("profile", data=layers(), step=10)
+    found = lines(figure)
+    assert figure["data"][1]["name"] == "q, MAD 1.5"
     assert found["q"] == [(0, 1.0), (1, 3.0), (2, 2.0)]
     assert (found["ln1"], found["ln2"]) == ([(0, 1.0)], [(0, 2.0)])
     assert kinds(layers())[1:5] == ["h.*.q.weight", "h.*.q.weight", "h.*.q.weight", "h.*.ln1.weight"]
@@ -47,7 +49,7 @@ def test_layers_whose_names_differ_by_their_depth_alone_are_one_line() -> None:
 MIXTURE: dict[str, tuple[str, int, list[float | None]]] = {
     **{f"h.0.mlp.experts.down[{n}]": ("down", 0, [v]) for n, v in enumerate([1.0, 0.0, 5.0])},
     **{f"h.1.mlp.experts.down[{n}]": ("down", 1, [v]) for n, v in enumerate([9.0, None, 7.0])},
-    **{f"h.2.mlp.experts.down[{n}]": ("down", 2, [v]) for n, v in enumerate([math.nan, math.nan, 2.0])},
+    **{f"h.2.mlp.experts.down[{n}]": ("down", 2, [v]) for n, v in enumerate([math.nan, math.inf, 2.0])},
     **{f"h.3.mlp.experts.down[{n}]": ("down", 3, [v]) for n, v in enumerate([math.nan, math.inf, None])},
     **{f"h.{n}.moe.experts.{n}.w1.weight": ("gate", n, [3.0]) for n in range(3)},
     **{f"h.0.moe.experts.{n}.w1.weight": ("gate", 0, [4.0]) for n in range(1, 3)},
