@@ -61,7 +61,7 @@ def curves(
     lines = {one.run: Curve.of(looks[one.run]["label"], one.series.x, one.series.series[series]) for one in drawn}
     log = log_axis(list(lines.values()), scale)
     title = TITLES.get(series, plain(series.replace("_", " ")))
-    layout = base_layout(theme, title, f"curves {series}")
+    layout = base_layout(theme, title, f"curves {series} {along}")
     last = max((int(one.series.x[-1]) for one in drawn if len(one.series.x)), default=0)
     layout["xaxis"] = step_axis(theme, "step", [0, last], hoverformat=",d")
     layout["yaxis"] = axis(theme, title.lower(), type="log" if log else "linear", nticks=6)
@@ -124,7 +124,6 @@ def _moved(traces: list[dict[str, Any]], layout: dict[str, Any], one: Compared, 
     if along != "step":
         part = {"data": traces, "layout": layout | {"shapes": []}}
         on_axis(part, along, lambda steps: np.interp(steps, one.series.x, one.x))
-        layout["meta"]["axis"] = along
     return traces
 
 

@@ -209,9 +209,10 @@ def shade_alerts(figure: Figure, alerts: Sequence[Mapping[str, Any]], theme: The
     """Shade the episodes of alerts in a figure over steps, and mark where each opened (with its message on hover).
 
     x: (N,) steps of the figure's data: what lies outside of them is left out, so that it does not widen the axis. An
-    alert that is still open is shaded up to its last step. Of more than MAX_SHADES the newest are drawn.
+    alert that is still open is shaded to their end: its last step is the last one that told something new. Of more
+    than MAX_SHADES the newest are drawn.
     """
-    inside = [alert for alert in alerts if len(x) and alert["opened_step"] <= x[-1] and _last_step(alert) >= x[0]]
+    inside = [alert for alert in alerts if len(x) and alert["opened_step"] <= x[-1] and _last_step(alert, x) >= x[0]]
     shown = sorted(inside, key=lambda alert: int(alert["opened_step"]))[-MAX_SHADES:]
     if not shown:
         return
@@ -223,7 +224,7 @@ def shade_alerts(figure: Figure, alerts: Sequence[Mapping[str, Any]], theme: The
                 "layer": "below",
                 "yref": "paper",
                 "x0": max(int(alert["opened_step"]), int(x[0])),
-                "x1": min(_last_step(alert), int(x[-1])),
+                "x1": min(_last_step(alert, x), int(x[-1])),
                 "y0": 0,
                 "y1": 1,
                 "fillcolor": faded(colour, 0.16),
@@ -257,8 +258,9 @@ def plain(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _last_step(alert: Mapping[str, Any]) -> int:
-    last = alert.get("closed_step") or alert.get("last_step") or 0
+def _last_step(alert: Mapping[str, Any], x: Array) -> int:
+    going_on = alert.get("closed_step") is None and alert.get("state") in ("open", "acknowledged")
+    last = x[-1] if going_on else alert.get("closed_step") or alert.get("last_step") or 0
     return max(int(last), int(alert["opened_step"]))
 
 

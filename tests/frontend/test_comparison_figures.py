@@ -48,7 +48,9 @@ def test_runs_lie_where_their_own_steps_lie_on_the_axis() -> None:
     some = [run("a", [3.0, 2.0], x=np.array([10.0, 20.0])), run("b", [3.0, math.nan, 2.0], x=np.array([100, 200, 400]))]
     figure = curves(some, "loss", LIGHT, along="tokens")
     assert [list(raw(figure, one)["x"]) for one in "ab"] == [[10, 20], [100, 200, 400]]
-    assert figure["layout"]["xaxis"]["title"]["text"] == "tokens"
+    assert (figure["layout"]["xaxis"]["title"]["text"], figure["layout"]["meta"]["axis"]) == ("tokens", "tokens")
+    by_step = curves(some, "loss", LIGHT)
+    assert by_step["layout"]["uirevision"] != figure["layout"]["uirevision"], "a zoom of one axis is none of the other"
     lost = next(one for one in figure["data"] if one.get("yaxis") == "y2")
     assert (lost["legendgroup"], list(lost["x"]), list(lost["text"])) == ("b", [200], ["NaN"])
 

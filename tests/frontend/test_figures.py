@@ -173,11 +173,29 @@ def test_smoothing_is_an_unbiased_moving_average() -> None:
 def test_alerts_are_shaded_over_their_episode_and_marked_where_they_opened() -> None:
     figure = built("loss")
     spike = next(one for one in figure["layout"]["shapes"] if one["x0"] == synthetic.SPIKE)
-    assert spike["x1"] == synthetic.SPIKE + 41
+    assert spike["x1"] == synthetic.SPIKE + 41, "it has closed, though its state says only that somebody has seen it"
+    lost = next(one for one in figure["layout"]["shapes"] if one["x0"] == synthetic.NAN_STEP)
+    assert lost["x1"] == 1200, "it is still open, and has told nothing new since it opened"
     marks = next(one for one in figure["data"] if one.get("meta") == "alerts")
     assert marks["x"] == [304, synthetic.SPIKE, synthetic.NAN_STEP]
     assert marks["marker"]["color"][2] == LIGHT.severity["critical"]
     assert marks["customdata"][1] == synthetic.alerts()[1]["id"]
+
+
+def test_an_alert_that_somebody_has_closed_is_shaded_up_to_what_it_told() -> None:
+    alert = synthetic.alerts()[0] | {"state": "closed", "last_step": synthetic.NAN_STEP + 5}
+    (shape,) = build("loss", data=MADE["series"], alerts=[alert])["layout"]["shapes"]
+    assert shape["x1"] == synthetic.NAN_STEP + 5
+
+
+def test_an_open_alert_is_shaded_in_every_later_range() -> None:
+    late = synthetic.series(1200)
+    keep = late.x > synthetic.NAN_STEP + 100
+    names = ("mean", "min", "max", "last", "nonfinite", "present")
+    rows = {name: Buckets(*(getattr(row, one)[keep] for one in names)) for name, row in late.series.items()}
+    figure = build("loss", data=Series("step", late.x[keep], rows), alerts=synthetic.alerts()[:1])
+    (shape,) = figure["layout"]["shapes"]
+    assert (shape["x0"], shape["x1"]) == (synthetic.NAN_STEP + 101, 1200)
 
 
 def test_markup_in_names_and_messages_is_shown_as_text() -> None:
