@@ -30,7 +30,7 @@ class LayerChoice:
     def __init__(
         self,
         layers: Annotated[
-            str | None, Query(max_length=200_000, description="Names separated by commas; all if left out.")
+            str | None, Query(max_length=60_000, description="Names separated by commas; all if left out.")
         ] = None,
         pattern: Annotated[
             str | None,

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
+import httpx2
 import pytest
 from backend.callers import API, Caller
+from backend.servers import serving
 from backend.test_openapi import real_run
 from fastapi.testclient import TestClient
 from gradspectra_backend.app import create_app
@@ -170,3 +173,16 @@ def test_depths_may_have_spaces_between_and_none_are_all(settings: Settings):
         everything = caller.get(f"/runs/{run}/layers/grad_norm")
         assert caller.get(f"/runs/{run}/layers/grad_norm", depth="") == everything
         assert caller.get(f"/runs/{run}/layers/grad_norm", depth="0, 1-900000") == everything
+
+
+def test_the_longest_list_of_layers_that_is_documented_comes_to_the_call(tmp_path: Path):
+    with serving(tmp_path) as server, httpx2.Client(base_url=server.url, trust_env=False, timeout=60) as client:
+        run = Caller(client).start()["id"]
+        address = f"{API}/runs/{run}/layers/grad_norm"
+        longest = client.get("/openapi.json").json()["paths"][f"{API}/runs/{{run}}/layers/{{statistic}}"]["get"]
+        (limit,) = (one["schema"] for one in longest["parameters"] if one["name"] == "layers")
+        length = next(one["maxLength"] for one in limit["anyOf"] if "maxLength" in one)
+        answer = client.get(address, params={"layers": "a" * length})
+        assert (answer.status_code, answer.json()["type"]) == (404, "/problems/unknown-layer")
+        answer = client.get(address, params={"layers": "a" * (length + 1)})
+        assert answer.json()["detail"] == f"layers: must have at most {length} characters, got {length + 1}"
