@@ -5,9 +5,10 @@ python benchmarks/storage.py [--parts reading layers forms peers server] [--laye
 reading: runs of several lengths, and layers: of several widths, written as blocks directly by the functions that
 compaction uses, and read with the memory settings of a server. Where their numbers would be too many (--most-values),
 all but the newest 65,536 steps or fewer have layer numbers at every 2nd, 4th, 8th … step alone: the levels of the
-pyramid that an answer reads are the same. forms: what it takes to write an answer in each form. peers: the same
-numbers taken in and read back by this and by what other trackers are installed (peers.py). server: the memory of a
-real server under ingest and questions. Prints one JSON object.
+pyramid that an answer reads are the same. Buckets of 2, 4, 16 and 32 steps, as those of 3,900 and 31,900 steps at 1,000
+columns, are made of narrower ones when they are read, and cost the most. forms: what it takes to write an answer in
+each form. peers: the same numbers taken in and read back by this and by what other trackers are installed (peers.py).
+server: the memory of a real server under ingest and questions. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,10 +31,13 @@ from typing import Any
 import numpy as np
 import peers
 import sqlalchemy as sa
-from gradspectra_backend.forms import FORMS, answer_layers
+from gradspectra_backend.answers import dumps
+from gradspectra_backend.forms import FORMS, answer_layers, unchanged_or
 from gradspectra_backend.memory import give_back_freed
+from gradspectra_backend.routes.figures import FEWEST_COLUMNS, MOST_CELLS
 from gradspectra_core.blocks import Recorded
 from gradspectra_core.layers import Layer, LayerTable
+from gradspectra_frontend.figures import build
 from gradspectra_store import Store
 from gradspectra_store.block_rows import Source
 from gradspectra_store.block_schema import blocks
@@ -148,10 +153,13 @@ class Decoded(SegmentCache):
         return None if isinstance(key, tuple) and key[0] == "layers" else super().get(key)
 
 
-def timed(store: Store, repeat: int, question: Callable[[sa.Connection], Any]) -> dict[str, float]:
+def timed(
+    store: Store, repeat: int, question: Callable[[sa.Connection], Any], drawn: int | None = None
+) -> dict[str, float]:
     """Medians in milliseconds, on the clock and of CPU, which are alike on a machine that does nothing else.
 
     cold: nothing is kept of what was read before; warm: what was decoded is; again: the same question was asked before.
+    drawn: cells, to give nanoseconds of CPU for each.
     """
     kinds = {"cold": None, "warm": Decoded(), "again": SegmentCache()}
     taken: dict[str, list[float]] = {f"{name}_{kind}": [] for name in kinds for kind in ("ms", "cpu_ms")}
@@ -164,7 +172,10 @@ def timed(store: Store, repeat: int, question: Callable[[sa.Connection], Any]) -
                 question(conn)
                 taken[f"{name}_ms"].append((time.perf_counter() - begin[0]) * 1e3)
                 taken[f"{name}_cpu_ms"].append((time.thread_time() - begin[1]) * 1e3)
-    return {name: round(statistics.median(values), 2) for name, values in taken.items()}
+    found = {name: round(statistics.median(values), 2) for name, values in taken.items()}
+    if drawn is not None:
+        found |= {f"{kind}_ns_a_cell": round(found[f"{kind}_cpu_ms"] * 1e6 / drawn, 1) for kind in kinds}
+    return found
 
 
 def of_length(store: Store, steps: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -199,6 +210,7 @@ def main() -> None:
     parser.add_argument("--most-values", type=int, default=25_000_000)
     parser.add_argument("--lengths", type=int, nargs="+", default=[1000, 100_000, 156_250, 10_000_000])
     parser.add_argument("--widths", type=int, nargs="+", default=[20, 200, 2000], help="layers, for --parts layers")
+    parser.add_argument("--width-lengths", type=int, nargs="+", default=[1000, 3900, 31_900, 100_000])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--repeat", type=int, default=15)
     parser.add_argument("--peer-steps", type=int, default=50, help="steps that the slower peers are given")
@@ -229,20 +241,41 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def of_width(layers: int, options: argparse.Namespace) -> dict[str, Any]:
-    """The heatmap of runs of 1,000 and 100,000 steps, with nanoseconds of CPU per drawn cell."""
+    """The heatmap of runs of several lengths, its numbers alone and as the page asks for it, the answer written.
+
+    Each with nanoseconds of CPU per cell of what is drawn.
+    """
     found = {}
-    for steps in (1000, 100_000):
-        own = argparse.Namespace(**vars(options) | {"layers": layers})
+    page = min(1000, max(MOST_CELLS // layers, FEWEST_COLUMNS))
+    for steps in options.width_lengths:
+        every = 1
+        while steps * layers > options.most_values * every:
+            every *= 2
         with fresh_store() as store:
-            whole = of_length(store, steps, own)["heatmap_whole"]
-            with store.read() as conn:
-                (run,) = conn.execute(sa.select(runs.c.id)).scalars()
-                cells = read_layers(conn, run, "grad_norm", columns=1000).mean.size
-        per_cell = {
-            f"{kind}_ns_a_cell": round(whole[f"{kind}_cpu_ms"] * 1e6 / cells, 1) for kind in ("cold", "warm", "again")
-        }
-        found[f"{steps} steps"] = whole | per_cell
+            run = filled(store, steps, layers, 1, every)
+            questions: dict[str, Callable[[sa.Connection], Any]] = {
+                "values": partial(read_layers, run=run, statistic="grad_norm", columns=1000),
+                "page": partial(figure_answer, run=run, columns=page),
+            }
+            found[f"{steps} steps"] = {
+                name: timed(store, options.repeat, question, cells(store, run, columns))
+                for (name, question), columns in zip(questions.items(), (1000, page), strict=True)
+            }
     return found
+
+
+def cells(store: Store, run: str, columns: int) -> int:
+    """How many cells a heatmap has."""
+    with store.read() as conn:
+        return read_layers(conn, run, "grad_norm", columns=columns).mean.size
+
+
+def figure_answer(conn: sa.Connection, run: str, columns: int) -> int:
+    """Answer with a heatmap as the page asks for it; its bytes."""
+    data = read_layers(conn, run, "grad_norm", columns=columns)
+    figure = build("layers", data=data, alerts=[], theme="light", damaged=(), compact=True)
+    request = Request({"type": "http", "method": "GET", "path": "/", "headers": []})
+    return len(unchanged_or(request, dumps(figure), FORMS[0]).body)
 
 
 def in_forms(options: argparse.Namespace) -> dict[str, Any]:
