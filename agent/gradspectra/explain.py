@@ -14,6 +14,7 @@ from gradspectra.spectra import Spectra
 from gradspectra.staging import decayed_away
 from gradspectra.updates import unknown_update
 
+FEW = 3
 _NUMBERED = re.compile(r"\[\d+\]$")
 
 
@@ -50,7 +51,14 @@ def not_measured(
         for name, seconds in sorted(second.tier.too_large.items()):
             reasons.append(f"no second tier of {name}: it would take {seconds * 1e3:.2g} ms, over 5% of a step")
     reasons += too_large_in_words(spectra.too_large)
-    return reasons + [f"no spectrum of {name}: it is not one matrix" for name in spectra.without]
+    return reasons + not_one_matrix(spectra.without)
+
+
+def not_one_matrix(names: Sequence[str]) -> list[str]:
+    """Say which layers have no spectrum since they are no matrices, of more than FEW in one sentence."""
+    if len(names) > FEW:
+        return [f"no spectrum of {names[0]} and {len(names) - 1} more: they are not one matrix each"]
+    return [f"no spectrum of {name}: it is not one matrix" for name in names]
 
 
 def too_large_in_words(spectra: Mapping[str, float]) -> list[str]:

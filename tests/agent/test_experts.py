@@ -192,6 +192,18 @@ def test_experts_are_told_apart_where_what_is_chosen_leaves_room(chosen, kept):
     assert set(OF_EXPERTS) < set(kept()[0].table.names)
 
 
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("tensors", [3, 4])
+def test_many_that_stay_together_are_said_in_one_sentence(tensors, kept):
+    model = nn.ParameterDict({f"experts_{n}": torch.randn(9, 3, 4) for n in range(tensors)})
+    with watched(model, torch.optim.SGD(model.parameters(), lr=0.1), spectra=1) as watch:
+        said = watch.status()["not_measured"]
+    assert kept() == []
+    each = [f"no spectrum of experts_{n}: it is not one matrix" for n in range(3)]
+    more = ["no spectrum of experts_0 and 3 more: they are not one matrix each"]
+    assert [reason for reason in said if "no spectrum of" in reason] == (each if tensors == 3 else more)
+
+
 def test_a_run_may_have_just_as_many_layers_with_its_experts(kept, monkeypatch):
     monkeypatch.setattr(chosen_blocks_module, "MOST_WITH_EXPERTS", 19)
     model = mixture()
