@@ -23,7 +23,16 @@ from gradspectra_store.errors import UnknownRun
 from gradspectra_store.rederivations import DONE, CannotDeriveAgain, end_again, still_mine
 from gradspectra_store.retention_schema import retired
 from gradspectra_store.runs import lock_run
-from gradspectra_store.schema import alerts, cursors, derive_states, derived_segments, names, runs, suggestions
+from gradspectra_store.schema import (
+    JsonText,
+    alerts,
+    cursors,
+    derive_states,
+    derived_segments,
+    names,
+    runs,
+    suggestions,
+)
 
 BESIDE = 1
 """The rank under which derived blocks lie that are not those of the run, not yet or not any more."""
@@ -187,5 +196,11 @@ def _swapped(conn: sa.Connection, own: sa.Connection, run: str, cursor: Cursor) 
 
 
 def _copied(conn: sa.Connection, own: sa.Connection, table: sa.Table, *where: sa.ColumnElement[bool]) -> None:
-    for rows in own.execute(sa.select(table).where(*where)).mappings().partitions(_AT_ONCE):
-        conn.execute(insert_into(conn, table).on_conflict_do_nothing(), [dict(row) for row in rows])
+    """Copy rows as they are: JSON as the text that it is."""
+    text = [name for name, column in table.c.items() if isinstance(column.type, JsonText)]
+    columns = [
+        sa.type_coerce(column, sa.Text).label(column.name) if column.name in text else column for column in table.c
+    ]
+    insert = insert_into(conn, table).values({name: sa.bindparam(name, type_=sa.Text) for name in text})
+    for rows in own.execute(sa.select(*columns).where(*where)).mappings().partitions(_AT_ONCE):
+        conn.execute(insert.on_conflict_do_nothing(), [dict(row) for row in rows])
