@@ -36,13 +36,20 @@ class Backward:
 
     A gradient that a pass has brought and that the next pass does not find any more was dropped (zero_grad after a
     batch that is not to count), or was taken for something else than the step.
+
+    models: whose outputs are followed too once a pass comes to parameters by passes within it alone (reentrant
+    checkpointing of blocks that have all of the trainable ones), so that nothing shows where it begins.
     """
 
-    def __init__(self, guard: Guard) -> None:
+    def __init__(self, guard: Guard, models: Sequence[nn.Module] = ()) -> None:
         self.passes = 0
         self.dropped = 0
         """How often since the last step the gradients of all passes before were dropped."""
+        self.unclear = False
+        """Whether a pass since the last step was seen by one within it alone: there may have been more."""
         self._guard = guard
+        self._models = models
+        self._outputs_followed = self._unchecked = False
         self._task = getattr(torch._C, "_current_graph_task_id", None)
         self._last = self._counted = -1
         self._by_parameters = False
@@ -68,6 +75,7 @@ class Backward:
     def follow_outputs(self, models: Sequence[nn.Module]) -> None:
         """Count by the models' outputs, where the nodes of parameters never run: those of sharded ones."""
         roots = {id(model) for model in models}
+        self._outputs_followed = True
 
         def hook(module: nn.Module, _: Any, output: Any) -> None:
             if id(module) in roots and torch.is_grad_enabled():
@@ -87,12 +95,14 @@ class Backward:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._outputs_followed = False
 
     def _hook(self, parameter: Tensor | None) -> Callable[[Any], None]:
         """A hook on a parameter, or on the node that an output comes from."""
 
         def hook(gradient: Any) -> None:
-            if (self._task is None or self._task() != self._last) and not capturing():
+            new = self._task is None or self._unchecked or self._task() != self._last
+            if new and not capturing():
                 self._guard.run("backward", self._comes, parameter, gradient is not None)
 
         return unserializable_hook(hook)  # type: ignore[no-any-return, no-untyped-call]
@@ -100,7 +110,7 @@ class Backward:
     def _comes(self, parameter: Tensor | None, brings: bool) -> None:
         """A pass has come to a parameter, or to an output. brings: whether with a gradient."""
         if parameter is None or _adds(parameter):
-            self.saw(parameter if brings else None)
+            self.saw(parameter if brings else None, parameter is None)
 
     @property
     def counted(self) -> bool:
@@ -112,21 +122,41 @@ class Backward:
         """Whether to follow every parameter may show passes that are not seen yet."""
         return self.counted and not self._fruitless
 
-    def saw(self, parameter: Tensor | None = None) -> int:
+    def saw(self, parameter: Tensor | None = None, output: bool = False) -> int:
         """A node of the pass that runs now was reached. Returns the number of the pass, from 1.
 
-        parameter: the one whose `.grad` the node is about to add to; None where that is not known.
+        parameter: the one whose `.grad` the node is about to add to; None where that is not known. output: the node is
+        that of a model's output.
         """
         task = torch._C._current_graph_task_id()
         if task != self._last:
             self._last = task
-            if task != self._counted and not _within_another():  # else it goes on after one within it
-                self._counted = task
-                self._begins(parameter)
+            if task != self._counted:  # else it goes on after one within it
+                self._comes_anew(task, parameter, output)
+        if self._unchecked and parameter is not None:
+            self._unchecked = False
+            self.passes -= 1
+            self._begins(parameter)
         return max(self.passes, 1)
 
+    def _comes_anew(self, task: int, parameter: Tensor | None, output: bool) -> None:
+        """A pass is seen that was not counted: one that begins, one within it, or one that such have shown before."""
+        if _within_another():
+            if not self.passes:
+                self.unclear = True
+                self._begins(parameter)
+                if not self._outputs_followed:
+                    self.follow_outputs(self._models)
+            return
+        self._counted = task
+        if self.unclear and not output and self.passes == 1:
+            self.unclear = False
+            return
+        self._unchecked = output and self._by_parameters
+        self._begins(parameter)
+
     def _begins(self, parameter: Tensor | None) -> None:
-        """Count a pass that has just come to its first parameter."""
+        """Count a pass that has just begun, or come to its first parameter."""
         self._fruitless = False
         if parameter is not None and self._by_parameters:
             if parameter.grad is None and id(parameter) in self._reached:
@@ -139,6 +169,7 @@ class Backward:
         self.passes = 0
         self._reached.clear()
         self.dropped += 1
+        self.unclear = False
         if self.dropped == MANY_DROPPED and not self._warned:
             self._warned = True
             log.warning(
@@ -151,6 +182,7 @@ class Backward:
     def end(self) -> int:
         """A step ends: count anew. Returns how many passes there were."""
         passes, self.passes, self.dropped = self.passes, 0, 0
+        self.unclear = self._unchecked = False
         self._reached.clear()
         return passes
 

@@ -39,6 +39,17 @@ class Clip:
     limit: float
     euclidean: bool
 
+    def coefficient(self, total: float) -> float:
+        """What the gradients are multiplied by. total: the divisor as a number; NaN gives NaN.
+
+        As torch computes it: in the type of the divisor, which in bfloat16 makes it another one by up to 0.4%.
+        """
+        if math.isnan(total):
+            return math.nan
+        if self.divisor.dtype.itemsize < torch.float32.itemsize:
+            return min(1.0, float(self.limit / (torch.tensor(total, dtype=self.divisor.dtype) + 1e-6)))
+        return min(1.0, self.limit / (total + 1e-6))
+
 
 class Clipped(NamedTuple):
     """A clipping. gradient: that of one of the parameters, a small one; parameters: identities of all.
@@ -98,7 +109,7 @@ class StepClips:
 
     def coefficient(self, totals: list[float]) -> float | None:
         """What all parameters' gradients were multiplied by; of several clips the smallest; None without one."""
-        factors = [_coefficient(total, clip.limit) for clip, total in zip(self.clips, totals, strict=True)]
+        factors = [clip.coefficient(total) for clip, total in zip(self.clips, totals, strict=True)]
         return min(factors, default=None)
 
     def factors(self, inventory: Inventory, totals: list[float], after: bool = False) -> Float64:
@@ -109,7 +120,7 @@ class StepClips:
         factors = np.ones(len(inventory.table))
         early = {one: seen for one, seen in self.early.items() if one in self.spoiled or not after}
         for at, (clip, total) in enumerate(zip(self.clips, totals, strict=True)):
-            coefficient = _coefficient(total, clip.limit)
+            coefficient = clip.coefficient(total)
             missed = {one for one, seen in early.items() if seen <= at}
             if not missed and clip.parameters >= inventory.parameters:
                 factors *= coefficient
@@ -120,11 +131,6 @@ class StepClips:
         if after or not any(map(math.isnan, totals)):
             return factors
         return np.where(np.isnan(factors), 1.0, factors)
-
-
-def _coefficient(total: float, limit: float) -> float:
-    """As torch computes it."""
-    return min(1.0, limit / (total + 1e-6)) if not math.isnan(total) else math.nan
 
 
 class ClippingSeen:

@@ -51,7 +51,7 @@ class Measuring:
         ranks: int,
         group: Any = None,
     ) -> None:
-        self.backward = Backward(guard)
+        self.backward = Backward(guard, list(models.values()))
         self.clock = DeviceClock()
         self._models, self._optimizers = models, optimizers
         self._options = options

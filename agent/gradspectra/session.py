@@ -189,7 +189,7 @@ class Session:
     def _note_passes(self) -> None:
         """Backward passes between the steps of two optimizers are not parts of one batch (two models in turn)."""
         backward = self.measuring.backward
-        self.open.parts_unclear |= bool(self._stepped) and backward.passes != self._passes_seen
+        self.open.parts_unclear |= backward.unclear or (bool(self._stepped) and backward.passes != self._passes_seen)
         self._passes_seen, self._drops_seen = backward.passes, backward.dropped
 
     def stepped(self, index: int, skipped: bool = False) -> None:

@@ -316,3 +316,24 @@ def test_where_a_clip_was_seen_or_a_norm_logged_at_any_step_it_is_known(clip, at
 
 def test_after_a_clip_that_comes_late_it_is_known(kept):
     assert said_of_clipping(kept, lambda p: by_name_norm(p, 1.0), {102})[1] is False
+
+
+@pytest.mark.parametrize("kind", [2.0, math.inf])
+def test_a_clip_of_bfloat16_gradients_is_undone_by_the_coefficient_that_torch_used(kind, kept):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(40, 60), torch.nn.Tanh(), torch.nn.Linear(60, 30)).to(torch.bfloat16)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    expected = []
+    with watched(model, optimizer):
+        for step in range(8):
+            x = torch.randn(9, 40, generator=torch.Generator().manual_seed(step)).to(torch.bfloat16)
+            (37 * model(x).float().square().mean()).backward()
+            gradients = {name: p.grad.double().numpy() for name, p in model.named_parameters()}
+            expected.append(squares(gradients))
+            clip_grad_norm_(model.parameters(), 0.3, norm_type=kind)
+            optimizer.step()
+            optimizer.zero_grad()
+    for record, squared in zip(kept(), expected, strict=True):
+        found = column(record, "grad_sq")
+        assert found["0.weight"] == pytest.approx(squared["0.weight"], rel=1e-3)
+        assert found["2.weight"] == pytest.approx(squared["2.weight"], rel=1e-3)
