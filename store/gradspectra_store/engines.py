@@ -14,8 +14,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from gradspectra_store.errors import BadRequest, StoreFull, StoreUnavailable
 
 SYNCHRONOUS = ("NORMAL", "FULL")
-PAGE_BYTES = 16_384  # of new files: a batch of layer numbers is one long value, written in a third of the time of 4 KiB
-WAL_BOUND_PAGES = 8_192  # 128 MiB: past it a commit checkpoints by itself, should nobody call Store.checkpoint
+PAGE_BYTES = 8_192  # of new files: a batch of one step changes about eight pages, and the log takes them whole
+WAL_BOUND = 128 * 2**20  # bytes: past it a commit checkpoints by itself, should nobody call Store.checkpoint
 CACHE_KIB = 4_096  # of pages in each connection, of which eight are kept: with 16 MiB reads are hardly quicker
 BUSY_MILLISECONDS = 30_000  # that a writer waits for another process
 _PRAGMAS = (
@@ -25,7 +25,6 @@ _PRAGMAS = (
     "temp_store=MEMORY",
     f"cache_size=-{CACHE_KIB}",
     "mmap_size=0",  # a mapping counts as memory of the process once for each connection, and ends at every commit
-    f"wal_autocheckpoint={WAL_BOUND_PAGES}",
     "journal_size_limit=67108864",
 )
 _FULL_STATE = "53100"  # PostgreSQL's disk_full
@@ -67,6 +66,8 @@ def _sqlite(url: sa.URL, synchronous: str, foreign_keys: bool) -> sa.Engine:
     def _connect(dbapi: Any, _record: Any) -> None:
         dbapi.isolation_level = None  # the driver must not begin transactions: "begin" below does
         set_up_sqlite(dbapi, pragmas)
+        (page,) = dbapi.execute("PRAGMA page_size").fetchone()  # as it was when the file was made
+        dbapi.execute(f"PRAGMA wal_autocheckpoint={WAL_BOUND // page}")
 
     @sa.event.listens_for(engine, "begin")
     def _begin(conn: sa.Connection) -> None:

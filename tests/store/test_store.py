@@ -252,6 +252,21 @@ def test_a_log_that_has_grown_is_written_from_its_beginning_again(
     store.close()
 
 
+@pytest.mark.parametrize(("made_with", "found"), [(None, 8_192), (16_384, 16_384)])
+def test_a_file_keeps_its_pages_and_its_log_the_same_bound(tmp_path: Path, made_with: int | None, found: int) -> None:
+    if made_with is not None:
+        with closing(sqlite3.connect(tmp_path / "a.db")) as conn:
+            conn.execute(f"PRAGMA page_size={made_with}")
+            conn.execute("VACUUM")
+    store = Store.open(f"sqlite:///{tmp_path}/a.db")
+    with store.read() as conn:
+        page, pages = (
+            conn.exec_driver_sql(f"PRAGMA {name}").scalar_one() for name in ("page_size", "wal_autocheckpoint")
+        )
+    store.close()
+    assert (page, page * pages) == (found, 128 * 2**20)
+
+
 def test_a_checkpoint_waits_for_as_many_commits_as_it_is_told(tmp_path: Path) -> None:
     store = Store.open(f"sqlite:///{tmp_path}/a.db")
     store.checkpoint()

@@ -7,6 +7,7 @@ import pytest
 import sqlalchemy as sa
 from gradspectra_core.layers import Layer, LayerTable
 from gradspectra_store import Store
+from gradspectra_store.engines import PAGE_BYTES
 from gradspectra_store.freeing import bytes_of
 from gradspectra_store.runs import delete_run
 from gradspectra_worker.retain import retain
@@ -31,7 +32,7 @@ def pages(store: Store) -> tuple[int, int]:
     """Pages of the file, and those of them that are free."""
     with store.read() as conn:
         count, free = (conn.exec_driver_sql(f"PRAGMA {name}").scalar_one() for name in ("page_count", "freelist_count"))
-        assert conn.exec_driver_sql("PRAGMA page_size").scalar_one() == 16_384
+        assert conn.exec_driver_sql("PRAGMA page_size").scalar_one() == PAGE_BYTES
     return int(count), int(free)
 
 
@@ -46,10 +47,10 @@ def test_sqlite_has_the_pages_free_for_what_comes_next(store: Store):
         after = bytes_of(conn, run)
     assert before - after > 150_000
     assert pages(store)[0] == count
-    assert 16_384 * (pages(store)[1] - free) > 0.8 * (before - after)
+    assert PAGE_BYTES * (pages(store)[1] - free) > 0.8 * (before - after)
     with store.write() as conn:
         delete_run(conn, run)
-    assert 16_384 * (pages(store)[1] - free) > 0.8 * before
+    assert PAGE_BYTES * (pages(store)[1] - free) > 0.8 * before
     wide_run(store)
     assert pages(store)[0] == count
 
