@@ -42,14 +42,14 @@ export function Layers({ run, view }) {
     </div>
     <div class="figures">
       <${Figure} run=${run.id} name="layers" wide params=${{ statistic, order }} range=${range} onRange=${zoom} onPoint=${pick} onSettled=${() => setSettled(true)} change=${narrowed} note="click a row for its curve" />
-      <${Figure} run=${run.id} name="profile" wide tall params=${{ statistic, step: step ?? undefined, columns: 200 }} range=${range} onFigure=${(/** @type {any} */ figure) => setProfile(figure.layout.meta)} />
-      ${profile?.steps.length > 1 && html`<section class="panel pad wide" aria-label="Step of the profile"><${Slider} facts=${profile} step=${step} plays drawn=${profile.step} /></section>`}
       <section class="panel pad wide layer-choice">
         <label>Curves of layer <${LayerChoice} names=${names} value=${layer} onChange=${(/** @type {string} */ name) => setView({ layer: name })} /></label>
       </section>
       ${layer && html`
         <${Figure} run=${run.id} name="layer_curves" params=${{ statistic, layer: escaped(layer) }} range=${range} onRange=${zoom} />
         <${Figure} run=${run.id} name="layer_curves" params=${{ statistic: statistic === "update_ratio" ? "grad_norm" : "update_ratio", layer: escaped(layer) }} range=${range} onRange=${zoom} />`}
+      <${Figure} run=${run.id} name="profile" wide tall params=${{ statistic, step: step ?? undefined, columns: 200 }} range=${range} onFigure=${(/** @type {any} */ figure) => setProfile(figure.layout.meta)} />
+      ${profile?.steps.length > 1 && html`<section class="panel pad wide" aria-label="Step of the profile"><${Slider} facts=${profile} step=${step} plays drawn=${profile.step} /></section>`}
     </div>`;
 }
 
