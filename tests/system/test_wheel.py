@@ -50,14 +50,12 @@ def test_the_wheel_holds_the_page_the_migrations_and_the_recording(wheel: Path) 
     }
 
 
-def test_the_demo_runs_from_the_wheel_alone(wheel: Path, tmp_path: Path) -> None:
-    site = tmp_path / "site"
-    zipfile.ZipFile(wheel).extractall(site)
+def replays(python: Path | str, environment: dict[str, str], folder: Path) -> None:
+    """The demo starts, takes the recording in, shows its page and ends by Ctrl-C."""
     port = free_port()
     rest = Rest(f"http://127.0.0.1:{port}")
-    command = [sys.executable, "-m", "gradspectra.cli", "demo", "--replay", "--port", str(port), "--", "--speed", "50"]
-    environment = clean_environment(PYTHONPATH=str(site))
-    with running(command, tmp_path / "demo.log", environment, tmp_path) as demo:
+    command = [str(python), "-m", "gradspectra.cli", "demo", "--replay", "--port", str(port), "--", "--speed", "50"]
+    with running(command, folder / "demo.log", environment, folder) as demo:
         eventually(rest.up, 120, "the server answers")
         eventually(
             lambda: any((run["last_step"] or 0) > 100 for run in rest.get("/runs")["items"]), 120, "steps are in"
@@ -66,11 +64,31 @@ def test_the_demo_runs_from_the_wheel_alone(wheel: Path, tmp_path: Path) -> None
         assert page.status_code == 200
         demo.stop(signal.SIGINT)
         assert demo.child.returncode == 0
-    where = subprocess.run(
-        [sys.executable, "-c", "import gradspectra, gradspectra_store; print(gradspectra_store.__file__)"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
+
+
+def said_by(python: Path | str, code: str, environment: dict[str, str]) -> str:
+    command = [str(python), "-c", code]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+def test_the_demo_runs_from_the_wheel_alone(wheel: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(site)
+    environment = clean_environment(PYTHONPATH=str(site))
+    replays(sys.executable, environment, tmp_path)
+    where = said_by(
+        sys.executable, "import gradspectra, gradspectra_store; print(gradspectra_store.__file__)", environment
     )
-    assert where.stdout.startswith(str(site))
+    assert where.startswith(str(site))
+
+
+def test_the_server_extra_is_all_that_a_server_needs(wheel: Path, tmp_path: Path) -> None:
+    """Packages that only other extras bring are not there: what the server imports, its own extra must name."""
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True, timeout=120)
+    command = [str(python), "-m", "pip", "install", "--quiet", f"{wheel}[server]"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    environment = clean_environment()
+    replays(python, environment, tmp_path)
+    assert said_by(python, "import gradspectra_worker.app; print('imported')", environment) == "imported\n"

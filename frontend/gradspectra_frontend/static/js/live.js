@@ -104,7 +104,9 @@ export class Live {
   /** Hear of one run, or of all where run is null. Returns how to stop. @param {string | null} run @param {RunListener} listener */
   onRun(run, listener) {
     /** @type {RunListener} */
-    const chosen = (event) => (run === null || event === null || event.run === run) && listener(event);
+    const chosen = (event) => {
+      if (run === null || event === null || event.run === run) listener(event);
+    };
     this.runListeners.add(chosen);
     return () => void this.runListeners.delete(chosen);
   }
