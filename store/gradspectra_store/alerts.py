@@ -14,13 +14,22 @@ from gradspectra_store.deliveries import enqueue
 from gradspectra_store.errors import BadRequest, UnknownAlert
 from gradspectra_store.paging import page
 from gradspectra_store.runs import lock_run
-from gradspectra_store.schema import alerts, mutes, runs
+from gradspectra_store.schema import alerts, cursors, mutes, runs
 
 STATES = ("open", "acknowledged", "closed")
 _RANK = {severity: rank for rank, severity in enumerate(SEVERITIES)}
 _HEALTH = {"info": "ok", "warning": "warning", "critical": "critical"}
 _muted = sa.exists().where(mutes.c.run == alerts.c.run, mutes.c.rule == alerts.c.rule)
-_all = sa.select(alerts, _muted.label("muted"))
+_derived = sa.select(cursors.c.derived_step).where(cursors.c.run == alerts.c.run).scalar_subquery()
+_last_step = sa.case(
+    (sa.and_(alerts.c.closed_step.is_(None), alerts.c.last_step < _derived), _derived), else_=alerts.c.last_step
+)
+"""An episode that no detector has closed goes on at the last step they have seen; the column has the last finding."""
+_all: sa.Select[Any] = sa.select(
+    *(column for column in alerts.c if column.name != "last_step"),
+    _last_step.label("last_step"),
+    _muted.label("muted"),
+)
 
 
 def apply_findings(
@@ -81,7 +90,10 @@ def supersede_alerts(
         if row.opened_step >= from_step or (followed is not None and (row.rule, row.opened_step) not in followed)
     ]
     hidden = alerts.c.opened_step >= from_step
-    values = {"state": "closed", "superseded": hidden, "closed_step": alerts.c.last_step}
+    shown_until = sa.case((_derived < from_step, _derived), else_=from_step - 1)
+    went_on = sa.and_(~hidden, alerts.c.last_step < shown_until)  # until the attempt took its place
+    closed_step = sa.case((hidden, _last_step), (went_on, shown_until), else_=alerts.c.last_step)
+    values = {"state": "closed", "superseded": hidden, "closed_step": closed_step, "last_step": closed_step}
     conn.execute(sa.update(alerts).where(alerts.c.id.in_(left)).values(values))
     return _after_change(conn, run, sorted([*left, *(row.id for row in again)]))
 

@@ -18,6 +18,7 @@ from gradspectra_store.alerts import (
     supersede_alerts,
 )
 from gradspectra_store.deliveries import add_channel, delete_channel, list_channels, list_deliveries
+from gradspectra_store.derived import Cursor, advance
 from gradspectra_store.errors import BadRequest, UnknownAlert
 from gradspectra_store.run_views import get_run
 from gradspectra_store.runs import delete_run
@@ -34,6 +35,12 @@ def found(
 def apply(store: Store, run: str, *findings: Finding, attempt: int = 1) -> list[dict[str, Any]]:
     with store.write() as conn:
         return apply_findings(conn, run, attempt, [(finding, 5000.0 + finding.step) for finding in findings], RULES)
+
+
+def derive_up_to(store: Store, run: str, step: int) -> None:
+    """As far as the detectors have seen the run."""
+    with store.write() as conn:
+        advance(conn, run, Cursor(0, 1, step, None))
 
 
 def of_run(store: Store, run: str) -> tuple[str, int]:
@@ -95,6 +102,22 @@ def test_an_alert_is_followed_and_closes_itself(store: Store) -> None:
     assert [alert[name] for name in ("severity", "state", "closed_step", "last_step")] == ["critical", "closed", 30, 30]
     assert of_run(store, run) == ("ok", 0)
     assert apply(store, run, found("close", 50, opened=45)) == []
+
+
+def test_an_open_alert_goes_on_at_the_last_step_that_its_detector_has_seen(store: Store) -> None:
+    run = started(store).run
+    (alert,) = apply(store, run, found("open", 10))
+    assert alert["last_step"] == 10
+    derive_up_to(store, run, 400)
+    with store.read() as conn:
+        everywhere = [get_alert(conn, alert["id"]), *list_alerts(conn, run)[0], *list_incidents(conn, run)[0]]
+    assert [one["last_step"] for one in everywhere] == [400, 400, 400]
+    with store.write() as conn:
+        assert patch_alert(conn, alert["id"], "closed", now=1.0)["last_step"] == 400, "by a person: it goes on"
+    (alert,) = apply(store, run, found("close", 390))
+    derive_up_to(store, run, 500)
+    with store.read() as conn:
+        assert get_alert(conn, alert["id"])["last_step"] == 390
 
 
 def test_alerts_that_open_while_another_is_open_share_its_incident(store: Store) -> None:
@@ -165,6 +188,21 @@ def test_what_opened_before_a_new_attempt_closes_where_no_detector_goes_on_with_
         left["id"], "closed", False, 12,
     )  # fmt: skip
     assert of_run(store, run) == ("warning", 1)
+
+
+@pytest.mark.parametrize(("derived", "until", "hidden_until"), [(13, 13, 25), (40, 14, 40)])
+def test_what_a_new_attempt_closes_had_gone_on_until_that_took_its_place(
+    store: Store, derived: int, until: int, hidden_until: int
+) -> None:
+    run = started(store).run
+    apply(store, run, found("open", 12, opened=12), found("open", 25, opened=25, rule="gradient_spike"))
+    derive_up_to(store, run, derived)
+    with store.write() as conn:
+        closed = {one["opened_step"]: one for one in supersede_alerts(conn, run, 2, 15, set())}
+    assert {step: (one["closed_step"], one["last_step"]) for step, one in closed.items()} == {
+        12: (until, until),
+        25: (hidden_until, hidden_until),
+    }
 
 
 def test_an_alert_that_had_closed_before_a_resume_stays_closed_there_and_opens_again_where_it_gets_worse(

@@ -202,6 +202,18 @@ def test_a_resumed_run_goes_on_from_the_state_before_its_first_step(store):
     assert after["loss_spike"]["state"] == "closed"
 
 
+def test_an_open_alert_of_numbers_that_stay_nan_goes_on_to_the_last_step(store):
+    one = start(store)
+    run = numbers(1500)
+    run["loss"][1049:] = float("nan")
+    for batch in batches(run, one.session, per_batch=50):
+        take_in(store, one, [batch])
+        derive(store, one.run)
+    with store.read() as conn:
+        (alert,) = (one for one in list_alerts(conn, one.run)[0] if one["rule"] == "nonfinite")
+    assert [alert[name] for name in ("opened_step", "last_step", "closed_step", "state")] == [1050, 1500, None, "open"]
+
+
 def test_a_resumed_run_closes_the_alert_of_the_attempt_before(store):
     one = start(store)
     run = numbers(1000)
