@@ -95,6 +95,10 @@ class StepClips:
             return inventory.parameters
         return frozenset([id(t.parameter) for t in inventory.tensors if t.parameter.grad is not None])
 
+    def beyond(self, inventory: Inventory) -> bool:
+        """Whether parameters were clipped too that the inventory lacks: the norm is that of more than it has."""
+        return not all(clip.parameters <= inventory.parameters for clip in self.clips)
+
     def grad_norm(self, totals: list[float], needed: frozenset[int]) -> float | None:
         """Norm of the whole gradient before clipping; None where the clips do not cover all of `needed`."""
         if not self.clips:

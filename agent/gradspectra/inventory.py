@@ -103,10 +103,15 @@ class Trained:
         self._seen = [self._marks(_parameters_of(optimizer)) for optimizer in optimizers]
         self._lazy = any(0 in marks for marks in self.signature())
 
-    def look(self, index: int, due: bool) -> None:
-        """An optimizer steps; due: it is time to look at its parameters."""
-        if due:
-            self._seen[index] = self._marks(_parameters_of(self._optimizers[index]))
+    def look(self, index: int, due: bool, inventory: Inventory) -> bool:
+        """An optimizer steps; due: it is time to look at its parameters. Returns whether the inventory lacks some."""
+        if not due:
+            return False
+        self._seen[index] = self._marks(_parameters_of(self._optimizers[index]))
+        if self._seen[index] == inventory.signature[index]:
+            return False
+        known = {id(parameter) for parameter in inventory.trainable}
+        return any(mark > 0 and mark not in known for mark in self._seen[index])
 
     def signature(self) -> Signature:
         """What differs once a parameter was added, frozen or swapped."""

@@ -143,10 +143,10 @@ class Measuring:
     def stepped(self, step: OpenStep, index: int, skipped: bool) -> None:
         """An optimizer has stepped, or its step was skipped: measure what is due of its layers."""
         self._look(step)
-        step.clips.stepped = True
+        step.clips.stepped = self.backward.stepped = True
         if self.sharded is not None:
             return
-        self.trained.look(index, step.due)
+        step.stale |= self.trained.look(index, step.due, self.inventory)
         optimizer = self._optimizers[index]
         if step.due and self.inventory.tensors:
             fused = self._guard.run("layers", self._layers, step, self._of_optimizer[index], optimizer, skipped)
@@ -159,7 +159,7 @@ class Measuring:
         """A step is over of which no optimizer told: measure what is due of all layers."""
         self._look(step)
         for index in range(len(self._optimizers)):
-            self.trained.look(index, step.due)
+            step.stale |= self.trained.look(index, step.due, self.inventory)
         if step.due and self.inventory.tensors:
             fused = self._guard.run("layers", self._layers, step, self.inventory.tensors, None, False)
             if self.second is not None:

@@ -48,11 +48,11 @@ class WholeParts:
 class OpenStep:
     """What is known of step `number` so far.
 
-    due: its layer numbers are to be measured; measured: they were. scale: of the loss; found_inf: not 0 where a
-    fused optimizer skipped. examples: of each part, where batch_size gave them. own: seconds the agent took, of which
-    for layers, the second tier and spectra, and by those beside the training. parts: backward passes of this rank.
-    parts_unclear: they are not the parts of one batch. dropped: those before them were dropped. ranks: how many average
-    their gradients.
+    due: its layer numbers are to be measured; measured: they were; stale: its table lacks some that is trained by now.
+    scale: of the loss; found_inf: not 0 where a fused optimizer skipped. examples: of each part, where batch_size gave
+    them. own: seconds the agent took, of which for layers, the second tier and spectra, and by those beside the
+    training. parts: backward passes of this rank. parts_unclear: they are not the parts of one batch. dropped: those
+    before them were dropped. ranks: how many average their gradients.
     clipping_unseen: the gradient was clipped, and how is not known: nothing is said of it. replayed: its backward
     passes were those of a CUDA graph, which no hook sees. device: what of it the stages of the agent took of CUDA
     streams. grams: of spectra to come. beside: spectra whose singular values are taken beside the training; unfinished:
@@ -71,6 +71,7 @@ class OpenStep:
     beside_cost: float = 0.0
     seconds: float | None = None
     measured: bool = False
+    stale: bool = False
     skipped: bool = False
     found_inf: Tensor | None = None
     scale: Number | None = None
@@ -121,6 +122,7 @@ class ClosedStep:
         self._results = tier.results() if step.measured else []
         self._parts = parts
         self._needed = step.clips.needed(tier.inventory)
+        self._whole = tier.inventory.complete and not step.stale and not step.clips.beyond(tier.inventory)
         flags = [value for value in (step.found_inf, step.scale) if isinstance(value, Tensor)]
         if step.drift is not None:
             flags += step.drift.results
@@ -157,7 +159,8 @@ class ClosedStep:
         self._describe(scalars, counts, totals)
         record = StepRecord(step.number, self._time, scalars, counts)
         norm = step.clips.grad_norm(totals, self._needed)
-        foreign = scalars.get("grad_norm") if self._tier.inventory.complete else None
+        foreign = scalars.get("grad_norm") if self._whole else None
+        untold = step.stale and "grad_norm" in scalars and not step.clips.clips
         if norm is not None:
             scalars.setdefault("grad_norm", norm)
         found = [pending.record(self._host[id(pending.gram)]) for pending in step.grams]
@@ -169,7 +172,7 @@ class ClosedStep:
             if step.measured:
                 factors = step.clips.factors(self._tier.inventory, totals)
                 self._put(record, self._rows(factors, foreign), after, norm)
-            if self.disagrees:
+            if self.disagrees or untold:
                 record.withhold(IN_PROPORTION)
                 step.spectra = [spectrum for spectrum in step.spectra if spectrum.of != GRADIENT]
                 step.beside = [own for own in step.beside if own.candidate.of != GRADIENT]
@@ -285,11 +288,11 @@ class ClosedStep:
             for layer, left in self._marks.repaired.items():
                 second.present[OF_GRADIENT, layer] &= left.any_finite
             add_second(record, sums, second.present, after * rows.foreign, self.step.skipped)
-        if rows.update_norm is not None:
+        if rows.update_norm is not None and not self.step.stale:
             record.scalars["update_norm"] = rows.update_norm
-        if rows.norm is not None:
+        if rows.norm is not None and not self.step.stale:
             record.scalars.setdefault("grad_norm", rows.norm)
-            if total is not None and 0 < total < math.inf and self._tier.inventory.complete:
+            if total is not None and 0 < total < math.inf and self._whole:
                 self.disagreement = abs(rows.norm - total) / total
 
 
