@@ -55,8 +55,10 @@ class Backward:
         self._by_parameters = False
         """Whether parameters are followed, and not outputs."""
         self._handles: list[Any] = []
-        self._reached: set[int] = set()
-        """Identities of the parameters that passes came to first."""
+        self._reached: dict[int, Tensor] = {}
+        """The parameters that passes came to first, by identity."""
+        self.stepped = False
+        """Whether an optimizer has stepped since the last step: it may have let go of the gradients that it took."""
         self._fruitless = False
         """Whether no pass has come since every parameter is followed: the gradients come from elsewhere."""
         self._warned = False
@@ -159,10 +161,14 @@ class Backward:
         """Count a pass that has just begun, or come to its first parameter."""
         self._fruitless = False
         if parameter is not None and self._by_parameters:
-            if parameter.grad is None and id(parameter) in self._reached:
+            if parameter.grad is None and (id(parameter) in self._reached or self._all_gone()):
                 self._drop()
-            self._reached.add(id(parameter))
+            self._reached[id(parameter)] = parameter
         self.passes += 1
+
+    def _all_gone(self) -> bool:
+        """Whether no parameter that passes came to first has its gradient any more, and no optimizer has taken it."""
+        return bool(self._reached) and not self.stepped and all(p.grad is None for p in self._reached.values())
 
     def _drop(self) -> None:
         """What the passes before have brought is gone."""
@@ -182,7 +188,7 @@ class Backward:
     def end(self) -> int:
         """A step ends: count anew. Returns how many passes there were."""
         passes, self.passes, self.dropped = self.passes, 0, 0
-        self.unclear = self._unchecked = False
+        self.unclear = self._unchecked = self.stepped = False
         self._reached.clear()
         return passes
 

@@ -11,6 +11,8 @@ from gradspectra import scalars
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+HEADS = ("first", "second")
+
 
 def model_of_one_layer(seed=0):
     torch.manual_seed(seed)
@@ -80,6 +82,50 @@ def test_the_first_of_two_passes_of_sharpness_aware_minimization_is_no_part(kept
             optimizer.zero_grad()
     assert [record.counts["parts"] for record in kept()] == [1, 1, 1]
     assert set(column(kept()[-1], "part_sq").values()) == {None}
+
+
+class TwoHeads(nn.Module):
+    """One of two heads on a trunk: a pass comes first to the head that its loss is of."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.trunk, self.second = nn.Linear(4, 1), nn.Linear(4, 4), nn.Linear(4, 1)
+
+    def forward(self, x, head):
+        return getattr(self, head)(torch.tanh(self.trunk(x)))
+
+
+@pytest.mark.usefixtures("either_way")
+def test_a_dropped_batch_is_no_part_where_the_next_pass_comes_first_to_another_parameter(kept):
+    model = TwoHeads()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    x, squared = torch.randn(5, 4), []
+    with watched(model, optimizer):
+        for _ in range(3):
+            model(x, "second").square().mean().backward()
+            optimizer.zero_grad()
+            parts = [torch.autograd.grad(model(x, head).square().mean(), model.trunk.weight) for head in HEADS]
+            squared.append(2 * sum(float(own.square().sum()) for (own,) in parts))
+            for head in HEADS:
+                model(x, head).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert [record.counts["parts"] for record in kept()] == [2, 2, 2]
+    assert [value(record, "part_sq", "trunk.weight") for record in kept()[1:]] == pytest.approx(squared[1:], rel=1e-5)
+
+
+def test_what_an_optimizer_has_taken_is_not_dropped_when_its_gradient_is_gone(kept):
+    """Two losses; the optimizer of the first steps and lets go before the second: they are no parts of one batch."""
+    models = {"one": model_of_one_layer(1), "other": model_of_one_layer(2)}
+    optimizers = {name: torch.optim.SGD(model.parameters(), lr=0.1) for name, model in models.items()}
+    with watched(models, list(optimizers.values())):
+        for step in range(3):
+            for name, model in models.items():
+                loss_at(model, step).backward()
+                optimizers[name].step()
+                optimizers[name].zero_grad()
+    assert all("parts" not in record.counts for record in kept())
 
 
 def test_the_steps_of_a_critic_that_steps_more_often_have_one_part_each(kept):
