@@ -250,10 +250,8 @@ def _move_run(conn: sa.Connection, run: str, batch: Batch, state: _State, now: f
             last_step = max(last_step, int(batch.steps[-1]))
         if name == "lost" and state.ended_at is None:
             name = "running"
-        if state.rank == 0 and "loss" in batch.scalars.names:
-            at = batch.scalars.names.index("loss")
-            columns = batch.scalars.values[at], batch.scalars.present[at]
-            text = sparkline.to_text(sparkline.extended(sparkline.from_text(text), batch.steps, *columns))
+        if state.rank == 0 and not sparkline.SERIES.isdisjoint(batch.scalars.names):
+            text = sparkline.to_text(sparkline.with_batch(sparkline.from_text(text), batch.steps, batch.scalars))
     values = {"last_batch": state.last_batch + 1, "last_step": last_step, "sparkline": text}
     _advance_run.run(conn, {"of_run": run} | values)
     if name != state.state or not 0 <= now - state.updated_at < TOUCH_SECONDS:

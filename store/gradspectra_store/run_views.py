@@ -12,9 +12,10 @@ from gradspectra_store.paging import PAGE, page
 from gradspectra_store.retention import IN_FORCE, RETIRED, retention_of, retires_at
 from gradspectra_store.retention_schema import retention, retirements
 from gradspectra_store.schema import attempts, cursors, gaps, run_tags, runs, sessions
+from gradspectra_store.sparkline import NEWEST
 from gradspectra_store.unmeasured import unmeasured
 
-ORDERS = ("created_at", "updated_at", "name", "last_step")
+ORDERS = ("created_at", "updated_at", "name", "last_step", "open_alerts")
 
 _run_rows = sa.select(
     runs,
@@ -138,6 +139,7 @@ def _shown(row: sa.Row[Any], tags: list[str]) -> dict[str, Any]:
     shown["retires_at"] = retires_at(row, retention_of(row))
     losses = row.sparkline["losses"]
     shown.update(derived_step=derived, tags=tags, sparkline=losses, last_loss=losses[-1] if losses else None)
+    shown.update({name: row.sparkline.get(name) for name in NEWEST})
     return shown
 
 

@@ -1,4 +1,4 @@
-"""The small curve of a run's loss in the run list: at most 60 points over the whole run, kept up at each batch."""
+"""What the run list shows of a run's numbers, kept up at each batch: loss (at most 60 points), rate, step time."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 import orjson
-from gradspectra_core.records import Bool, Float64, Int64
+from gradspectra_core.records import Bool, Columns, Float64, Int64
 
 POINTS = 60
+NEWEST = ("learning_rate", "step_seconds")
+"""Kept beside the curve: the newest learning rate, and the median time of a step of the newest batch."""
+SERIES = frozenset(("loss", *NEWEST))
 
 
 def empty() -> dict[str, Any]:
@@ -37,7 +40,21 @@ def extended(line: dict[str, Any], steps: Int64, losses: Float64, present: Bool)
         width *= 2
         keep = _last_of_bucket(np.asarray(all_steps, np.int64), width)
         all_steps, all_losses = [all_steps[at] for at in keep], [all_losses[at] for at in keep]
-    return {"width": width, "steps": all_steps, "losses": all_losses}
+    return {**line, "width": width, "steps": all_steps, "losses": all_losses}
+
+
+def with_batch(line: dict[str, Any], steps: Int64, scalars: Columns) -> dict[str, Any]:
+    """Take in the scalars of a batch. steps: (S,) above those of the line."""
+    found = dict(line)
+    rates, seconds = _present(scalars, "learning_rate"), sorted(_present(scalars, "step_seconds"))
+    if rates:
+        found["learning_rate"] = rates[-1]
+    if seconds:
+        found["step_seconds"] = seconds[len(seconds) // 2]
+    if "loss" not in scalars.names:
+        return found
+    at = scalars.names.index("loss")
+    return extended(found, steps, scalars.values[at].astype(np.float64, copy=False), scalars.present[at])
 
 
 def cut(line: dict[str, Any], first_step: int) -> dict[str, Any]:
@@ -59,6 +76,14 @@ def from_text(text: str) -> dict[str, Any]:
     except orjson.JSONDecodeError:  # NaN and ±inf
         line = json.loads(text)
     return line
+
+
+def _present(scalars: Columns, name: str) -> list[float]:
+    if name not in scalars.names:
+        return []
+    at = scalars.names.index(name)
+    found: list[float] = scalars.values[at][scalars.present[at]].tolist()
+    return found
 
 
 def _last_of_bucket(steps: Int64, width: int) -> Int64:

@@ -15,6 +15,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 import orjson
+from gradspectra_core import catalogue
+from gradspectra_core.detectors import LOCAL_RULES, default_thresholds
 from gradspectra_core.views import LayerSeries, Series
 from gradspectra_frontend import assets
 from gradspectra_frontend.comparison_figures import Compared, curves
@@ -26,6 +28,14 @@ from gradspectra_frontend.theme import theme_named
 from frontend import synthetic
 
 SPAN = ("start", "stop")
+RULES = [
+    {
+        **{name: getattr(rule, name) for name in ("name", "severity", "meaning", "source", "needs", "uses")},
+        "thresholds": default_thresholds(rule.name),
+        "in_job": rule.name in LOCAL_RULES,
+    }
+    for rule in catalogue.RULES.values()
+]
 MARKUP = "<img src=x onerror=alert(1)> <b>bold</b>"
 TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".html": "text/html"}
 
@@ -98,6 +108,7 @@ class CannedServer:
             "config": {"lr": 3e-3, "optimizer": {"name": "AdamW", "betas": [0.9, 0.95]}, "note": MARKUP},
             "environment": {"torch": "2.13.0", "python": "3.11", "git": {"commit": "4f1c0de", "dirty": False}},
             "tags": ["baseline", "byte-level"] if i % 2 == 0 else [], "notes": "", "overhead": 0.0084 + 0.002 * i,
+            "learning_rate": None if i == 3 else 3e-3 / (i + 1), "step_seconds": 0.052 * (i + 1),
             "open_alerts": (1, 2, 0, 1, 0)[i % 5], "sparkline": losses, "pinned": i == 1,
             "retires_at": now + 86_400 * 170 if i in (2, 3) else None, "retired_at": now - 86_400 if i == 4 else None,
         }  # fmt: skip
@@ -168,7 +179,9 @@ class CannedServer:
             wanted = query.get("search", "").lower()
             keep = [r for r in self.runs if wanted in r["name"].lower()]
             keep = [r for r in keep if all(r[k] == query[k] for k in ("health", "state", "project") if query.get(k))]
-            return {"items": keep, "next": None}
+            return paged(keep, query.get("order", "-created_at"), int(query.get("limit", 100)), query.get("cursor"))
+        if path == "/rules":
+            return {"items": RULES, "next": None}
         if path == "/projects":
             return {"items": [{"name": "imagenet"}, {"name": "shakespeare"}], "next": None}
         if path == "/alerts":
@@ -311,6 +324,19 @@ class CannedServer:
                 handler.wfile.write(event.encode())
         except OSError:
             pass  # the page has left
+
+
+def paged(runs: list[dict[str, Any]], order: str, limit: int, cursor: str | None) -> dict[str, Any]:
+    """A page of runs: those after the one that the cursor names by order, value and id."""
+    by = order.removeprefix("-")
+    rows = sorted(runs, key=lambda run: (run[by], run["id"]), reverse=order.startswith("-"))
+    if cursor is not None:
+        asked, *place = json.loads(cursor)
+        assert asked == order, "a cursor goes on in its own order"
+        after = tuple(place)
+        rows = [r for r in rows if ((r[by], r["id"]) < after if order.startswith("-") else (r[by], r["id"]) > after)]
+    last = rows[limit - 1] if len(rows) > limit else None
+    return {"items": rows[:limit], "next": last and json.dumps([order, last[by], last["id"]])}
 
 
 def json_number(x: float) -> float | str:

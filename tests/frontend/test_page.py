@@ -50,7 +50,8 @@ def test_an_empty_server_shows_what_to_paste(page: Page, server: CannedServer) -
     page.goto("/")
     expect(page.locator(".empty pre").first).to_contain_text("gradspectra.watch(model, optimizer")
     expect(page.locator(".empty")).to_contain_text(f"GRADSPECTRA_SERVER={server.url}")
-    expect(page.locator(".empty")).to_contain_text("gradspectra demo")
+    expect(page.locator(".empty")).to_contain_text("gradspectra demo --port 0")
+    expect(page.locator(".empty")).not_to_contain_text("GRADSPECTRA_TOKEN")
 
 
 def test_the_overview_draws_five_curves_and_one_sentence(page: Page) -> None:

@@ -31,7 +31,7 @@ def test_lines_are_copied_whatever_way_the_page_came(own_page: Page, server: Can
     button = own_page.get_by_role("button", name="Copy").last
     button.click()
     expect(own_page.get_by_role("button", name="Copied")).to_have_count(1)
-    assert pasted(own_page) == "gradspectra demo"
+    assert pasted(own_page) == "gradspectra demo --port 0"
 
 
 def test_what_was_not_copied_is_not_called_copied(own_page: Page, server: CannedServer) -> None:

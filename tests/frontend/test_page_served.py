@@ -66,6 +66,30 @@ def test_signing_out_ends_the_session_for_this_browser(guarded: Guarded) -> None
     assert guarded.caller.client.get(f"{API}/runs").status_code == 200, "the token itself is as good as before"
 
 
+def test_a_server_without_runs_puts_a_token_into_the_lines_to_copy_and_a_job_that_has_it_is_let_in(
+    guarded: Guarded,
+) -> None:
+    page = signed_in(guarded, "/")
+    lines = page.locator(".empty pre", has_text="GRADSPECTRA_SERVER")
+    expect(lines).to_contain_text("GRADSPECTRA_TOKEN=gs_…")
+    page.get_by_role("button", name="Put a new token in").click()
+    expect(page.get_by_text("the token is shown only here and only once")).to_be_visible()
+    said = dict(line.removeprefix("export ").split("=") for line in lines.inner_text().split("\n"))
+    bearer = {"Authorization": f"Bearer {said['GRADSPECTRA_TOKEN']}"}
+    with httpx2.Client(base_url=said["GRADSPECTRA_SERVER"], headers=bearer, trust_env=False, timeout=60) as client:
+        assert client.get(f"{API}/tokens").status_code == 403, "it may send and read, no more"
+        run = Caller(client).start(name="its first run")["id"]
+    expect(page.locator("tr.row")).to_contain_text("its first run")
+    assert guarded.caller.client.delete(f"{API}/runs/{run}").status_code == 204
+
+
+def test_a_reader_without_the_right_to_make_tokens_is_told_who_does(guarded: Guarded) -> None:
+    made = guarded.caller.client.post(f"{API}/tokens", json={"name": "reads", "scopes": ["read"]}).json()
+    page = signed_in(guarded._replace(token=made["token"]), "/")
+    expect(page.locator(".empty")).to_contain_text("gradspectra token create training")
+    expect(page.get_by_role("button", name="Put a new token in")).to_have_count(0)
+
+
 def test_a_page_left_open_is_led_to_the_sign_in_when_its_session_has_ended(guarded: Guarded) -> None:
     page = signed_in(guarded, "/settings")
     page.context.clear_cookies()

@@ -57,6 +57,8 @@ def test_a_new_run_shows_what_was_said_of_it(store: Store) -> None:
         "environment": {"torch": "2"},
         "sparkline": [],
         "last_loss": None,
+        "learning_rate": None,
+        "step_seconds": None,
     }
 
 
@@ -250,7 +252,7 @@ def test_runs_are_filtered_and_ordered(store: Store, filters: Mapping[str, str],
     assert ([item["name"] for item in items], following) == (names, None)
 
 
-@pytest.mark.parametrize("order", ["created_at", "-created_at", "name", "-last_step"])
+@pytest.mark.parametrize("order", ["created_at", "-created_at", "name", "-last_step", "-open_alerts"])
 def test_pages_give_every_run_once_also_while_new_ones_come(store: Store, order: str) -> None:
     ids = {started(store, name=f"n{at % 3}", now=float(at // 2)).run for at in range(7)}
     seen, cursor = [], None
@@ -347,6 +349,23 @@ def test_the_sparkline_spans_the_run_in_at_most_60_points(store: Store) -> None:
     assert line[-1] == 1 / 1000
     assert line == sorted(line, reverse=True)
     assert line[0] == 1 / 31  # the last loss of the bucket of steps 1 to 31
+
+
+def test_the_newest_learning_rate_and_the_median_step_time_of_the_newest_batch_are_kept(store: Store) -> None:
+    run = started(store)
+    said = {"learning_rate": [0.5, 0.25, 0.125], "step_seconds": [0.3, 9.0, 0.2]}
+    stored(store, run.run, a_batch(run.session, 1, [1, 2, 3], scalars=columns(said, 3)))
+    found = shown(store, run.run)
+    assert (found["learning_rate"], found["step_seconds"], found["sparkline"]) == (0.125, 0.3, [])
+    stored(store, run.run, a_batch(run.session, 2, [4], scalars=columns({"loss": [7.0]}, 1)))
+    found = shown(store, run.run)
+    assert (found["learning_rate"], found["step_seconds"], found["sparkline"]) == (0.125, 0.3, [7.0])
+    stored(store, run.run, a_batch(run.session, 3, [5], scalars=columns({"loss": [6.0], "learning_rate": [0.1]}, 1)))
+    found = shown(store, run.run)
+    assert (found["learning_rate"], found["step_seconds"], found["sparkline"]) == (0.1, 0.3, [7.0, 6.0])
+    started(store, resume=run.run, start_step=4)
+    found = shown(store, run.run)
+    assert (found["learning_rate"], found["step_seconds"], found["sparkline"]) == (None, None, [7.0])
 
 
 def test_a_loss_that_is_not_finite_is_in_the_sparkline(store: Store) -> None:

@@ -22,7 +22,18 @@ from gradspectra_backend.routes.fields import Cursor, Limit, RunId
 
 router = APIRouter(prefix="/api/v1", tags=["runs"])
 
-ORDERS = Literal["created_at", "-created_at", "updated_at", "-updated_at", "name", "-name", "last_step", "-last_step"]
+ORDERS = Literal[
+    "created_at",
+    "-created_at",
+    "updated_at",
+    "-updated_at",
+    "name",
+    "-name",
+    "last_step",
+    "-last_step",
+    "open_alerts",
+    "-open_alerts",
+]
 
 
 class RunChange(BaseModel):

@@ -11,11 +11,13 @@ import { gathered } from "./throttle.js";
  * (every run for "*") advances or has a changed alert.
  * @param {string | null} path null asks nothing
  * @param {Record<string, unknown>} [params]
- * @param {{run?: string, pause?: number, keep?: boolean}} [options] keep: show the old answer of the path until the new one comes, and
- *   let none go that is on its way: parameters that change with each step would leave a slow server's answers unread
- * @returns {{data: any, failure: Failure | null, again: () => void}}
+ * @param {{run?: string, pause?: number, keep?: boolean, hold?: boolean}} [options] hold: show the old answer of the path until the
+ *   new one comes. keep: that, and let none go that is on its way: parameters that change with each step would leave a slow
+ *   server's answers unread
+ * @returns {{data: any, failure: Failure | null, behind: boolean, again: () => void}} behind: the answer is not yet that of
+ *   these parameters
  */
-export function useGet(path, params = {}, { run, pause = 1000, keep = false } = {}) {
+export function useGet(path, params = {}, { run, pause = 1000, keep = false, hold = keep } = {}) {
   const [answer, setAnswer] = useState(/** @type {{key: string, path: string | null, data: any, failure: Failure | null}} */ ({ key: "", path: null, data: null, failure: null }));
   const key = path === null ? "" : path + JSON.stringify(params);
   const wish = useRef({ key, params });
@@ -51,8 +53,8 @@ export function useGet(path, params = {}, { run, pause = 1000, keep = false } = 
     };
   }, [keep ? path : key, run]);
   useEffect(() => void (keep && asked.current !== key && asking.current?.demand()), [key]);
-  const now = answer.key === key || (keep && answer.path === path) ? answer : { data: null, failure: null };
-  return { data: now.data, failure: now.failure, again: () => asking.current?.demand() };
+  const now = answer.key === key || (hold && answer.path === path) ? answer : { key: "", data: null, failure: null };
+  return { data: now.data, failure: now.failure, behind: now.key !== key, again: () => asking.current?.demand() };
 }
 
 /** Seconds since 1970, renewed every `seconds`. @param {number} seconds */

@@ -1,16 +1,16 @@
-// Settings: tokens (shown once when made), the channels that alerts are delivered to, and what is kept for how long.
+// Settings: tokens (shown once when made), the channels that alerts are delivered to, what is kept for how long, and the rules.
 
 import { runPath } from "../address.js";
 import { useGet } from "../data.js";
-import { bytes, date } from "../format.js";
+import { bytes, date, number, words } from "../format.js";
 import { html, useEffect, useState } from "../html.js";
-import { Copied, Loaded, Problem, Sure, useSend } from "../parts.js";
+import { Copied, Loaded, Problem, Severity, Sure, useSend } from "../parts.js";
 
 const MAY = { ingest: "send records", read: "read everything", admin: "change, delete, make tokens" };
 
 export function Settings() {
   useEffect(() => void (document.title = "Settings · gradspectra"), []);
-  return html`<div class="page"><div class="page-head"><h1>Settings</h1></div><div class="columns"><${Tokens} /><${Channels} /><${Retention} /></div></div>`;
+  return html`<div class="page"><div class="page-head"><h1>Settings</h1></div><div class="columns"><${Tokens} /><${Channels} /><${Retention} /></div><${Rules} /></div>`;
 }
 
 function Tokens() {
@@ -102,4 +102,23 @@ function Retention() {
             <td class="right num">${bytes(one.bytes)}</td><td class="right num">${bytes(one.bytes_after)}</td></tr>`)}</tbody></table></div>
           ${next && html`<p class="note">And later ones: <code>gradspectra retention</code> lists them all.</p>`}` : html`<p class="note">There is no run that it comes to.</p>`}`
         : html`<p>Retention is off: every number is kept for ever.</p>`}</${Loaded}></section>`;
+}
+
+function Rules() {
+  const answer = useGet("/rules");
+  return html`
+    <section class="panel pad rules" data-panel="rules"><h2>Alert rules</h2>
+      <p class="muted">They and their thresholds are the same for every run. One that is no news in a run is muted there, under its alerts. Those marked “in the job” are looked at by the training job too, for on_alert and stop_on.</p>
+      <${Loaded} answer=${answer}>${(/** @type {any} */ data) => html`<div class="scroll"><table class="data rules-table"><thead><tr><th>Rule</th><th>Opens as</th><th>Reads</th><th>Thresholds</th><th>What it means</th></tr></thead>
+        <tbody>${data.items.map((/** @type {any} */ one) => html`<${Rule} one=${one} />`)}</tbody></table></div>`}</${Loaded}></section>`;
+}
+
+/** @param {{one: any}} props */
+function Rule({ one }) {
+  return html`<tr data-rule=${one.name}>
+    <td><strong>${words(one.name)}</strong>${one.in_job && html`<br /><span class="muted small">in the job</span>`}</td>
+    <td><${Severity} severity=${one.severity} /></td>
+    <td class="mono small">${one.needs.join(", ")}${one.uses.length > 0 && html` <span class="muted">(${one.uses.join(", ")})</span>`}</td>
+    <td class="mono small thresholds">${Object.entries(one.thresholds).map(([name, value]) => html`<span>${name} ${number(value)}</span>`)}</td>
+    <td class="small">${one.meaning} <span class="muted">${one.source}</span></td></tr>`;
 }
