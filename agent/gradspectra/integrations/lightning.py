@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Callback
+from torch import nn
 
 from gradspectra.guard import Guard
 from gradspectra.integrations.batch_sizes import examples_of, tokens_of
+from gradspectra.integrations.watch_options import checked_names
 from gradspectra.watch import Watch, watch
 
 
@@ -16,35 +19,39 @@ class GradSpectraCallback(Callback):  # type: ignore[misc, unused-ignore]
     """Watches the fit of a LightningModule, from its first to its last step.
 
     options: the arguments of `gradspectra.watch` but model and optimizer. The state of the watch travels in
-    Lightning's checkpoints. Raises TypeError or ValueError for a wrong option when the fit begins. `watch` is the
-    open watch; with manual optimization log the loss with `callback.watch.log(loss=...)`.
+    Lightning's checkpoints. Raises TypeError for what is no option, and TypeError or ValueError for a wrong value
+    when the fit begins. `watch` is the open watch; with manual optimization log the loss with
+    `callback.watch.log(loss=...)`.
     """
 
     def __init__(self, **options: Any) -> None:
         self.watch: Watch | None = None
-        self._options = options
+        self._options = checked_names(options)
+        self._trainer: weakref.ref[Any] | None = None
         self._saved: Mapping[str, Any] | None = None
         self._guard = Guard()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Open the watch."""
-        steps = trainer.estimated_stepping_batches
-        start = trainer.global_step // max(1, len(trainer.optimizers))
-        saved, self._saved = self._saved or self._earlier(start), None
+        steps = self._guard.run("total_steps", lambda: trainer.estimated_stepping_batches)
+        taken = trainer.global_step // max(1, len(trainer.optimizers))
+        saved, self._saved = self._saved or self._earlier(trainer), None
         options = {
             "config": {"hyperparameters": dict(pl_module.hparams), "precision": str(trainer.precision)},
             "total_steps": steps if isinstance(steps, int) and steps > 0 else None,
-            "start_step": start,
+            "start_step": saved["step"] if saved else taken,  # optimizers need not all step in each of them
             "resume": saved["run_id"] if saved else None,
         } | self._options
-        self.watch = watch(pl_module, trainer.optimizers, **options)
+        wrapped = trainer.strategy.model  # by DistributedDataParallel, with several ranks
+        self.watch = watch(wrapped if isinstance(wrapped, nn.Module) else pl_module, trainer.optimizers, **options)
+        self._trainer = weakref.ref(trainer)
         if saved and saved["step"] == options["start_step"]:
             self.watch.load_state_dict(saved)
 
-    def _earlier(self, start: int) -> Mapping[str, Any] | None:
-        """The state of the fit before, where this one goes on from it."""
-        state = None if self.watch is None or not start else self.watch.state_dict()
-        return state if state and state["step"] == start else None
+    def _earlier(self, trainer: Any) -> Mapping[str, Any] | None:
+        """The state of the fit before, where the same Trainer goes on from it."""
+        same = self._trainer is not None and self._trainer() is trainer
+        return self.watch.state_dict() if same and self.watch is not None and trainer.global_step else None
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         """Log loss and sizes of the part that went through."""

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import functools
 import numbers
+import sys
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainerCallback
 
 from gradspectra.guard import Guard
 from gradspectra.integrations.batch_sizes import IGNORED, examples_of, tokens_of
+from gradspectra.integrations.watch_options import checked_names
 from gradspectra.patches import Function, Patch
 from gradspectra.run_request import MAX_NAME
 from gradspectra.watch import Watch, watch
@@ -25,13 +29,14 @@ class GradSpectraCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
 
     options: the arguments of `gradspectra.watch` but model and optimizer. By default the run has the configuration of
     the TrainingArguments, and their name or else folder; a training that Trainer resumes from a checkpoint resumes the
-    run. Raises TypeError or ValueError for a wrong option when the training begins. `watch` is the open watch; of a
-    training that breaks it is closed as failed at the end of the program, or when the callback's next one begins.
+    run. Raises TypeError for what is no option, and TypeError or ValueError for a wrong value when the training begins.
+    `watch` is the open watch; of a training that breaks it is closed as failed at the end of the program, or when the
+    callback's next one begins.
     """
 
     def __init__(self, **options: Any) -> None:
         self.watch: Watch | None = None
-        self._options = options
+        self._options = checked_names(options)
         self._guard = Guard()
         self._losses: list[Tensor] = []
         self._parts_seen = False
@@ -46,10 +51,21 @@ class GradSpectraCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
             "resume": "auto" if state.global_step else None,
         } | self._options
         self._close("failed")  # one that is open yet broke: Trainer tells nobody of an exception
-        self.watch = watch(given["model"], given["optimizer"], **options)
+        self.watch = watch(self._wrapped(given["model"]), given["optimizer"], **options)
         self._losses.clear()
         self._parts_seen = False
         patch.open(self)
+
+    def _wrapped(self, model: Any) -> Any:
+        """The model as DistributedDataParallel has it where several ranks train; Trainer gives what is inside."""
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            trainer = frame.f_locals.get("self")
+            if isinstance(trainer, Trainer) and self in trainer.callback_handler.callbacks:
+                wrapped = trainer.model_wrapped
+                return wrapped if isinstance(wrapped, DistributedDataParallel) else model
+            frame = frame.f_back
+        return model
 
     def saw_part(self, trainer: Any, loss: Tensor, inputs: Any, weighted: bool) -> None:
         """A micro-batch went through; loss: its share of the step's loss, as Trainer has divided it.
@@ -104,13 +120,22 @@ def predicted_tokens(trainer: Any, inputs: Any) -> Tensor | None:
     user's own, and with several ranks.
     """
     shifts = getattr(trainer, "_loss_shifts_labels", None)
-    if shifts is None or trainer.compute_loss_func is not None or trainer.args.world_size > 1:
+    own = trainer.compute_loss_func is not None or getattr(trainer, "loss_is_scaled_for_ga", None)
+    if shifts is None or own or trainer.args.world_size > 1:
         return None
     labels = inputs.get("shift_labels")
     if labels is None:
         labels = inputs["labels"][..., 1:] if shifts else inputs["labels"]
     counted: Tensor = (labels != IGNORED).sum()
     return counted
+
+
+def _weighted(trainer: Any, num_items: Any) -> bool:
+    """Whether the loss of a micro-batch is its share by predicted tokens, and not the mean by their number."""
+    said = getattr(trainer, "loss_is_scaled_for_ga", None)
+    if said is not None:
+        return bool(said)
+    return num_items is not None and (trainer.model_accepts_loss_kwargs or trainer.compute_loss_func is not None)
 
 
 def _wrap(_: str, original: Function) -> Function:
@@ -120,10 +145,7 @@ def _wrap(_: str, original: Function) -> Function:
         for callback in tuple(patch.observers):
             if callback in self.callback_handler.callbacks:
                 num_items = args[0] if args else kwargs.get("num_items_in_batch")
-                weighted = num_items is not None and (
-                    self.model_accepts_loss_kwargs or self.compute_loss_func is not None
-                )
-                callback.saw_part(self, loss, inputs, weighted)
+                callback.saw_part(self, loss, inputs, _weighted(self, num_items))
         return loss
 
     return training_step

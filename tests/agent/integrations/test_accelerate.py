@@ -90,6 +90,56 @@ def test_bfloat16_and_a_saved_state(kept, tmp_path, the_way: Way):
     assert the_way.layers
 
 
+def test_a_state_that_is_loaded_in_the_middle_moves_nothing(kept, tmp_path, caplog):
+    accelerator, model, optimizer = prepared()
+    with open_watch(accelerator, model, optimizer):
+        train(accelerator, model, optimizer, 0, 2, 1)
+        accelerator.save_state(tmp_path / "state")
+        train(accelerator, model, optimizer, 2, 4, 1)
+        accelerator.load_state(tmp_path / "state")
+        assert "load_state_dict must come before the first step, 4 were taken" in caplog.text
+        train(accelerator, model, optimizer, 2, 4, 1)
+    accelerator.load_state(tmp_path / "state")
+    assert [record.step for record in kept()] == [1, 2, 3, 4, 5, 6]
+
+
+def test_states_saved_with_and_without_a_watch_load_without_and_with_one(kept, tmp_path):
+    accelerator, model, optimizer = prepared()
+    train(accelerator, model, optimizer, 0, 2, 1)
+    accelerator.save_state(tmp_path / "without")
+    for _ in range(2):  # the second is alone again: the first is closed
+        with open_watch(accelerator, model, optimizer):
+            train(accelerator, model, optimizer, 2, 4, 1)
+        accelerator.save_state(tmp_path / "with")
+    accelerator, model, optimizer = prepared()
+    accelerator.load_state(tmp_path / "with")
+    for folder, start in (("without", 2), ("with", 6)):
+        accelerator, model, optimizer = prepared()
+        with open_watch(accelerator, model, optimizer):
+            accelerator.load_state(tmp_path / folder)
+            train(accelerator, model, optimizer, 2, 4, 1)
+        assert [record.step for record in kept()] == [start + 1, start + 2]
+
+
+@pytest.mark.usefixtures("kept")
+def test_two_watches_of_one_accelerator_keep_a_state_each(tmp_path):
+    def two(first, last):
+        accelerator = accelerate.Accelerator(cpu=True)
+        models = [attention(), attention()]
+        both = [(m, torch.optim.AdamW(m.parameters(), lr=0.03)) for m in models]
+        both = [accelerator.prepare(*pair) for pair in both]
+        with open_watch(accelerator, *both[0]) as one, open_watch(accelerator, *both[1]) as other:
+            if first:
+                accelerator.load_state(tmp_path / "state")
+            for _ in range(last - first):
+                train(accelerator, *both[1], 0, 1, 1)
+            accelerator.save_state(tmp_path / "state")
+            return one.state_dict()["step"], other.state_dict()["step"]
+
+    assert two(0, 3) == (0, 3)
+    assert two(3, 5) == (0, 5)
+
+
 @pytest.mark.usefixtures("kept")
 def test_a_closed_watch_lets_its_model_go():
     from gradspectra.integrations import accelerate as integration

@@ -26,7 +26,7 @@ class Module(lightning.LightningModule):
         torch.manual_seed(0)
         self.net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
         self.accumulated, self.optimizer = accumulated, optimizer
-        self.seen, self.expected = [], []
+        self.seen, self.expected, self.losses = [], [], []
 
     def loss_of(self, net, batch):
         x, y = (part.to(net[0].weight) for part in batch)
@@ -46,6 +46,8 @@ class Module(lightning.LightningModule):
     def on_before_optimizer_step(self, _):
         plain = Plain(self.net)
         parts = [lambda m, b=b: self.loss_of(m, b) / self.accumulated for b in self.seen]
+        sums = [len(batch[0]) * float(self.loss_of(self.net, batch).detach()) for batch in self.seen]
+        self.losses.append(sum(sums) / sum(len(batch[0]) for batch in self.seen))
         self.expected.append(plain.step(self.net, *parts))
 
     def on_train_batch_end(self, *_):
@@ -62,7 +64,7 @@ def loader(count=32):
     return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=4)
 
 
-def fit(module, tmp_path, checkpoint=None, **arguments):
+def fit(module, tmp_path, checkpoint=None, count=32, **arguments):
     from gradspectra.integrations.lightning import GradSpectraCallback
 
     callback = GradSpectraCallback(project="tests", budget=None, spectra="off")
@@ -75,7 +77,7 @@ def fit(module, tmp_path, checkpoint=None, **arguments):
         enable_checkpointing=False,
         **(defaults | arguments),
     )
-    trainer.fit(module, loader(), loader(8), ckpt_path=checkpoint)
+    trainer.fit(module, loader(count), loader(8), ckpt_path=checkpoint)
     return trainer, callback
 
 
@@ -101,11 +103,81 @@ def test_a_fit_s_steps(accumulated, clip, kept, tmp_path, the_way: Way):
         the_way.check(record, named(step), rel=1e-4, parts=parts, second=clip != "value")
         assert record.counts["examples"] == 4 * accumulated
         assert record.counts["parts"] == accumulated
-    last = [float(module.loss_of(module.net, batch).detach()) for batch in module.seen]
-    assert kept()[-1].scalars["loss"] == pytest.approx(sum(last) / len(last), rel=0.5)
+    assert [record.scalars["loss"] for record in kept()] == pytest.approx(module.losses, rel=1e-5)
     assert kept()[-1].scalars["eval_loss"] > 0
     assert KeepingTransport.last.closed == "finished"
     assert callback.watch.status()["closed"]
+
+
+@way(ROW)
+@pytest.mark.parametrize(("count", "sizes"), [(14, [[4, 4], [4, 2]]), (18, [[4, 4], [4, 4], [2]])])
+def test_a_last_batch_and_a_last_group_that_are_short(count, sizes, kept, tmp_path, the_way: Way):
+    module = Module(2)
+    fit(module, tmp_path, count=count, max_epochs=2)
+    for index, (record, step) in enumerate(zip(kept(), module.expected, strict=True)):
+        own, before = sizes[index % len(sizes)], sizes[(index - 1) % len(sizes)]
+        the_way.check(record, named(step), rel=1e-4, parts=len(own) > 1 and index > 0 and len(before) > 1)
+        assert (record.counts["parts"], record.counts["examples"]) == (len(own), sum(own))
+    assert [record.scalars["loss"] for record in kept()] == pytest.approx(module.losses, rel=1e-5)
+
+
+@pytest.mark.parametrize(("precision", "rel"), [("bf16-true", 1e-2), ("64-true", 1e-6)])
+def test_weights_of_another_precision(precision, rel, kept, tmp_path):
+    module = Module()
+    fit(module, tmp_path, precision=precision)
+    assert KeepingTransport.last.arguments["config"]["precision"] == precision
+    assert len(kept()) == 8
+    for record, step in zip(kept(), module.expected, strict=True):
+        assert record.scalars["grad_norm"] == pytest.approx(step.norm, rel=rel)
+
+
+class Two(Module):
+    """Trained by hand by two optimizers, of which one steps in every second batch alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, index):
+        for place, optimizer in enumerate(self.optimizers()):
+            if index % 2 == 0 or not place:
+                optimizer.zero_grad()
+                self.manual_backward(self.loss_of(self.net, batch))
+                optimizer.step()
+
+    def on_before_optimizer_step(self, _):
+        pass
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD(part.parameters(), lr=0.03) for part in (self.net[0], self.net[2])]
+
+
+def test_optimizers_that_do_not_step_alike_go_on_where_the_checkpoint_was(kept, tmp_path):
+    trainer, _ = fit(Two(), tmp_path)
+    steps = [record.step for record in kept()]
+    assert trainer.global_step == 12
+    assert steps[-1] > 12 // 2
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    fit(Two(), tmp_path, tmp_path / "last.ckpt", max_epochs=2)
+    assert KeepingTransport.last.arguments["start_step"] == steps[-1]
+    assert [record.step for record in kept()] == [steps[-1] + step for step in steps]
+
+
+def test_a_length_that_lightning_cannot_tell_is_left_out(kept, tmp_path, monkeypatch):
+    def fails(_):
+        raise lightning.pytorch.utilities.exceptions.MisconfigurationException("not known")
+
+    monkeypatch.setattr(lightning.Trainer, "estimated_stepping_batches", property(fails))
+    fit(Module(), tmp_path)
+    assert KeepingTransport.last.arguments["total_steps"] is None
+    assert len(kept()) == 8
+
+
+def test_what_is_no_option_is_named_when_the_callback_is_made():
+    from gradspectra.integrations.lightning import GradSpectraCallback
+
+    with pytest.raises(TypeError, match=r"^'projct' is no option: take of project, run, "):
+        GradSpectraCallback(projct="x")
 
 
 @way(ROW)

@@ -33,10 +33,10 @@ def examples(count):
 
 
 class Seen(transformers.TrainerCallback):
-    """Computes each step anew in float64 from the batches that the collator gave out."""
+    """Computes each step anew in float64 from the batches that the collator gave out. epoch: batches of one."""
 
-    def __init__(self, model, accumulated, loss):
-        self.plain, self.accumulated, self.loss = Plain(model), accumulated, loss
+    def __init__(self, model, accumulated, loss, epoch):
+        self.plain, self.accumulated, self.loss, self.epoch = Plain(model), accumulated, loss, epoch
         self.batches, self.expected, self.evaluated = [], [], examples(68)[64:]
 
     def collate(self, rows):
@@ -49,8 +49,9 @@ class Seen(transformers.TrainerCallback):
         self.first = state.global_step
 
     def on_step_begin(self, args, state, control, model=None, **_):  # noqa: ARG002
-        start = (state.global_step - self.first) * self.accumulated
-        parts = self.batches[start : start + self.accumulated]
+        epochs, group = divmod(state.global_step - self.first, -(-self.epoch // self.accumulated))
+        start = epochs * self.epoch + group * self.accumulated
+        parts = self.batches[start : min(start + self.accumulated, (epochs + 1) * self.epoch)]
         self.expected.append(self.plain.step(model, *self.loss(parts)))
 
     def on_step_end(self, args, state, control, model=None, **_):  # noqa: ARG002
@@ -60,7 +61,7 @@ class Seen(transformers.TrainerCallback):
 def fit(model, rows, tmp_path, loss, accumulated=1, resume=False, **arguments):
     from gradspectra.integrations.transformers import GradSpectraCallback
 
-    seen = Seen(model, accumulated, loss)
+    seen = Seen(model, accumulated, loss, -(-len(rows) // 4))
     options = {"budget": None, "spectra": "off", "project": "tests"}
     callback = GradSpectraCallback(**options)
     defaults = {
@@ -171,6 +172,50 @@ def test_bfloat16_with_evaluations_and_a_resumed_training(kept, tmp_path, the_wa
     assert KeepingTransport.last.arguments["resume"] == "auto"
     assert [record.scalars["grad_norm"] for record in kept()] == pytest.approx(through[2:], rel=1e-5)
     assert the_way.layers
+
+
+@way("Hugging Face Trainer (GradSpectraCallback)")
+@pytest.mark.parametrize(("count", "sizes"), [(14, [[4, 4], [4, 2]] * 3), (18, [[4, 4], [4, 4], [2]] * 2)])
+def test_a_last_batch_and_a_last_group_that_are_short(count, sizes, kept, tmp_path, the_way: Way):
+    model = Regression()
+    expected, _, _ = fit(model, examples(count), tmp_path, mean_of_parts, 2, max_steps=6)
+    for index, (record, step) in enumerate(zip(kept(), expected, strict=True)):
+        several = len(sizes[index]) > 1 and index > 0 and len(sizes[index - 1]) > 1
+        the_way.check(record, step, rel=1e-4, parts=several)
+        assert record.counts["parts"] == len(step.parts) == len(sizes[index])
+        assert record.counts["examples"] == sum(sizes[index])
+        if len(sizes[index]) > 1:
+            assert record.scalars["noise_w"] == pytest.approx(sum(1 / 4 / size for size in sizes[index]))
+
+
+@pytest.mark.parametrize(("scaled", "noise"), [(None, True), (False, True), (True, False)])
+def test_a_loss_that_is_scaled_by_the_user_s_own_code_brings_no_noise(scaled, noise, kept, tmp_path, monkeypatch):
+    monkeypatch.setattr(transformers.Trainer, "loss_is_scaled_for_ga", scaled, raising=False)
+    fit(Regression(), examples(64), tmp_path, mean_of_parts, 2)
+    assert [record.scalars["loss"] > 0 for record in kept()] == [True] * 4
+    assert ["noise_w" in record.scalars for record in kept()[1:]] == [noise] * 3
+
+
+def test_each_training_of_one_trainer_is_a_run_of_its_own(kept, tmp_path):
+    from gradspectra.integrations.transformers import GradSpectraCallback
+
+    trainer = small(tmp_path, GradSpectraCallback(budget=None, spectra="off"))
+    trainer.train()
+    first = KeepingTransport.last
+    trainer.train()
+    assert KeepingTransport.last is not first
+    assert [record.step for record in first.records] == [record.step for record in kept()] == [1, 2, 3, 4]
+    assert (first.closed, KeepingTransport.last.closed) == ("finished", "finished")
+
+
+@pytest.mark.parametrize("wrong", [{"projct": "x"}, {"model": None}, {"optimizer": None}])
+def test_what_is_no_option_is_named_when_the_callback_is_made(wrong):
+    from gradspectra.integrations.transformers import GradSpectraCallback
+
+    with pytest.raises(
+        TypeError, match=f"^'?{next(iter(wrong))}'? (is no option: take of project, run|must be left out)"
+    ):
+        GradSpectraCallback(**wrong)
 
 
 def small(tmp_path, *callbacks, **arguments):
