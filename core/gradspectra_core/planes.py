@@ -1,9 +1,9 @@
 """Lossless coding of an array of numbers: differences, their bytes put plane by plane, each plane as is shortest.
 
 The bits of the numbers are taken as integers; what is kept is the difference to the number before, or to that of
-another array, with its sign in the lowest bit. Of floats that change slowly the upper planes are then nearly constant
-(stored as that byte, and the places of the others) or worth deflating, and the lowest, which no method shortens, are
-stored as they are. Figures: docs/decisions/014-deflated-planes.md.
+another array, with its sign in the lowest bit, unless all have one sign. Of floats that change slowly the upper planes
+are then nearly constant (stored as that byte, and the places of the others) or worth deflating, and the lowest, which
+no method shortens, are stored as they are. Figures: docs/decisions/014-deflated-planes.md.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 Numbers = NDArray[Any]
 _HEAD = struct.Struct("<BBI")
 _PLANE = struct.Struct("<BI")
-_CONSTANT, _DIFFERENCES = 0, 1
+_CONSTANT, _DIFFERENCES, _ABOVE, _BELOW = 0, 1, 2, 3
+"""How an array is coded; the last two: as differences to another that all have one sign, which they then lack."""
+_ALONE, _BASED = (_CONSTANT, _DIFFERENCES), (_CONSTANT, _DIFFERENCES, _ABOVE, _BELOW)
 _SAME, _PLAIN, _DEFLATED, _SPARSE = 0, 1, 2, 3
 _EMPTY = [(_PLANE.pack(_SAME, 1) + b"\0") * count for count in range(9)]
 """So many planes of zeros, as the upper ones of small numbers are."""
@@ -45,23 +47,19 @@ def encode(array: Numbers, base: Numbers | None = None, worth: float = 0.98) -> 
     size = bits.dtype.itemsize
     if len(bits) and (bits == bits[0]).all():
         return _HEAD.pack(_CONSTANT, size, len(bits)) + bits[:1].tobytes()
-    coded = bits.copy()
-    if base is None:
-        coded[1:] -= bits[:-1]
-    else:
-        coded -= _bits(base)
-    _fold(coded)
+    kind, coded = _differences(bits, None if base is None else _bits(base))
     planes = np.ascontiguousarray(coded.view(np.uint8).reshape(-1, size).T)
-    return b"".join((_HEAD.pack(_DIFFERENCES, size, len(bits)), *(_plane(plane, worth) for plane in planes)))
+    return b"".join((_HEAD.pack(kind, size, len(bits)), *(_plane(plane, worth) for plane in planes)))
 
 
 def decode(payload: memoryview, at: int, dtype: np.dtype[Any], base: Numbers | None = None) -> tuple[Numbers, int]:
     """Read an array that `encode` coded; returns it and where it ends. Raises CodingError for anything else."""
-    kind, size, length = _taken(_HEAD, payload, at)
+    coding, size, length = _taken(_HEAD, payload, at)
     at += _HEAD.size
-    if size != dtype.itemsize or size not in _WORDS or length > MAX_LENGTH or kind not in (_CONSTANT, _DIFFERENCES):
+    known = _ALONE if base is None else _BASED
+    if size != dtype.itemsize or size not in _WORDS or length > MAX_LENGTH or coding not in known:
         raise CodingError(f"no array of {dtype} begins here")
-    if kind == _CONSTANT:
+    if coding == _CONSTANT:
         if at + size > len(payload):
             raise CodingError("the array is cut off")
         return np.ndarray((length,), dtype, bytes(payload[at : at + size]), strides=(0,)), at + size
@@ -73,11 +71,14 @@ def decode(payload: memoryview, at: int, dtype: np.dtype[Any], base: Numbers | N
     octets = coded.view(np.uint8).reshape(length, size)
     for number, kind, content in planes:
         _put(kind, content, octets[:, number])
-    _unfold(coded)
+    if coding == _DIFFERENCES:
+        _unfold(coded)
     if base is None:
         np.add.accumulate(coded, out=coded)
     elif len(base) != length:
         raise CodingError(f"the array has {length} numbers and what it is based on {len(base)}")
+    elif coding == _BELOW:
+        np.subtract(_bits(base), coded, out=coded)
     else:
         coded += _bits(base)
     return coded.view(dtype), at
@@ -85,6 +86,22 @@ def decode(payload: memoryview, at: int, dtype: np.dtype[Any], base: Numbers | N
 
 def _bits(array: Numbers) -> Numbers:
     return np.ascontiguousarray(array).view(_WORDS[array.dtype.itemsize])
+
+
+def _differences(bits: Numbers, base: Numbers | None) -> tuple[int, Numbers]:
+    """How an array is coded, and its differences to the other array, or to itself shifted by one."""
+    coded = bits.copy()
+    if base is None:
+        coded[1:] -= bits[:-1]
+    elif (bits >= base).all():
+        coded -= base
+        return _ABOVE, coded
+    elif (bits <= base).all():
+        return _BELOW, np.subtract(base, bits, out=coded)
+    else:
+        coded -= base
+    _fold(coded)
+    return _DIFFERENCES, coded
 
 
 def _fold(differences: Numbers) -> None:

@@ -31,6 +31,32 @@ def test_any_bits_come_back(data: st.DataObject, dtype: type, length: int, based
     assert (bits(back) == bits(array)).all()
 
 
+@given(st.data(), DTYPES, st.integers(1, 50), st.booleans())
+def test_bits_that_all_lie_on_one_side_of_others_come_back(data: st.DataObject, dtype: type, length: int, below: bool):
+    words = hnp.arrays(f"u{np.dtype(dtype).itemsize}", (2, length))
+    array, base = np.sort(data.draw(words), axis=0)[:: 1 if below else -1].view(dtype)
+    coded = encode(array, base)
+    back, end = decode(memoryview(coded), 0, np.dtype(dtype), base)
+    assert end == len(coded)
+    assert (bits(back) == bits(array)).all()
+
+
+@pytest.mark.parametrize("bound", ["low", "high"])
+def test_numbers_on_one_side_of_others_keep_no_sign(bound: str):
+    values = np.random.default_rng(3).lognormal(sigma=0.1, size=(40, 4000)).astype(np.float32)
+    level = coarser(leaves(np.arange(4000), values, None, last=False), dtype=np.dtype(np.float32))
+    mean, own = level.mean.reshape(-1), getattr(level, bound).reshape(-1)
+    coded = encode(own, mean)
+    lowest, plain = coded[6], 1
+    assert lowest == plain  # with the same sign in all, an eighth of this plane would be deflated away
+    crossing = own.copy()
+    crossing[0] = mean[0] * (2 if bound == "low" else 0.5)
+    assert encode(crossing, mean)[6] != plain
+    assert abs(len(coded) - len(encode(crossing, mean))) < 0.01 * len(coded)
+    with pytest.raises(CodingError, match="no array"):
+        decode(memoryview(coded), 0, np.dtype(np.float32))
+
+
 @given(DTYPES, st.integers(-(2**62), 2**62), st.integers(-(2**40), 2**40), st.integers(1, 600))
 def test_numbers_at_even_distances_come_back_and_take_little_room(dtype: type, first: int, apart: int, length: int):
     word = np.dtype(f"u{np.dtype(dtype).itemsize}")
