@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,8 +11,9 @@ import sqlalchemy as sa
 from gradspectra_core.blocks import DamagedBlock, Recorded, unpack_level, unpack_recorded
 from gradspectra_core.pyramid import Level
 from gradspectra_core.records import Int64
-from gradspectra_core.widths import width_of
+from gradspectra_core.widths import FACTOR, width_of
 
+from gradspectra_store.beside_each_other import decoded
 from gradspectra_store.block_schema import blocks
 from gradspectra_store.prepared import PreparedAmong
 from gradspectra_store.segment_cache import SegmentCache
@@ -126,8 +128,9 @@ def load_blocks(conn: sa.Connection, rows: Sequence[BlockRow], most: int | None 
             found[row.id] = kept
     ids = list(missing)
     for begin in range(0, len(ids), _AT_ONCE):
-        for identity, payload in _contents.each(conn, ids[begin : begin + _AT_ONCE], {}):
-            found[identity] = content = _content(payload, missing[identity])
+        payloads = _contents.each(conn, ids[begin : begin + _AT_ONCE], {})
+        for identity, content in decoded(payloads, partial(_content, missing)):
+            found[identity] = content
             if cache is not None and not isinstance(content, DamagedBlock):
                 cache.put(("block", identity), content)
     return found if most is None else {identity: _of_known(content, most) for identity, content in found.items()}
@@ -140,9 +143,9 @@ def _of_known(content: Content, most: int) -> Content:
     return content if rows <= most else DamagedBlock(f"a block has {rows} rows, and {most} are known")
 
 
-def _content(payload: bytes, row: BlockRow) -> Content:
+def _content(rows: Mapping[int, BlockRow], identity: int, payload: bytes) -> Content:
     try:
-        return unpack_recorded(payload) if row.level == 0 else unpack_level(payload)
+        return unpack_recorded(payload) if rows[identity].level == 0 else unpack_level(payload)
     except DamagedBlock as error:
         return error
 
@@ -153,9 +156,15 @@ def most_entries(rows: int) -> int:
 
 
 def portions(numbers: Int64, rows: int) -> Iterator[slice]:
-    """Cut steps (level 0) or bucket numbers (above), strictly increasing, into what one block may hold each."""
+    """Cut steps (level 0) or bucket numbers (above), strictly increasing, into what one block may hold each.
+
+    Where it can be, between wider buckets: those are then made of each block by itself when they are read.
+    """
     most, begin = most_entries(rows), 0
     while begin < len(numbers):
         end = min(begin + most, int(np.searchsorted(numbers, numbers[begin] + SPAN)))
+        if end < len(numbers):
+            between = int(np.searchsorted(numbers, numbers[end] // FACTOR * FACTOR))
+            end = between if between > begin else end
         yield slice(begin, end)
         begin = end

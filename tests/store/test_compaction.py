@@ -62,8 +62,8 @@ def test_blocks_take_the_place_of_all_but_the_newest_segments(store: Store) -> N
     run = a_plain_run(store, 1000)
     assert compacted(store, run) == 2  # scalars, and layers
     assert rows_of(store, run, "level", "first", "stop", "entries", name="loss") == [
-        (0, 1, 513, 512),
-        (0, 513, 945, 432),
+        (0, 1, 512, 511),
+        (0, 512, 945, 433),
         (1, 0, 944, 118),
         (2, 0, 896, 14),
         (3, 0, 512, 1),

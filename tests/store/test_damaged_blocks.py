@@ -29,19 +29,19 @@ def test_a_damaged_block_loses_its_own_steps_and_says_so(store: Store) -> None:
     run = a_plain_run(store, 1000)
     compacted(store, run)
     damage(store, run, name="loss", level=0, first=1)
-    damage(store, run, name="grad_sq", level=0, first=513)
+    damage(store, run, name="grad_sq", level=0, first=512)
     with store.read() as conn:
         whole = read_series(conn, run, ["loss"], columns=1000)
         part = read_series(conn, run, ["loss"], 500, 520)
         coarse = read_series(conn, run, ["loss"], columns=100)
         layers = read_layers(conn, run, "grad_norm", columns=1000)
-    assert whole.damaged == ((1, 512),)
-    assert whole.x.tolist() == list(range(513, 1001))
-    assert (part.damaged, part.x.tolist()) == (((500, 512),), list(range(513, 520)))
+    assert whole.damaged == ((1, 511),)
+    assert whole.x.tolist() == list(range(512, 1001))
+    assert (part.damaged, part.x.tolist()) == (((500, 511),), list(range(512, 520)))
     assert coarse.damaged == ()
     assert coarse.series["loss"].max.tolist() == [*range(15, 1000, 16), 1000]
-    assert layers.damaged == ((513, 944),)
-    assert layers.x.tolist() == [*range(1, 513), *range(945, 1001)]
+    assert layers.damaged == ((512, 944),)
+    assert layers.x.tolist() == [*range(1, 512), *range(945, 1001)]
 
 
 def test_a_damaged_bucket_is_made_again_from_those_below(store: Store) -> None:
@@ -128,7 +128,7 @@ def test_a_check_names_what_is_damaged_and_stops_in_time(store: Store, monkeypat
     with store.read() as conn:
         assert checked.count == conn.execute(sa.select(sa.func.count()).select_from(blocks)).scalar_one()
     assert checked.all
-    assert checked.damaged == (DamagedPlace(run, 1, "loss", 0, 1, 512, 0),)
+    assert checked.damaged == (DamagedPlace(run, 1, "loss", 0, 1, 511, 0),)
     monkeypatch.setattr("gradspectra_store.checking._AT_ONCE", 4)
     hurried = check_blocks(store, -1.0)
     assert (hurried.count, hurried.all) == (4, False)
