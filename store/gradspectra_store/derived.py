@@ -16,7 +16,7 @@ from gradspectra_store.errors import StoreDamaged
 from gradspectra_store.layer_tables import read_table
 from gradspectra_store.names import add_names
 from gradspectra_store.runs import SILENT_SECONDS
-from gradspectra_store.schema import attempts, cursors, derive_states, derived_segments, runs, segments, sessions
+from gradspectra_store.schema import cursors, derived_segments, runs, segments, sessions
 from gradspectra_store.segments import (
     checksum_of,
     opened,
@@ -171,37 +171,6 @@ def save_derived(conn: sa.Connection, run: str, derived: Sequence[DerivedBatch])
         add_names(conn, run, "layer", statistics, derived=True)
     if rows:
         conn.execute(sa.insert(derived_segments), rows)
-
-
-def checkpoint_state(conn: sa.Connection, run: str, attempt: int, step: int, state: dict[str, Any]) -> None:
-    """Keep the detectors' state after `step` of an attempt, for attempts that start later; replaces one there."""
-    key = {"run": run, "attempt": attempt, "step": step}
-    conn.execute(sa.delete(derive_states).where(*(derive_states.c[name] == value for name, value in key.items())))
-    conn.execute(sa.insert(derive_states).values(**key, state=state))
-
-
-def state_before(conn: sa.Connection, run: str, step: int, attempt: int | None = None) -> dict[str, Any] | None:
-    """Return the newest state kept of a step below `step` on the trajectory that an attempt continues.
-
-    attempt: the one that starts at `step`, None for the newest. States of older attempts count only up to where
-    the attempts between hid them.
-    """
-    own = sa.select(attempts.c.number, attempts.c.first_step).where(attempts.c.run == run)
-    rows = conn.execute(own.order_by(attempts.c.number.desc())).all()
-    best: sa.Row[Any] | None = None
-    stop = step
-    newest = attempt if attempt is not None else (rows[0].number if rows else 0)
-    for number, first in rows:
-        if number > newest:
-            continue
-        if number < newest:
-            of_attempt = derive_states.c.run == run, derive_states.c.attempt == number, derive_states.c.step < stop
-            query = sa.select(derive_states).where(*of_attempt).order_by(derive_states.c.step.desc()).limit(1)
-            row = conn.execute(query).one_or_none()
-            if row is not None and (best is None or row.step > best.step):
-                best = row
-        stop = min(stop, first)
-    return None if best is None else best.state
 
 
 def _span(steps: Int64) -> dict[str, int]:

@@ -15,6 +15,9 @@ from gradspectra_store.schema import cursors, runs
 HEARD_SECONDS = 60.0
 """A process that was not heard of for so long has died."""
 
+ABANDONED_SECONDS = 3600.0
+"""What a process has made that was not heard of for so long is taken away, even where nobody derives the run again."""
+
 WORKING, DONE, TOLD, LEFT = "working", "done", "told", "left"
 
 
@@ -50,7 +53,9 @@ def still_mine(conn: sa.Connection, run: str, owner: str, now: float) -> None:
     query = sa.select(rederivations).where(rederivations.c.run == run).with_for_update()
     row = conn.execute(query).one_or_none()
     if row is None or row.owner != owner:
-        raise CannotDeriveAgain(f"run {run} was deleted, or another process has begun to derive it again")
+        raise CannotDeriveAgain(
+            f"run {run} was deleted, or another process has begun to derive it again or found this one dead"
+        )
     if row.state == WORKING:
         conn.execute(sa.update(rederivations).where(rederivations.c.run == run).values(heard_at=now))
 
@@ -59,6 +64,34 @@ def end_again(conn: sa.Connection, run: str, owner: str, state: str, now: float)
     """Note how it ended: DONE, or LEFT with nothing changed."""
     mine = rederivations.c.run == run, rederivations.c.owner == owner, rederivations.c.state == WORKING
     conn.execute(sa.update(rederivations).where(*mine).values(state=state, heard_at=now))
+
+
+def left_runs(conn: sa.Connection, now: float) -> list[str]:
+    """Return the runs that were to be derived again and that no process is at, not even to clear up behind itself.
+
+    Those of which nothing was left are not among them; see `forget_again`.
+    """
+    query = sa.select(rederivations.c.run).where(_left(now))
+    return list(conn.execute(query.order_by(rederivations.c.run)).scalars())
+
+
+def left_alone(conn: sa.Connection, run: str, now: float) -> bool:
+    """Say whether a run is still one of `left_runs`, and keep others from it up to the end of the transaction.
+
+    A process that was taken for dead and is not finds that it has lost the run.
+    """
+    conn.execute(sa.select(runs.c.id).where(runs.c.id == run).with_for_update(read=True, key_share=True))
+    own = rederivations.c.run == run
+    if conn.execute(sa.select(rederivations.c.run).where(own, _left(now)).with_for_update()).one_or_none() is None:
+        return False
+    dead = own, rederivations.c.state == WORKING
+    conn.execute(sa.update(rederivations).where(*dead).values(owner=new_identity(), state=LEFT))
+    return True
+
+
+def forget_again(conn: sa.Connection, run: str) -> None:
+    """Note that nothing is left of deriving a run again, in a transaction that has it by `left_alone`."""
+    conn.execute(sa.delete(rederivations).where(rederivations.c.run == run))
 
 
 def tell_derived_again(conn: sa.Connection) -> list[dict[str, Any]]:
@@ -78,3 +111,9 @@ def tell_derived_again(conn: sa.Connection) -> list[dict[str, Any]]:
         | {"changed_at": row.heard_at}
         for row in rows
     ]
+
+
+def _left(now: float) -> sa.ColumnElement[bool]:
+    over = rederivations.c.state.in_((TOLD, LEFT)), rederivations.c.heard_at < now - HEARD_SECONDS
+    dead = rederivations.c.state == WORKING, rederivations.c.heard_at < now - ABANDONED_SECONDS
+    return sa.or_(sa.and_(*over), sa.and_(*dead))

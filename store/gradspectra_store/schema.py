@@ -11,15 +11,14 @@ LONG = sa.BigInteger()
 SERIAL = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 MAX_NAME = 200
 
-metadata = sa.MetaData(
-    naming_convention={
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "ck": "ck_%(table_name)s_%(constraint_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
+_NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+metadata = sa.MetaData(naming_convention=_NAMING)
 
 
 class JsonText(sa.types.TypeDecorator[Any]):
@@ -201,6 +200,7 @@ cursors = sa.Table(
     sa.Column("derived_step", LONG, nullable=False),
     sa.Column("suggestions_step", LONG, nullable=False),
     sa.Column("state", JsonText),
+    sa.Column("states_turned", sa.Boolean, nullable=False, server_default=sa.false(), comment="states lie below zero"),
 )
 
 derive_states = sa.Table(

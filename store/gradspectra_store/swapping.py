@@ -20,6 +20,8 @@ from gradspectra_store.database import Store
 from gradspectra_store.derived import Cursor, claim
 from gradspectra_store.engines import insert_into
 from gradspectra_store.errors import UnknownRun
+from gradspectra_store.kept_states import Key, put_beside, state_keys, state_texts
+from gradspectra_store.lying_beside import BESIDE, next_portion
 from gradspectra_store.rederivations import DONE, CannotDeriveAgain, end_again, still_mine
 from gradspectra_store.retention_schema import retired
 from gradspectra_store.runs import lock_run
@@ -27,18 +29,15 @@ from gradspectra_store.schema import (
     JsonText,
     alerts,
     cursors,
-    derive_states,
     derived_segments,
     names,
     runs,
     suggestions,
 )
 
-BESIDE = 1
-"""The rank under which derived blocks lie that are not those of the run, not yet or not any more."""
-
 STAGE_BYTES = 4 << 20
 _AT_ONCE = 200
+_STATES_AT_ONCE = 20
 _PLACE = ("kind", "attempt", "name", "level", "first", "id")
 
 Rested = Callable[[float], None]
@@ -58,22 +57,22 @@ class Swap:
     owner: str
     rested: Rested
     _staged: dict[int, int] = field(default_factory=dict)
+    _states: set[Key] = field(default_factory=set)
 
     def clean(self) -> None:
         """Delete what lies beside the run: left by a process that died, or the run's own before the swap."""
         while True:
             begin = time.monotonic()
             with self.store.write() as conn:
-                query = sa.select(blocks.c.id).where(*_beside(self.run)).order_by(blocks.c.id).limit(_AT_ONCE)
-                ids = list(conn.execute(query).scalars())
-                if not ids:
+                portion = next_portion(conn, self.run)
+                if portion is None:
                     return
                 still_mine(conn, self.run, self.owner, time.time())
-                delete_rows(conn, blocks, ids)
+                portion.delete(conn)
             self.rested(time.monotonic() - begin)
 
     def stage(self) -> None:
-        """Bring in the blocks that are not there yet, and take those away again that have been replaced since."""
+        """Bring in the blocks and states that are not there yet, and take away again what has been replaced since."""
         with self.beside.read() as conn:
             order = [blocks.c[name] for name in _PLACE]
             ids = list(conn.execute(sa.select(blocks.c.id).where(*_derived(self.run)).order_by(*order)).scalars())
@@ -91,6 +90,7 @@ class Swap:
                 own = {row["id"]: _inserted(conn, row) for row in rows}
             self._staged |= own
             self.rested(time.monotonic() - begin)
+        self._stage_states()
 
     def make(self, at: Cursor) -> dict[str, int] | None:
         """Swap, in one transaction; returns how many alerts are new, kept and gone.
@@ -111,6 +111,21 @@ class Swap:
                 done = _swapped(conn, own, self.run, cursor)
             end_again(conn, self.run, self.owner, DONE, time.time())
         return done
+
+    def _stage_states(self) -> None:
+        """Bring in the states; the newest of them each time, since a batch without steps may change it."""
+        with self.beside.read() as conn:
+            keys = state_keys(conn, self.run)
+        fresh = [key for key in keys if key not in self._states]
+        for at in range(0, len(fresh), _STATES_AT_ONCE):
+            begin = time.monotonic()
+            with self.beside.read() as conn:
+                states = state_texts(conn, self.run, fresh[at : at + _STATES_AT_ONCE])
+            with self.store.write() as conn:
+                still_mine(conn, self.run, self.owner, time.time())
+                put_beside(conn, self.run, states)
+            self.rested(time.monotonic() - begin)
+        self._states = set(keys[:-1])
 
     def _portions(self, ids: Sequence[int]) -> Iterator[list[dict[str, Any]]]:
         """The rows, about STAGE_BYTES at a time."""
@@ -161,10 +176,6 @@ def _derived(run: str) -> tuple[sa.ColumnElement[bool], ...]:
     return blocks.c.run == run, blocks.c.derived
 
 
-def _beside(run: str) -> tuple[sa.ColumnElement[bool], ...]:
-    return *_derived(run), blocks.c.rank == BESIDE
-
-
 def _place(cursor: Cursor) -> tuple[int, int, int]:
     return cursor.batch, cursor.attempt, cursor.derived_step
 
@@ -183,13 +194,14 @@ def _swapped(conn: sa.Connection, own: sa.Connection, run: str, cursor: Cursor) 
     conn.execute(sa.update(blocks).where(*_derived(run)).values(rank=BESIDE - blocks.c.rank))
     conn.execute(sa.delete(damaged).where(damaged.c.run == run, damaged.c.derived))
     conn.execute(sa.delete(derived_segments).where(derived_segments.c.run == run))
-    for table in (extents, names, derive_states, suggestions):
+    for table in (extents, names, suggestions):
         where = [table.c.run == run, *([table.c.derived] if "derived" in table.c else [])]
         conn.execute(sa.delete(table).where(*where))
         _copied(conn, own, table, *where)
     its = own.execute(sa.select(cursors).where(cursors.c.run == run)).one()
     conn.execute(sa.update(runs).where(runs.c.id == run).values(last_batch=cursor.batch + 1))
     values = {"batch": cursor.batch + 1, "state": its.state, "suggestions_step": its.suggestions_step}
+    values["states_turned"] = sa.not_(cursors.c.states_turned)
     conn.execute(sa.update(cursors).where(cursors.c.run == run).values(values))
     found = [dict(row) for row in own.execute(sa.select(alerts).where(alerts.c.run == run)).mappings()]
     return replace_alerts(conn, run, found)

@@ -171,7 +171,7 @@ def test_a_worker_without_redis_says_what_is_missing(tmp_path):
     [
         ("DELETE FROM alembic_version", "failed", "it is another program's, or damaged"),
         ("UPDATE alembic_version SET version_num = '9999'", "failed", "install the newer gradspectra"),
-        ("UPDATE alembic_version SET version_num = '0008'", "ok", "the next `gradspectra serve` brings it to 0012"),
+        ("UPDATE alembic_version SET version_num = '0008'", "ok", "the next `gradspectra serve` brings it to 0013"),
     ],
 )
 def test_the_doctor_says_whether_the_server_will_take_the_database(tmp_path, change, status, words):

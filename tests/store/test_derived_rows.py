@@ -13,12 +13,10 @@ from gradspectra_store.derived import (
     DerivedBatch,
     advance,
     behind,
-    checkpoint_state,
     claim,
     dirty_runs,
     pending,
     save_derived,
-    state_before,
 )
 from gradspectra_store.ingest import ingest
 from gradspectra_store.read import read_series, series_names
@@ -215,25 +213,3 @@ def test_rows_of_several_batches_replace_theirs_and_leave_the_others(store: Stor
         kinds = conn.execute(sa.select(derived_segments.c.batch, derived_segments.c.kind)).all()
         assert (signal.x.tolist(), signal.series["signal_sq"].mean.tolist()) == ([1, 2, 4], [1.0, 2.0, 1.0])
     assert sorted(map(tuple, kinds)) == [(batch, kind) for batch in (1, 2, 4) for kind in ("layers", "scalars")]
-
-
-def test_a_new_attempt_goes_on_from_the_last_state_before_it(store: Store) -> None:
-    run = started(store)
-    with store.write() as conn:
-        for step in (1000, 2000, 3000):
-            checkpoint_state(conn, run.run, 1, step, {"at": step})
-        checkpoint_state(conn, run.run, 1, 2000, {"at": "2000, again"})
-    started(store, resume=run.run, start_step=2500)
-    with store.write() as conn:
-        assert state_before(conn, run.run, 2501) == {"at": "2000, again"}
-        checkpoint_state(conn, run.run, 2, 3000, {"at": "3000 of the second"})
-    started(store, resume=run.run, start_step=3000)
-    with store.read() as conn:
-        assert state_before(conn, run.run, 3001) == {"at": "3000 of the second"}
-        assert state_before(conn, run.run, 2501, attempt=2) == {"at": "2000, again"}
-        assert state_before(conn, run.run, 2000) == {"at": 1000}
-        assert state_before(conn, run.run, 1000) is None
-    started(store, resume=run.run, start_step=1500)
-    started(store, resume=run.run, start_step=5000)
-    with store.read() as conn:
-        assert state_before(conn, run.run, 5001) == {"at": 1000}  # what the attempt before hid is another trajectory

@@ -6,6 +6,7 @@ from typing import Any
 
 from gradspectra_store import Store
 from gradspectra_store.alerts import list_alerts
+from gradspectra_store.lying_beside import next_portion
 from gradspectra_worker.compact import compact
 from gradspectra_worker.derive import derive
 from worker.synthetic import batches, faulty, numbers, start, take_in
@@ -31,8 +32,9 @@ def resumed(store: Store, run: str, at: int, steps: int, **faults: Any) -> str:
 
 
 def without_batch(found: dict[str, Any]) -> dict[str, Any]:
-    """An outcome, but for the number of the newest batch: deriving again counts as one."""
-    found["cursor"][0].pop("batch")
+    """An outcome, but for the number of the newest batch, as which deriving again counts, and where states lie."""
+    for name in ("batch", "states_turned"):
+        found["cursor"][0].pop(name)
     return found
 
 
@@ -46,3 +48,9 @@ def all_alerts(store: Store, run: str) -> list[dict[str, Any]]:
     """The run's alerts."""
     with store.read() as conn:
         return list_alerts(conn, run)[0]
+
+
+def nothing_beside(store: Store, run: str) -> bool:
+    """Whether the run has nothing in the database but what is its own."""
+    with store.read() as conn:
+        return next_portion(conn, run) is None

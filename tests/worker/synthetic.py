@@ -13,10 +13,11 @@ from gradspectra_core.records import Batch, Columns, LayerBlock, SpectrumBlock
 from gradspectra_core.spectrum import aggregates
 from gradspectra_store import Store
 from gradspectra_store.ingest import ingest
+from gradspectra_store.kept_states import state_keys, state_texts
 from gradspectra_store.names import known_names
 from gradspectra_store.read import read_layers, read_series
 from gradspectra_store.runs import RunRequest, RunStarted, start_run
-from gradspectra_store.schema import alerts, cursors, deliveries, derive_states, runs, suggestions
+from gradspectra_store.schema import alerts, cursors, deliveries, runs, suggestions
 
 TABLE = LayerTable.of(
     [
@@ -154,6 +155,8 @@ def outcome(store: Store, run: str) -> dict[str, Any]:
     """All that was derived of a run, with what names the run itself replaced, for comparison with another run."""
     with store.read() as conn:
         found = {name: _rows(conn, table, order, run) for name, (table, order) in _TABLES.items()}
+        states = sorted(state_texts(conn, run, state_keys(conn, run)))
+        found["states"] = [{"attempt": attempt, "step": step, "state": state} for attempt, step, state in states]
         found["numbers"] = _numbers(conn, run)
         found["deliveries"] = [
             tuple(row)
@@ -171,7 +174,7 @@ def outcome(store: Store, run: str) -> dict[str, Any]:
     for name in (*_TABLES, "deliveries"):
         for row in found[name]:
             if isinstance(row, dict):
-                row.pop("run")
+                row.pop("run", None)
                 row.pop("id", None)
     return {**found, "health": tuple(health)}
 
@@ -180,7 +183,6 @@ _TABLES = {
     "alerts": (alerts, ("attempt", "opened_step", "rule")),
     "suggestions": (suggestions, ("position",)),
     "cursor": (cursors, ()),
-    "states": (derive_states, ("attempt", "step")),
 }
 
 

@@ -11,7 +11,9 @@ import pytest
 import sqlalchemy as sa
 from gradspectra_core.layers import LayerTable
 from gradspectra_store import Store
-from gradspectra_store.block_schema import blocks, rederivations
+from gradspectra_store.block_schema import rederivations
+from gradspectra_store.compaction import claim_round, rounds_of
+from gradspectra_store.damaged import damaged
 from gradspectra_store.errors import UnknownRun
 from gradspectra_store.missing import missing_rows
 from gradspectra_store.read import read_series
@@ -19,13 +21,13 @@ from gradspectra_store.rederivations import HEARD_SECONDS, CannotDeriveAgain, be
 from gradspectra_store.retention import Retention
 from gradspectra_store.run_views import get_run
 from gradspectra_store.runs import finish_run
-from gradspectra_store.schema import segments
+from gradspectra_store.schema import derived_segments, segments
 from gradspectra_worker.compact import compact
 from gradspectra_worker.derive import derive
 from gradspectra_worker.derive_again import derive_again
 from gradspectra_worker.retain import retain
 from store.spoiling import spoil
-from worker.again import all_alerts, derived_run, without_batch
+from worker.again import all_alerts, derived_run, nothing_beside, without_batch
 from worker.synthetic import TABLE, batches, faulty, numbers, outcome, start, take_in
 
 
@@ -133,6 +135,27 @@ def test_an_attempt_without_steps_that_can_be_read_has_begun(store: Store, tmp_p
     assert shown["derived_step"] == 108
 
 
+def test_a_round_of_compaction_that_had_begun_gives_up(store: Store, tmp_path: Path) -> None:
+    run = derived_run(store, compacted=True)
+    with store.read() as conn:
+        rounds = rounds_of(conn, run)
+    derive_again(store, run, tmp_path)
+    with store.write() as conn:
+        assert not claim_round(conn, run, rounds)
+
+
+def test_damage_of_what_was_derived_is_not_noted_any_more(store: Store, tmp_path: Path) -> None:
+    run = derived_run(store)
+    spoil(store, run, derived_segments, kind="scalars", batch=10)
+    spoil(store, run, segments, kind="layers", batch=12)
+    compact(store, run)
+    with store.read() as conn:
+        assert sorted(conn.execute(sa.select(damaged.c.derived)).scalars()) == [False, True]
+    derive_again(store, run, tmp_path)
+    with store.read() as conn:
+        assert list(conn.execute(sa.select(damaged.c.derived)).scalars()) == [False]
+
+
 def test_one_process_at_a_time(store: Store, tmp_path: Path) -> None:
     run = derived_run(store)
     with store.write() as conn:
@@ -169,8 +192,7 @@ def test_a_process_that_lost_the_run_changes_nothing(
         assert conn.execute(sa.select(rederivations.c.state)).scalar_one() == "working"
         conn.execute(sa.update(rederivations).values(heard_at=0.0))
     derive_again(store, run, tmp_path)
-    with store.read() as conn:
-        assert conn.execute(sa.select(sa.func.max(blocks.c.rank)).where(blocks.c.run == run)).scalar_one() == 0
+    assert nothing_beside(store, run)
 
 
 def test_a_run_that_is_not_there_is_said(store: Store, tmp_path: Path) -> None:
@@ -202,6 +224,6 @@ def test_killed_at_any_moment_the_run_is_as_it_was_or_as_it_is_to_be(store: Stor
     derive_again(store, run, tmp_path)
     assert without_batch(outcome(store, run)) == before
     assert not list(tmp_path.glob("gradspectra-*"))
+    assert nothing_beside(store, run)
     with store.read() as conn:
-        assert conn.execute(sa.select(sa.func.max(blocks.c.rank)).where(blocks.c.run == run)).scalar_one() == 0
         assert missing_rows(conn) == []

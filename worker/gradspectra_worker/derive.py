@@ -21,12 +21,11 @@ from gradspectra_store.derived import (
     StoredBatch,
     advance,
     behind,
-    checkpoint_state,
     claim,
     pending,
     save_derived,
-    state_before,
 )
+from gradspectra_store.kept_states import checkpoint_state, state_before
 from gradspectra_store.run_views import list_attempts
 from gradspectra_store.suggestions import replace_suggestions
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from gradspectra_store import Store
 from gradspectra_store.derived import dirty_runs
+from gradspectra_store.lying_beside import free_left
 from gradspectra_store.rederivations import tell_derived_again
 from gradspectra_store.runs import mark_lost
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 def sweep(store: Store, dispatcher: Dispatcher, now: float, announce: Announce) -> list[str]:
     """Request every run that is behind its last batch, mark silent runs as lost, move SQLite's log into the file.
+
+    What processes that were killed have left beside a run goes bit by bit, some at each sweep.
 
     now: seconds since 1970. announce: is told of the runs that are lost or were derived again. Returns the runs
     requested. Deliveries that are due are the dispatcher's to send.
@@ -30,5 +33,6 @@ def sweep(store: Store, dispatcher: Dispatcher, now: float, announce: Announce) 
         again = tell_derived_again(conn)
     for announcement in [*({"type": "run", "run": run, "state": "lost"} for run in lost), *again]:
         announce(announcement)
+    free_left(store, now)
     store.checkpoint()
     return behind
