@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections.abc import Iterator, Sequence
-from importlib import import_module
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from gradspectra.arguments import is_real, shown, whole
+from gradspectra.comparing import Comparison, figure_of
 from gradspectra.files import EXPORT_FORMATS, write_whole
 from gradspectra.http_client import HttpClient
 from gradspectra.learning_rates import groups_of
@@ -65,11 +65,19 @@ class Client:
 
     def projects(self) -> list[Json]:
         """Return the projects with their numbers of runs."""
-        return list(self._items("/projects", {}, None))
+        return list(self.get("/projects")["items"])
 
     def alerts(self, *, state: str | None = None, since: float | None = None, limit: int | None = None) -> list[Json]:
         """Return alerts of all runs, newest first. since: seconds since 1970; state: open, acknowledged or closed."""
         return list(self._items("/alerts", {"state": state, "since": since}, limit))
+
+    def rules(self) -> list[Json]:
+        """Return the rules that every run is watched by: severity, meaning, remedy, what each needs, thresholds."""
+        return list(self.get("/rules")["items"])
+
+    def compare(self, runs: Iterable[Run | str]) -> Comparison:
+        """Return runs, or ids of runs, to be drawn beside each other: `client.compare([a, b]).figure("curves")`."""
+        return Comparison(self, runs)
 
     def get(self, path: str, **query: Any) -> Any:
         """Return the JSON that GET of a path below /api/v1 answers; parameters that are None are left out."""
@@ -224,12 +232,7 @@ class Run:
 
         options: theme, statistic, layer, step, axis, attempt, …, as the interface takes them.
         """
-        figure = self._read(f"/figures/{quote(name, safe='')}", **options)
-        try:
-            plotly = import_module("plotly.graph_objects")
-        except ImportError:
-            return figure
-        return plotly.Figure(figure)
+        return figure_of(self._read(f"/figures/{quote(name, safe='')}", **options))
 
     def export(
         self,

@@ -10,6 +10,7 @@ from gradspectra_store import tokens
 from starlette.concurrency import run_in_threadpool
 
 from gradspectra_backend.context import Context, context_of
+from gradspectra_backend.known_queries import refuse_unknown
 from gradspectra_backend.problems import Problem
 from gradspectra_backend.settings import is_loopback
 
@@ -33,7 +34,10 @@ class Caller:
 
 
 class Need:
-    """A dependency that lets only callers with `scope` pass; raises Problem 401 or 403."""
+    """A dependency that lets only callers with `scope` pass; raises Problem 401 or 403.
+
+    Whoever may pass is then told of parameters that the call does not know (422).
+    """
 
     def __init__(self, scope: str) -> None:
         self.scope = scope
@@ -43,6 +47,7 @@ class Need:
         caller = await caller_of(request)
         if not caller.may(self.scope):
             raise Problem("forbidden", f"this needs a token with the scope {self.scope!r}", extra={"scope": self.scope})
+        refuse_unknown(request)
         return caller
 
 

@@ -125,6 +125,30 @@ def test_alerts_suggestions_and_figures_are_read(client: Client, run: Run) -> No
     assert figure["data"][0]["type"] == "heatmap"
 
 
+def test_runs_are_compared_by_themselves_or_their_ids(client: Client, run: Run) -> None:
+    other = client.runs(search="first")[0]
+    compared = client.compare([run, other.id])
+    assert repr(compared) == f"<Comparison {run.id}, {other.id}>"
+    curves = compared.figure("curves", series="loss", axis="time")
+    assert {one["run"] for one in curves["layout"]["meta"]["runs"]} == {run.id, other.id}
+    assert compared.figure() == compared.figure("curves", series="loss")
+    assert compared.figure("sweep")["layout"]["meta"]["sensitivity"] is None
+    with pytest.raises(ServerRefused, match="a difference is of two runs, got 1"):
+        client.compare([run]).figure("difference")
+    with pytest.raises(ServerRefused, match=r"serie: is not known here; did you mean series\?"):
+        compared.figure("curves", serie="loss")
+    with pytest.raises(TypeError, match="runs must be a list of runs or ids, got the string"):
+        client.compare(run.id)
+    with pytest.raises(TypeError, match="runs must be runs or their ids, got 5 among them"):
+        client.compare([run, 5])  # type: ignore[list-item]
+
+
+def test_rules_are_read(client: Client) -> None:
+    rules = {rule["name"]: rule for rule in client.rules()}
+    assert rules["nonfinite"]["severity"] == "critical"
+    assert rules["nonfinite"]["remedy"]
+
+
 def test_refusals_carry_the_problem(client: Client, run: Run) -> None:
     with pytest.raises(ServerRefused) as refused:
         client.run("nosuchrun")

@@ -102,6 +102,26 @@ def test_every_wrong_input_is_answered_by_a_sentence_that_names_the_field(asked)
     assert refused > 1000
 
 
+def test_a_parameter_that_a_call_does_not_know_is_refused_with_the_nearest_that_it_does(asked):
+    caller, places, document = asked
+    refused, open_to_all = 0, {f"{API}/health", f"{API}/ready", f"{API}/me", "/login", "/logout"}
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            if path in open_to_all:
+                continue
+            taken = {one["name"] for one in operation.get("parameters", ()) if one["in"] == "query"}
+            for name in {"none_such", *(name + "s" for name in taken)} - taken:
+                answer = caller.client.request(method, f"{path.format(**places)}?{name}=5")
+                problem = answer.json()
+                assert (answer.status_code, problem["field"]) == (422, name), (method, path, problem)
+                near = taken & {name[:-1]}
+                assert problem["detail"].startswith(f"{name}: is not known here"), problem
+                assert not near or problem["detail"].endswith(f"; did you mean {near.pop()}?"), problem
+                assert all(one in problem["remedy"] for one in taken), problem
+                refused += 1
+    assert refused > 100
+
+
 @pytest.mark.parametrize(
     ("path", "params", "field", "detail"),
     [
@@ -109,6 +129,11 @@ def test_every_wrong_input_is_answered_by_a_sentence_that_names_the_field(asked)
         ("/series", {"columns": "many"}, "columns", "must be a whole number, got 'many'"),
         ("/series", {"axis": "hour"}, "axis", "must be 'step', 'tokens', 'time' or 'fraction', got 'hour'"),
         ("/series", {"names": "a" * 20_001}, "names", "must have at most 20000 characters, got 20001"),
+        ("/series", {"colums": "5"}, "colums", "is not known here; did you mean columns?"),
+        ("/series", {"b" * 300: ""}, "b" * 200, "is not known here"),
+        ("/figures/layers", {"stat": "grad_norm"}, "stat", "is not known here; did you mean statistic?"),
+        ("/series", {"": "5"}, "query", "is not known here"),
+        ("/spectra", {"layr": "x"}, "layr", "is not known here; did you mean layer?"),
         ("/spectra", {}, "layer", "is missing"),
         ("/alerts", {"since": "nan"}, "since", "must be at most 100000000000, got 'nan'"),
         ("/figures/layers", {"smooth": "2"}, "smooth", "the figure 'layers' does not take it"),
