@@ -60,7 +60,8 @@ def test_the_old_list_stands_until_the_new_one_is_there_and_its_end_leads_nowher
     waiting: list[Route] = []
     page.goto("/")
     more = page.get_by_role("button", name="Show more runs")
-    expect(more).to_be_visible()
+    more.click()
+    expect(page.locator("tr.row")).to_have_count(120)
     page.route("**/api/v1/runs?*order=name*", lambda route: waiting.append(route))
     page.get_by_role("button", name="Run", exact=True).click()
     expect(page).to_have_url(re.compile("order=name$"))
