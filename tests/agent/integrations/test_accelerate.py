@@ -103,7 +103,7 @@ def test_a_state_that_is_loaded_in_the_middle_moves_nothing(kept, tmp_path, capl
     assert [record.step for record in kept()] == [1, 2, 3, 4, 5, 6]
 
 
-def test_states_saved_with_and_without_a_watch_load_without_and_with_one(kept, tmp_path):
+def test_states_saved_with_and_without_a_watch_load_without_and_with_one(kept, tmp_path, caplog):
     accelerator, model, optimizer = prepared()
     train(accelerator, model, optimizer, 0, 2, 1)
     accelerator.save_state(tmp_path / "without")
@@ -111,6 +111,7 @@ def test_states_saved_with_and_without_a_watch_load_without_and_with_one(kept, t
         with open_watch(accelerator, model, optimizer):
             train(accelerator, model, optimizer, 2, 4, 1)
         accelerator.save_state(tmp_path / "with")
+        accelerator.load_state(tmp_path / "with")  # the watch is closed: it takes nothing
     accelerator, model, optimizer = prepared()
     accelerator.load_state(tmp_path / "with")
     for folder, start in (("without", 2), ("with", 6)):
@@ -119,6 +120,7 @@ def test_states_saved_with_and_without_a_watch_load_without_and_with_one(kept, t
             accelerator.load_state(tmp_path / folder)
             train(accelerator, model, optimizer, 2, 4, 1)
         assert [record.step for record in kept()] == [start + 1, start + 2]
+    assert "load_state failed" not in caplog.text
 
 
 @pytest.mark.usefixtures("kept")
@@ -153,6 +155,8 @@ def test_a_closed_watch_lets_its_model_go():
     with open_watch(other, second, optimizer):
         train(other, second, optimizer, 0, 1, 1)
         assert len(integration.patch.observers) == 1
+        assert not accelerator._save_model_state_pre_hook
+        assert not accelerator._load_model_state_pre_hook
     KeepingTransport.last = None
     del accelerator, model
     gc.collect()

@@ -229,6 +229,18 @@ def test_a_callback_of_a_resumed_fit_begins_a_new_run_with_a_new_trainer(kept, t
     assert KeepingTransport.last.arguments["resume"] is None
 
 
+def test_a_callback_does_not_go_on_with_a_run_whose_training_the_checkpoint_is_not_of(kept, tmp_path):
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False, "accelerator": "cpu"}
+    other = lightning.Trainer(devices=1, max_epochs=1, **quiet)
+    other.fit(Module(), loader(), loader(8))
+    other.save_checkpoint(tmp_path / "other.ckpt")
+    _, callback = fit(Module(), tmp_path)
+    trainer = lightning.Trainer(devices=1, max_epochs=2, callbacks=[callback], **quiet)
+    trainer.fit(Module(), loader(), loader(8), ckpt_path=tmp_path / "other.ckpt")
+    assert KeepingTransport.last.arguments["resume"] is None
+    assert [record.step for record in kept()] == list(range(9, 17))
+
+
 def test_an_interrupted_fit_ends_as_failed(kept, tmp_path):
     class Interrupted(Module):
         def training_step(self, batch, index):
