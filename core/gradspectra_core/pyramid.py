@@ -135,7 +135,8 @@ def coarser(level: Level, factor: int = FACTOR, dtype: np.dtype[Any] | None = No
     if not whole and (bare := finite == 0).any():
         low, high = np.where(bare, 0.0, low), np.where(bare, 0.0, high)
     low, high = low + 0.0, high + 0.0  # one zero: which sign a minimum of both has depends on the processor
-    mean = dense.mean(level.mean, held, finite)
+    with np.errstate(over="ignore"):  # numbers near the largest, whose weights add up to a bit more than 1
+        mean = dense.mean(level.mean, held, finite)
     np.minimum(np.maximum(mean, low, out=mean), high, out=mean)
     mean = mean if dtype is None else mean.astype(dtype) if low.dtype == dtype else _cast(mean, dtype)
     last = None if level.last is None else _cast(dense.latest(level.last, held, whole), dtype)

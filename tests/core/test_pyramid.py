@@ -210,3 +210,10 @@ def test_buckets_that_lie_in_wider_ones_by_themselves_stay_as_they_are():
     assert wider.nan.tolist() == [[0, 0, 0], [0, 0, 1]]
     assert wider.up.tolist() == [[0, 0, 0], [1, 0, 0]]
     assert coarser(level).mean.tolist() == [[0.0, 1e300, 2.5], [0.0, -1e300, 0.0]]
+
+
+def test_a_mean_of_the_largest_numbers_is_no_larger():
+    steps = np.array([1, 2, 64, 128, 129], np.int64)
+    level = leaves(steps, np.full((1, 5), np.finfo(np.float64).max), np.ones((1, 5), np.bool_))
+    wide = coarser(coarser(level, 64), 4)  # weights 2/5 + 1/5 + 2/5 add up to more than 1
+    assert wide.mean.tolist() == wide.high.tolist() == [[np.finfo(np.float64).max]]

@@ -94,7 +94,7 @@ def test_the_demo_trains_shows_its_fault_and_is_there_again_the_next_time(tmp_pa
         assert run["state"] == "running"
         with chromium_page(f"{address}/runs/{run['id']}/overview") as page:
             expect_curve(page, "loss")
-        eventually(lambda: "gradient_spike" in alert_rules(rest, run["id"]), 180, "the fault opened an alert")
+        eventually(lambda: "gradient_spike" in alert_rules(rest, run["id"]), 400, "the fault opened an alert")
         check_numbers(rest, run["id"])
         check_page(address, run["id"])
         stop_by_ctrl_c(demo, port)
