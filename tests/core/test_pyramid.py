@@ -214,6 +214,6 @@ def test_buckets_that_lie_in_wider_ones_by_themselves_stay_as_they_are():
 
 def test_a_mean_of_the_largest_numbers_is_no_larger():
     steps = np.array([1, 2, 64, 128, 129], np.int64)
-    level = leaves(steps, np.full((1, 5), np.finfo(np.float64).max), np.ones((1, 5), np.bool_))
+    level = leaves(steps, np.full((1, 5), np.finfo(np.float64).max), np.ones((1, 5), np.bool_), last=False)
     wide = coarser(coarser(level, 64), 4)  # weights 2/5 + 1/5 + 2/5 add up to more than 1
     assert wide.mean.tolist() == wide.high.tolist() == [[np.finfo(np.float64).max]]
