@@ -64,7 +64,7 @@ def test_a_block_that_is_gone_is_told_by_the_buckets_above_it(store: Store, run:
 def test_times_that_are_gone_are_told_once(store: Store, run: str) -> None:
     without_block(store, run, "", 1)
     ((name, _, first, last),) = lost_blocks(store)
-    assert (name, first, last) == ("times", 520, 1023)
+    assert (name, first, last) == ("times", 512, 1023)
 
 
 def test_numbers_too_sparse_for_the_finest_buckets_are_looked_for_below_the_next(store: Store) -> None:

@@ -366,7 +366,7 @@ def test_beat_has_the_runs_retired_that_are_due(standing):
     for _ in range(2):
         app.send_task(RETAIN_DUE)
     wait_until(lambda: _of_run(store, run)["retired_at"] is not None)
-    assert asked(store, run, "grad_norm", columns=10_000).retired == ((1, 519, 8),)
+    assert asked(store, run, "grad_norm", columns=10_000).retired == ((1, 511, 8),)
     assert _of_run(store, young)["retired_at"] is None
 
 
