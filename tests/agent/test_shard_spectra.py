@@ -45,9 +45,9 @@ def exact(model):
     return {name: np.linalg.svd(g.reshape(len(g), -1), compute_uv=False) for name, g in found.items()}
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3, 7])
-def test_slices_of_all_ranks_give_the_singular_values_of_the_whole(ranks):
-    model, total = with_gradients(Wide()), 0
+def put_together(model, ranks):
+    """The spectra that rank 0 makes of the numbers of all ranks, by layer name; the other ranks make none."""
+    total = 0
     for rank in reversed(range(ranks)):
         with as_rank(rank, ranks) as mesh:
             spectra, names = spectra_of(model, mesh, rank)
@@ -55,11 +55,15 @@ def test_slices_of_all_ranks_give_the_singular_values_of_the_whole(ranks):
             numbers = spectra.numbers(planned)
             assert len(numbers) == spectra.numbers_of(planned) <= spectra.room
             total = total + numbers
-            if rank == 0:
-                found = {names[s.layer]: s for s in spectra.adopt(planned, whole_of(total), 1)}
-            else:
-                assert spectra.adopt(planned, whole_of(total), 1) == []
-    expected = exact(model)
+            found = {names[s.layer]: s for s in spectra.adopt(planned, whole_of(total), 1)}
+            assert rank == 0 or not found
+    return found
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 7])
+def test_slices_of_all_ranks_give_the_singular_values_of_the_whole(ranks):
+    model = with_gradients(Wide())
+    found, expected = put_together(model, ranks), exact(model)
     assert found.keys() == expected.keys()
     for name, values in expected.items():
         assert found[name].values == pytest.approx(values, rel=1e-6), name
@@ -67,13 +71,8 @@ def test_slices_of_all_ranks_give_the_singular_values_of_the_whole(ranks):
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 7])
 def test_experts_of_all_ranks_have_the_singular_values_of_their_own_part(ranks):
-    model, total = with_gradients(mixture()), 0
-    for rank in reversed(range(ranks)):
-        with as_rank(rank, ranks) as mesh:
-            spectra, names = spectra_of(model, mesh, rank)
-            planned = spectra.planned(1)
-            total = total + spectra.numbers(planned)
-            found = {names[s.layer]: s for s in spectra.adopt(planned, whole_of(total), 1)}
+    model = with_gradients(mixture())
+    found = put_together(model, ranks)
     expected = matrices({name: p.grad for name, p in model.named_parameters()})
     assert found.keys() == expected.keys()
     for name, matrix in expected.items():
