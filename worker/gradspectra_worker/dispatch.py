@@ -15,6 +15,7 @@ from gradspectra_worker.announce import Announce, Announcement
 from gradspectra_worker.compact import compact
 from gradspectra_worker.deliver import deliver_due
 from gradspectra_worker.derive import derive
+from gradspectra_worker.failures import tell_failure
 from gradspectra_worker.retain import RETAIN_SECONDS, RETAIN_TURNS, retain_due
 from gradspectra_worker.sweep import sweep
 
@@ -134,8 +135,8 @@ class InlineDispatcher:
                 run = self._next(next_sweep - time.monotonic())
                 if run is not None:
                     self._take_turn(run)
-            except Exception:
-                _log.exception("finding what to derive failed; it is tried again")
+            except Exception as error:
+                tell_failure(_log, "finding what to derive failed; it is tried again", error)
 
     def _next(self, seconds: float) -> str | None:
         """Wait up to `seconds` for a run whose turn it is, in order of arrival among those that have rested."""
@@ -157,8 +158,8 @@ class InlineDispatcher:
         begin = time.monotonic()
         try:
             done = derive(self._store, run, announce=self._tell, turns=1)
-        except Exception:
-            _log.exception("deriving run %s failed; it is tried again", run)
+        except Exception as error:
+            tell_failure(_log, f"deriving run {run} failed; it is tried again", error)
             self._resting[run] = time.monotonic() + FAILED_REST_SECONDS
             return
         now = time.monotonic()
@@ -207,8 +208,8 @@ class InlineDispatcher:
                 if time.monotonic() >= next_retaining:
                     done = retain_due(self._store, time.time(), self._rested, turns=RETAIN_TURNS)
                     next_retaining = time.monotonic() + (self._retain_seconds if done < RETAIN_TURNS else 0.0)
-            except Exception:
-                _log.exception("finding what to compact or to retire failed; it is tried again")
+            except Exception as error:
+                tell_failure(_log, "finding what to compact or to retire failed; it is tried again", error)
 
     def _let_flood_pass(self) -> None:
         """Wait while batches come in a flood: a round has the interpreter and the database to itself for too long."""
@@ -221,8 +222,8 @@ class InlineDispatcher:
         begin = time.monotonic()
         try:
             done = compact(self._store, run, turns=1)
-        except Exception:
-            _log.exception("compacting run %s failed; it is tried again", run)
+        except Exception as error:
+            tell_failure(_log, f"compacting run {run} failed; it is tried again", error)
             return False
         return self._rested(time.monotonic() - begin) and done > 0
 
@@ -238,12 +239,12 @@ class InlineDispatcher:
                 return
             try:
                 deliver_due(self._store, allow_hosts=self._allow_hosts)
-            except Exception:
-                _log.exception("delivering alerts failed; the sweep tries again")
+            except Exception as error:
+                tell_failure(_log, "delivering alerts failed; the sweep tries again", error)
 
     def _checkpoint_loop(self) -> None:
         while not self._stopping.wait(CHECKPOINT_SECONDS):
             try:
                 self._store.checkpoint(CHECKPOINT_COMMITS)
-            except Exception:
-                _log.exception("moving the log into the file failed; it is tried again")
+            except Exception as error:
+                tell_failure(_log, "moving the log into the file failed; it is tried again", error)

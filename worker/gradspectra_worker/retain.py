@@ -12,6 +12,8 @@ from gradspectra_store.retention import Retention, due_runs, note_retired, reten
 from gradspectra_store.retiring import next_layers
 from gradspectra_store.thinning import next_spectra
 
+from gradspectra_worker.failures import tell_failure
+
 RETAIN_SECONDS = 300.0
 """So often it is looked for runs that are due."""
 
@@ -70,8 +72,8 @@ def retain_due(
             begin = time.monotonic()
             try:
                 wrote = retain(store, run, wanted, now, turns=1)
-            except Exception:
-                _log.exception("retiring run %s failed; it is tried again", run)
+            except Exception as error:
+                tell_failure(_log, f"retiring run {run} failed; it is tried again", error)
                 continue
             done += wrote
             if not rested(time.monotonic() - begin) or done == turns:

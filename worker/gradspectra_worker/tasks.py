@@ -12,7 +12,6 @@ from typing import ParamSpec
 from celery import current_app, shared_task
 from gradspectra_store import Store
 from gradspectra_store.compaction import compactable_runs
-from gradspectra_store.errors import StoreFull, StoreTooNew, StoreTooOld, StoreUnavailable
 
 from gradspectra_worker.announce import Announcement, RedisAnnouncer
 from gradspectra_worker.app import COMPACT, DELIVER, DERIVE, RETAIN, RETAIN_DUE, SWEEP, SWEEP_SECONDS
@@ -20,6 +19,7 @@ from gradspectra_worker.celery_dispatch import DirectDispatcher, clear_flag, hol
 from gradspectra_worker.compact import compact
 from gradspectra_worker.deliver import deliver_due
 from gradspectra_worker.derive import derive
+from gradspectra_worker.failures import FOR_LATER, told_to_end
 from gradspectra_worker.heartbeat import LivingWorkers
 from gradspectra_worker.retain import RETAIN_SECONDS, RETAIN_TURNS, due, retain
 from gradspectra_worker.sweep import sweep
@@ -39,7 +39,11 @@ def _or_later(work: Callable[P, None]) -> Callable[P, None]:
         try:
             _store(os.getpid()).check_version()  # a newer server may have migrated it meanwhile
             work(*args, **kwargs)
-        except (StoreUnavailable, StoreFull, StoreTooNew, StoreTooOld) as error:
+        except Exception as error:
+            if (end := told_to_end(error)) is not None:
+                raise end from None
+            if not isinstance(error, FOR_LATER):
+                raise
             _log.error("left for later: %s", str(error).partition("\n")[0])
 
     return run
