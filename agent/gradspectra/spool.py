@@ -61,6 +61,11 @@ class Spool:
         return max(self._attempted, self.acknowledged)
 
     @property
+    def waiting_batches(self) -> int:
+        """Batches not yet acknowledged."""
+        return self.next_sequence - 1 - self.acknowledged
+
+    @property
     def waiting_bytes(self) -> int:
         """Bytes not yet acknowledged."""
         return self.journal.end - self._cursor

@@ -13,7 +13,7 @@ from typing import Any
 
 from gradspectra.errors import ServerAway, ending, exit_state, uncaught
 from gradspectra.http_client import HttpClient
-from gradspectra.packing import Packer
+from gradspectra.packing import MAX_STEPS, Packer
 from gradspectra.record import StepRecord
 from gradspectra.record_queue import RecordQueue, Unmade
 from gradspectra.run_request import RunRequest
@@ -89,8 +89,7 @@ class Transport:
         self._last_step = start_step
         self._finished = False
         self._sender: Sender | None = None
-        self._next_heartbeat = 0.0
-        self._next_spooling = 0.0
+        self._next_heartbeat = self._next_spooling = 0.0
         self.spool_directory: str | None = None
         self.run_id: str | None = None
         self.url: str | None = None
@@ -251,8 +250,7 @@ class Transport:
             self._learn(sender)
             if sender.spool.waiting_bytes:
                 self._closing.wait(spent * CATCHING_UP_PER_CPU)
-            if time.monotonic() >= self._next_spooling:
-                self._spool(sender)
+            self._spool_when_due(sender)
         if sender.run is not None and time.monotonic() >= self._next_heartbeat:
             self._next_heartbeat = time.monotonic() + HEARTBEAT
             idle = partial(self._while_waiting, sender)
@@ -260,13 +258,18 @@ class Transport:
 
     def _spool(self, sender: Sender) -> None:
         """Move what is queued to the spool."""
-        self._next_spooling = time.monotonic() + PACE
         for batch in self._packer.pack(*self._queue.take()):
             sender.spool.append(batch)
+        self._next_spooling = time.monotonic() + min(PACE_AWAY, PACE * max(1, sender.spool.waiting_batches))
+
+    def _spool_when_due(self, sender: Sender) -> None:
+        """The more batches wait, the larger the next: else a slow way would have more to carry than it can."""
+        if time.monotonic() >= self._next_spooling or len(self._queue) >= MAX_STEPS:
+            self._spool(sender)
 
     def _while_waiting(self, sender: Sender) -> None:
         """The server takes its time: go on spooling, and break off when closing is over."""
-        self._spool(sender)
+        self._spool_when_due(sender)
         if time.monotonic() >= self._deadline:
             raise ServerAway(f"no answer from {self._http.server} before the run closed")
 

@@ -88,6 +88,20 @@ def test_the_first_record_is_sent_at_once_and_later_ones_in_few_batches(
     transport.close()
 
 
+def test_what_is_recorded_while_an_answer_is_awaited_makes_few_batches(server: ScriptedServer, tmp_path: Path) -> None:
+    answered = threading.Event()
+    server.scripts.append(lambda _: answered.wait(120) and False)
+    transport = started(server, tmp_path)
+    for step in range(1, 101):
+        transport.record(scalar_record(step))
+        time.sleep(0.04)
+    transport.record(scalar_record(101))
+    answered.set()
+    server.wait_for(lambda: server.steps() == list(range(1, 102)))
+    assert len(server.batches) <= 16, "else a way that takes long for each batch never carries what waits"
+    transport.close()
+
+
 def test_record_makes_a_few_calls_and_none_that_waits(server: ScriptedServer, tmp_path: Path) -> None:
     transport = started(server, tmp_path)
     calls: list[list[str]] = []
