@@ -8,8 +8,8 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from gradspectra_core.wire import CONTENT_TYPE
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from gradspectra_backend.bounded_heads import BoundedHeads
 from gradspectra_backend.context import Context
 from gradspectra_backend.door import secured
 from gradspectra_backend.routes.records import SHORT, take_now
@@ -26,7 +26,7 @@ _LOOPBACK = ("127.0.0.1", "::1")
 _ANSWER = [b"content-type: application/json\r\n", *(b"%b: %b\r\n" % field for field in secured(())), b"\r\n"]
 
 
-class BatchProtocol(HttpToolsProtocol):
+class BatchProtocol(BoundedHeads):
     """One connection. A batch in its plainest form passes neither the parser nor the application, nor makes a task.
 
     That form: all of it and nothing else in one piece, no longer than SHORT, with none but the fields that the agent
@@ -62,6 +62,7 @@ class BatchProtocol(HttpToolsProtocol):
         if answer is None:
             super().data_received(data)
         else:
+            self.came()
             self.transport.write(answer)
             self.on_response_complete()
 

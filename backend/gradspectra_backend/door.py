@@ -12,6 +12,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gradspectra_backend.auth import SAFE_METHODS, caller_of
 from gradspectra_backend.problems import Problem
 
 SECURITY_HEADERS = {
@@ -105,8 +106,18 @@ class TrustedHosts:
         return passes
 
 
+LONGEST_CALL = 2 << 20
+"""Bytes in the body of a call other than a batch: above what a run may say of itself, however its text is escaped."""
+OF_ANYBODY = 64 << 10
+"""Bytes that are read before it is known who calls: JSON is read in the event loop, 0.4 s for each MiB at worst."""
+_SIGN_IN = "/login"
+
+
 class RequestBounds:
-    """Refuses bodies of too many bytes, announced or not, and the character NUL, which no database column takes."""
+    """Refuses bodies of too many bytes, announced or not, and the character NUL, which no database column takes.
+
+    A long body is read of nobody but a caller who is known; a batch asks who sends it by itself, before it is read.
+    """
 
     def __init__(self, app: ASGIApp, max_body: int) -> None:
         self.app = app
@@ -116,7 +127,8 @@ class RequestBounds:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        problem = self._problem(scope)
+        limit = self._longest(scope["path"])
+        problem = self._problem(scope, limit) or await _stranger(scope)
         if problem is not None:
             await problem.answer(scope)(scope, receive, send)
             return
@@ -126,21 +138,40 @@ class RequestBounds:
             nonlocal size
             message = await receive()
             size += len(message.get("body", b""))
-            if size > self.max_body:
-                raise HTTPException(413, too_large(self.max_body).detail)
+            if size > limit:
+                raise HTTPException(413, too_large(limit).detail)
             return message
 
         await self.app(scope, bounded, send)
 
-    def _problem(self, scope: Scope) -> Problem | None:
+    def _longest(self, path: str) -> int:
+        if path.endswith("/records"):
+            return self.max_body
+        return min(self.max_body, OF_ANYBODY if path == _SIGN_IN else LONGEST_CALL)
+
+    def _problem(self, scope: Scope, limit: int) -> Problem | None:
         if "\x00" in scope["path"] or b"%00" in scope.get("query_string", b""):
             return Problem("malformed-body", "the address holds the character NUL", remedy="Leave it out.")
         length = Headers(scope=scope).get("content-length", "0")
         if not length.isdecimal():
             return Problem("malformed-body", f"Content-Length must be a number, got {length[:40]!r}")
-        if len(length) > 15 or int(length) > self.max_body:
-            return too_large(self.max_body)
+        if len(length) > 15 or int(length) > limit:
+            return too_large(limit)
         return None
+
+
+async def _stranger(scope: Scope) -> Problem | None:
+    """What to answer a caller who is not known and sends more than is read of anybody, announced or in pieces."""
+    if scope["method"] in SAFE_METHODS or scope["path"] == _SIGN_IN or scope["path"].endswith("/records"):
+        return None
+    headers = Headers(scope=scope)
+    if "transfer-encoding" not in headers and int(headers.get("content-length", "0")) <= OF_ANYBODY:
+        return None
+    try:
+        await caller_of(Request(scope))
+    except Problem as problem:
+        return problem
+    return None
 
 
 def too_large(limit: int) -> Problem:

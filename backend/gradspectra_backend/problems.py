@@ -55,7 +55,7 @@ KINDS: dict[str, Kind] = {
     "not-acceptable": Kind(406, "Not offered in this form", "Ask for one of the forms that the detail names."),
     "sequence-gap": Kind(409, "A batch is missing", "Send the batch with the number in `expected` first."),
     "conflict": Kind(409, "Not possible in this state", "Read the object again and decide anew."),
-    "too-large": Kind(413, "The body is too large", "Send smaller batches, or raise GRADSPECTRA_MAX_BODY."),
+    "too-large": Kind(413, "The body is too large", "Send less at once; GRADSPECTRA_MAX_BODY bounds a batch."),
     "unsupported-encoding": Kind(415, "Content-Encoding not understood", "Send it as it is, or with gzip."),
     "unsupported-media-type": Kind(415, "Content-Type not understood", "Use a type that the detail names."),
     "too-many-requests": Kind(429, "Too many attempts", "Wait as long as Retry-After says."),

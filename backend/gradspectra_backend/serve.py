@@ -13,6 +13,7 @@ from uvicorn.supervisors import Multiprocess
 
 from gradspectra_backend.app import create_app
 from gradspectra_backend.batch_protocol import BatchProtocol
+from gradspectra_backend.bounded_heads import BoundedHeads
 from gradspectra_backend.settings import PREFIX, Settings
 from gradspectra_backend.start import alone, bind, check_data_folder, open_once
 
@@ -66,7 +67,8 @@ def _several(settings: Settings, listener: socket.socket) -> int:
         value = getattr(settings, name)
         if value is not None:
             os.environ[PREFIX + name.upper()] = ",".join(value) if isinstance(value, tuple) else str(value)
-    config = uvicorn.Config("gradspectra_backend.asgi:app", workers=settings.processes, **_options(settings))
+    options = _options(settings)
+    config = uvicorn.Config("gradspectra_backend.asgi:app", workers=settings.processes, http=BoundedHeads, **options)
     say_where(listener)
     sys.stdout.flush()
     Multiprocess(config, sockets=[listener]).run()

@@ -66,7 +66,10 @@ class Settings(BaseSettings):
     )
     session_days: float = Field(14.0, gt=0, le=365, description="Days that a browser stays signed in.")
     max_body: int = Field(
-        32 * 2**20, ge=2**16, le=2**30, description="Largest request body in bytes, also after decompression."
+        32 * 2**20,
+        ge=2**16,
+        le=2**30,
+        description="Largest batch in bytes, also after decompression; other calls take 2 MiB at most.",
     )
     max_listeners: int = Field(1000, ge=1, le=4000, description="Live streams that one process keeps open.")
     sqlite_synchronous: Literal["NORMAL", "FULL"] = Field(

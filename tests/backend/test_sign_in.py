@@ -48,6 +48,27 @@ def test_a_browser_without_a_session_is_led_to_the_sign_in(guarded):
     assert '<a href="/login">Sign in</a>' in page.text
 
 
+def test_a_long_body_is_read_of_nobody_who_is_not_known(guarded):
+    json = {"Content-Type": "application/json"}
+    long = b"[" * (2**16 + 1)
+    for content in (long, (b"[" for _ in range(9))):
+        answer = guarded.client.post(f"{API}/runs", content=content, headers=json)
+        assert (answer.status_code, answer.json()["type"]) == (401, "/problems/unauthorized")
+    known = guarded.client.post(f"{API}/runs", content=long, headers=json | bearer(guarded.ingest))
+    assert (known.status_code, known.json()["type"]) == (400, "/problems/malformed-body")
+
+
+@pytest.mark.parametrize(("path", "most"), [("/login", 2**16), (f"{API}/runs", 2**21), (f"{API}/tokens", 2**21)])
+def test_no_call_but_a_batch_has_a_body_that_takes_seconds_to_read(guarded, path, most):
+    """JSON is read in the event loop: 32 MiB of it, without a token, held up all others for ten seconds."""
+    json = {"Content-Type": "application/json"} | ({} if path == "/login" else bearer(guarded.admin))
+    pieces = (b"[" * 2**12 for _ in range(most // 2**12 + 1))
+    for content in (b"[" * (most + 1), pieces):
+        answer = guarded.client.post(path, content=content, headers=json)
+        assert (answer.status_code, answer.json().get("limit", most)) == (413, most)
+    assert guarded.client.post(path, content=b"[" * most, headers=json).status_code == 400
+
+
 def test_health_and_the_page_need_no_token(guarded):
     for path in ("/api/v1/health", "/api/v1/ready", "/", "/login", "/docs", "/openapi.json"):
         assert guarded.client.get(path).status_code == 200
