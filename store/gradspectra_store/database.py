@@ -111,9 +111,13 @@ class Store:
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
-        """One transaction that only reads, all of it as it was at its first statement; never waits for writers."""
+        """One transaction that only reads, all of it as it was at its first statement; never waits for writers.
+
+        It ends with a commit: at a rollback the driver of PostgreSQL forgets what it has prepared, and says so.
+        """
         with mapped_errors(self.url), self._reader.connect() as conn:
             yield conn
+            conn.commit()
 
     def check_version(self) -> None:
         """Raise StoreTooOld or StoreTooNew where the database is not of this package's schema, now."""

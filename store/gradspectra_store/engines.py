@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from gradspectra_store.errors import BadRequest, StoreFull, StoreUnavailable
+from gradspectra_store.postgres_connections import new_postgresql_engine
 
 SYNCHRONOUS = ("NORMAL", "FULL")
 PAGE_BYTES = 8_192  # of new files: a batch of one step changes about eight pages, and the log takes them whole
@@ -46,7 +47,7 @@ def new_engine(url: str, *, synchronous: str = "NORMAL", foreign_keys: bool = Tr
     if parsed.get_backend_name() == "sqlite":
         return _sqlite(parsed, synchronous, foreign_keys)
     if parsed.get_backend_name() == "postgresql":
-        return _postgresql(parsed)
+        return new_postgresql_engine(parsed.set(drivername="postgresql+psycopg"))
     raise BadRequest("url", f"{parsed.get_backend_name()!r} is not supported; use sqlite or postgresql")
 
 
@@ -105,12 +106,6 @@ def set_up_sqlite(dbapi: Any, pragmas: Sequence[str]) -> None:
         (answer,) = dbapi.execute(f"PRAGMA {pragma}").fetchone() or (None,)
         if pragma == "journal_mode=WAL" and answer != "wal":
             raise StoreUnavailable("SQLite cannot keep a write-ahead log there; use a local disk, not a network one")
-
-
-def _postgresql(url: sa.URL) -> sa.Engine:
-    return sa.create_engine(
-        url.set(drivername="postgresql+psycopg"), pool_pre_ping=True, pool_size=8, max_overflow=56, pool_timeout=30
-    )
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from gradspectra_store.bitmaps import members_of
 from gradspectra_store.errors import BadBatch, SequenceGap, UnknownRun, UnknownSession
 from gradspectra_store.layer_tables import KnownTable, known_table, note_spectra, store_table
 from gradspectra_store.names import add_names
+from gradspectra_store.postgres_connections import together
 from gradspectra_store.prepared import Prepared
 from gradspectra_store.schema import gaps, layer_tables, runs, segments, sessions
 from gradspectra_store.segments import checksum_of, kinds_beside, pack_layers, pack_scalars, pack_spectra
@@ -126,10 +127,12 @@ def ingest(conn: sa.Connection, run: str, batch: Batch, now: float) -> Ingested:
     if digest is not None:
         _check_layers(conn, run, batch, digest, state)
     number = state.last_batch + 1
-    last_step = _move_run(conn, run, batch, state, now)
-    _move_session(conn, run, batch, state, now)
-    for row in _rows(run, batch, state, number):
-        _insert_segment.run(conn, row)
+    names_digest = _store_names(conn, run, batch, state.names_digest)
+    with together(conn):
+        last_step = _move_run(conn, run, batch, state, now)
+        _move_session(conn, batch, state, names_digest, now)
+        for row in _rows(run, batch, state, number):
+            _insert_segment.run(conn, row)
     _store_gaps(conn, run, batch, state.attempt)
     return Ingested("stored", number, last_step, stop)
 
@@ -259,12 +262,12 @@ def _move_run(conn: sa.Connection, run: str, batch: Batch, state: _State, now: f
     return last_step
 
 
-def _move_session(conn: sa.Connection, run: str, batch: Batch, state: _State, now: float) -> None:
+def _move_session(conn: sa.Connection, batch: Batch, state: _State, names_digest: str, now: float) -> None:
     values = {
         "last_sequence": batch.sequence,
         "last_step": int(batch.steps[-1]) if len(batch.steps) else state.last_step,
         "complete_through": max(batch.complete_through, state.complete_through),
-        "names_digest": _store_names(conn, run, batch, state.names_digest),
+        "names_digest": names_digest,
         "last_seen": now,
     }
     _advance_session.run(conn, {"of_session": batch.session} | values)
