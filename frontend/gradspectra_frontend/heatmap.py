@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,21 +19,29 @@ MAX_COLUMNS = 1200
 ORDERS = ("depth", "role", "name")
 ROLE_ORDER = ("embedding", "norm", "q", "k", "v", "o", "up", "gate", "down", "conv", "linear", "bias", "other", "head")
 
+_MODELS = 16
+"""Of so many models, those drawn last, the order and the short names of their layers are kept."""
+
 
 def row_order(data: LayerSeries, order: str) -> list[int]:
     """Rows of the data in the order drawn, top to bottom; raises ValueError for an unknown order."""
     if order not in ORDERS:
         raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
-    roles = {role: i for i, role in enumerate(ROLE_ORDER)}
-    last = max(data.depths, default=0) + 1
+    return list(_ordered(tuple(data.layers), tuple(data.roles), tuple(data.depths), order))
+
+
+@lru_cache(_MODELS)
+def _ordered(layers: tuple[str, ...], roles: tuple[str, ...], depths: tuple[int, ...], order: str) -> tuple[int, ...]:
+    ranks = {role: i for i, role in enumerate(ROLE_ORDER)}
+    last = max(depths, default=0) + 1
 
     def key(i: int) -> tuple[Any, ...]:
-        depth, role = data.depths[i], roles.get(data.roles[i], len(roles))
-        if depth < 0 and data.roles[i] != "embedding":
+        depth, rank = depths[i], ranks.get(roles[i], len(ranks))
+        if depth < 0 and roles[i] != "embedding":
             depth = last  # outside of any block and no embedding: the head and the last norm come after all blocks
-        return {"depth": (depth, i), "role": (role, depth, i), "name": (data.layers[i],)}[order]
+        return {"depth": (depth, i), "role": (rank, depth, i), "name": (layers[i],)}[order]
 
-    return sorted(range(len(data.layers)), key=key)
+    return tuple(sorted(range(len(layers)), key=key))
 
 
 def packed(values: Array) -> dict[str, Any]:
@@ -46,6 +56,11 @@ def short_names(names: Sequence[str]) -> list[str]:
 
     A word before a number (the `h` of `h.0.attn`) stays, and so does everything where two names would become alike.
     """
+    return list(_shortened(tuple(names)))
+
+
+@lru_cache(_MODELS)
+def _shortened(names: tuple[str, ...]) -> tuple[str, ...]:
     parts = [name.removesuffix(".weight").replace(".weight[", "[").split(".") for name in names]
     while any(len(part) > 1 for part in parts):
         word, count = Counter(part[0] for part in parts if len(part) > 1).most_common(1)[0]
@@ -54,7 +69,7 @@ def short_names(names: Sequence[str]) -> list[str]:
         if count * 2 <= len(parts) or numbered or len({tuple(part) for part in shorter}) < len(parts):
             break
         parts = shorter
-    return [".".join(part) for part in parts]
+    return tuple([".".join(part) for part in parts])
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +95,9 @@ def gridded(x: Array, value: Array, nonfinite: Array, present: Array) -> Grid:
     regular = len(x) > 2 and distances[0] < distances[1] <= x[1] and bool((distances[1:] == distances[1]).all())
     begin = x[1] - distances[1] if regular else x[0]
     width = max(float(distances[1 if regular else 0 :].min()), 1.0) if len(x) > 1 else 1.0
+    even = len(x) > 1 and (regular or bool((distances == distances[0]).all()))
+    if even and len(x) <= MAX_COLUMNS and present.all():
+        return Grid(begin + width * np.arange(len(x)), value, nonfinite, present)
     width = max(width, np.ceil(float(x[-1] - begin) / MAX_COLUMNS))
     cell = ((x - begin) // width).astype(np.int64)
     columns = begin + width * np.arange(cell[-1] + 1)
@@ -145,16 +163,16 @@ def log_ticks(low: float, high: float) -> tuple[list[float], list[str]]:
     """Tick positions (log10) and texts for values from 10^low to 10^high: at most about 8, each a round number."""
     span = high - low
     if span > 2:
-        step = max(1, int(np.ceil(span / 7)))
-        powers = range(int(np.ceil(low)), int(np.floor(high)) + 1)
+        step = max(1, math.ceil(span / 7))
+        powers = range(math.ceil(low), math.floor(high) + 1)
         chosen = [power for power in powers if power % step == 0]
         return [float(power) for power in chosen], [_power(power) for power in chosen]
-    digits = np.array([1, 2, 5]) if span > 0.6 else np.arange(1, 10)
-    values = [d * 10.0**p for p in range(int(np.floor(low)), int(np.ceil(high)) + 1) for d in digits]
-    inside = [value for value in values if low - 1e-9 <= np.log10(value) <= high + 1e-9]
+    digits = (1, 2, 5) if span > 0.6 else range(1, 10)
+    values = [d * 10.0**p for p in range(math.floor(low), math.ceil(high) + 1) for d in digits]
+    inside = [value for value in values if value > 0 and low - 1e-9 <= math.log10(value) <= high + 1e-9]
     if len(inside) < 2:
         inside = [10**low, 10**high] if span > 0 else [10**low]
-    return [float(np.log10(value)) for value in inside], [f"{value:.3g}" for value in inside]
+    return [math.log10(value) for value in inside], [f"{value:.3g}" for value in inside]
 
 
 def _power(power: int) -> str:

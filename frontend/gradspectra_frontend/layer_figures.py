@@ -172,11 +172,11 @@ def heatmap_layout(
     data: LayerSeries, theme: Theme, title: str, name: str, names: list[str], rows: list[int]
 ) -> dict[str, Any]:
     """Layout of a heatmap whose rows, top to bottom, are these rows of the data, under these names."""
-    height = int(np.clip(ROW_HEIGHT * len(names) + 110, 260, 1100))
+    height = min(max(ROW_HEIGHT * len(names) + 110, 260), 1100)
     layout = base_layout(theme, _titled(title, data), f"{name} {data.statistic}", height=height, hovermode="closest")
     layout["plot_bgcolor"] = theme.missing
     layout["xaxis"] = step_axis(theme, data.axis, data.x)
-    each = max(1, int(np.ceil(len(names) * 12 / max(height - 110, 1))))
+    each = max(1, -(-len(names) * 12 // max(height - 110, 1)))
     layout["yaxis"] = axis(
         theme,
         "",
