@@ -1,11 +1,11 @@
 """How long after its commit a record is derived, embedded: metrics, alerts and suggestions; prints one JSON object.
 
-python benchmarks/derive_latency.py [--rate 20] [--seconds 30] [--layers 60] [--steps 2] [--runs 10]
+python benchmarks/derive_latency.py [--rate 20] [--seconds 30] [--layers 60] [--steps 2] [--runs 10] [--database URL]
 
-A store on SQLite and the inline dispatcher in one process, as in `gradspectra serve`. First one run is fed at `--rate`
-steps per second for `--seconds`: `each_batch` is from the commit of each batch to the announcement that it is derived.
-Then `--runs` short runs are fed at the same rate: `last_record` is from the commit of a run's last batch to everything
-of it being derived, read from the database. No layer of HTTP is in it.
+A store (on SQLite, if no other is named) and the inline dispatcher in one process, as in `gradspectra serve`. First one
+run is fed at `--rate` steps per second for `--seconds`: `each_batch` is from a batch's commit to the announcement
+that it is derived. Then `--runs` short runs are fed at the same rate: `last_record` is from the commit of a run's last
+batch to everything of it being derived, read from the database. No layer of HTTP is in it.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import argparse
 import json
 import os
 import platform
-import tempfile
 import time
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+from databases import add_option, fresh_store, told
 from gradspectra_core.layers import Layer, LayerTable
 from gradspectra_core.records import Batch, Columns, LayerBlock, SpectrumBlock
 from gradspectra_core.spectrum import aggregates, drawn_indices
@@ -142,6 +142,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=60)
     parser.add_argument("--steps", type=int, default=2, help="steps per batch")
     parser.add_argument("--runs", type=int, default=10, help="short runs for last_record")
+    add_option(parser)
     options = parser.parse_args()
     heard: dict[int, float] = {}
 
@@ -149,18 +150,16 @@ def main() -> None:
         if announcement["type"] == "run":
             heard.setdefault(announcement["derived_step"], time.perf_counter())
 
-    with tempfile.TemporaryDirectory() as folder:
-        store = Store.open(f"sqlite:///{folder}/benchmark.db")
+    with fresh_store(options.database) as store:
         dispatcher = InlineDispatcher(store, announce)
         dispatcher.start()
         each = steady(Job(store, options.layers, options.steps), dispatcher, heard, options)
         last = [last_record(store, dispatcher, options) for _ in range(options.runs)]
         dispatcher.stop()
-        store.close()
     print(
         json.dumps(
             {
-                "settings": vars(options),
+                "settings": told(options),
                 "each_batch": quantiles(each),
                 "last_record": quantiles(last),
                 "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},

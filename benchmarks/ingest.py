@@ -1,12 +1,13 @@
 """How many steps a second one server process acknowledges after their commit, deriving meanwhile; prints JSON.
 
 python benchmarks/ingest.py [--layers 200] [--statistics 14] [--steps 16] [--batches 500] [--encode] [--jobs 1]
+    [--database URL]
 
-A real `gradspectra serve` (one process, SQLite, inline dispatcher) is a process of its own; the client beside it, on
-the same cores, posts one batch after the other by the agent's own HTTP client. The batches are made before the
-clock starts, and encoded too unless --encode is given. With --jobs so many clients, each a process of its own with a
-run of its own, post --batches each at the same time. cpu_ms_per_batch tells what the machine spent, whatever else ran
-on it.
+A real `gradspectra serve` (one process, SQLite or what is named, inline dispatcher) is a process of its own; the client
+beside it, on the same cores, posts one batch after the other by the agent's own HTTP client. Batches are made before
+the clock starts, and encoded too without --encode. With --jobs so many clients, each a process of its own with a
+run of its own, post --batches each at the same time. cpu_ms_per_batch tells what the server and the clients spent,
+whatever else ran on the machine; a PostgreSQL's own processes are not in it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from databases import add_option, fresh_url, told
 from gradspectra.http_client import HttpClient
 from gradspectra_core.layers import Layer, LayerTable
 from gradspectra_core.records import Batch, Columns, LayerBlock
@@ -115,11 +117,17 @@ def peak_megabytes(process: int) -> float:
 
 
 @contextmanager
-def serving(synchronous: str = "NORMAL") -> Iterator[tuple[tuple[str, int], subprocess.Popen[str], Path]]:
-    """A real server on a free port, with a folder of its own: its address, its process, and the folder."""
-    with tempfile.TemporaryDirectory() as folder:
+def serving(
+    synchronous: str = "NORMAL", database: str | None = None
+) -> Iterator[tuple[tuple[str, int], subprocess.Popen[str], Path]]:
+    """A real server on a free port, with a folder of its own: its address, its process, and the folder.
+
+    database: a PostgreSQL that the server has a fresh database of; None: an SQLite file in the folder.
+    """
+    with tempfile.TemporaryDirectory() as folder, fresh_url(database) as url:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("GRADSPECTRA_")}
         environment = clean | {"GRADSPECTRA_SQLITE_SYNCHRONOUS": synchronous}
+        environment |= {} if database is None else {"GRADSPECTRA_DATABASE_URL": url}
         command = [sys.executable, "-c", SERVE, "serve", "--port", "0", "--data", folder]
         server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
         try:
@@ -203,11 +211,12 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="that send at the same time")
     parser.add_argument("--encode", action="store_true", help="encode each batch within the time, as the agent does")
     parser.add_argument("--synchronous", choices=("NORMAL", "FULL"), default="NORMAL")
+    add_option(parser)
     options = parser.parse_args()
     load = round(os.getloadavg()[0], 2)
-    with serving(options.synchronous) as (address, server, _):
+    with serving(options.synchronous, options.database) as (address, server, _):
         result = measure(options, address, server.pid)
-    result["options"] = vars(options)
+    result["options"] = told(options)
     result["machine"] = {
         "cpus": len(os.sched_getaffinity(0)),
         "machine": platform.machine(),

@@ -1,6 +1,7 @@
 """What blocks and the pyramid cost and give: bytes per value, and reading at any zoom of runs of any length.
 
 python benchmarks/storage.py [--parts reading layers forms peers server] [--layers 200] [--lengths 1000 100000 10000000]
+    [--database URL]
 
 reading: runs of several lengths, and layers: of several widths, written as blocks directly by the functions that
 compaction uses, and read with the memory settings of a server. Where their numbers would be too many (--most-values),
@@ -22,7 +23,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 import peers
 import sqlalchemy as sa
+from databases import add_option, bytes_on_disk, fresh_store
 from gradspectra_backend.answers import dumps
 from gradspectra_backend.forms import FORMS, answer_layers, unchanged_or
 from gradspectra_backend.memory import give_back_freed
@@ -196,6 +197,7 @@ def of_length(store: Store, steps: int, options: argparse.Namespace) -> dict[str
     }
     found: dict[str, Any] = {"layers": layers, "cadence": every, "seconds_to_write": round(wrote, 1)}
     found |= {name: timed(store, options.repeat, question) for name, question in questions.items()}
+    found["bytes_on_disk"] = bytes_on_disk(store)
     found["bytes_per_series_value"] = bytes_per_value(store, run, steps, name="loss")
     if every == 1:
         recorded = bytes_per_value(store, run, steps * layers, name="grad_sq")
@@ -213,6 +215,7 @@ def main() -> None:
     parser.add_argument("--width-lengths", type=int, nargs="+", default=[1000, 3900, 31_900, 100_000])
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--repeat", type=int, default=15)
+    add_option(parser)
     parser.add_argument("--peer-steps", type=int, default=50, help="steps that the slower peers are given")
     options = parser.parse_args()
     versions = {name: version(name) for name in ("numpy", "sqlalchemy")}
@@ -227,7 +230,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     result: dict[str, Any] = {}
     if "reading" in options.parts:
         for steps in options.lengths:
-            with fresh_store() as store:
+            with fresh_store(options.database) as store:
                 result[f"{steps} steps"] = of_length(store, steps, options)
     if "layers" in options.parts:
         result["layers"] = {f"{layers} layers": of_width(layers, options) for layers in options.widths}
@@ -251,7 +254,7 @@ def of_width(layers: int, options: argparse.Namespace) -> dict[str, Any]:
         every = 1
         while steps * layers > options.most_values * every:
             every *= 2
-        with fresh_store() as store:
+        with fresh_store(options.database) as store:
             run = filled(store, steps, layers, 1, every)
             questions: dict[str, Callable[[sa.Connection], Any]] = {
                 "values": partial(read_layers, run=run, statistic="grad_norm", columns=1000),
@@ -280,7 +283,7 @@ def figure_answer(conn: sa.Connection, run: str, columns: int) -> int:
 
 def in_forms(options: argparse.Namespace) -> dict[str, Any]:
     """Milliseconds of CPU to write an answer of 1,000 columns, ETag included, of numbers that were read already."""
-    with fresh_store() as store:
+    with fresh_store(options.database) as store:
         run = filled(store, 7999, options.layers, 1)
         with store.read() as conn:
             values = read_layers(conn, run, "grad_norm", columns=1000)
@@ -295,14 +298,6 @@ def in_forms(options: argparse.Namespace) -> dict[str, Any]:
             taken.append((time.thread_time() - begin) * 1e3)
         found[form] = {"cpu_ms": round(statistics.median(taken), 2), "bytes": size}
     return found
-
-
-@contextmanager
-def fresh_store() -> Iterator[Store]:
-    with tempfile.TemporaryDirectory() as folder:
-        store = Store.open(f"sqlite:///{Path(folder) / 'store.db'}")
-        yield store
-        store.close()
 
 
 if __name__ == "__main__":
