@@ -181,7 +181,7 @@ class Backward:
             log.warning(
                 "gradspectra: the gradients of %d backward passes were dropped one after another, with no step of a "
                 "watched optimizer between them, and nothing is recorded without one; if the optimizer was replaced, "
-                "close this watch and make another one",
+                "close this watch and make another one; if none was given, call watch.step() after each step",
                 MANY_DROPPED,
             )
 

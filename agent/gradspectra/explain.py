@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gradspectra.clipping import missing
-from gradspectra.inventory import Inventory
+from gradspectra.inventory import NONE_OF_ALL, Inventory
 from gradspectra.options import NEVER, Options
 from gradspectra.second_measuring import SecondMeasuring
 from gradspectra.spectra import Spectra
@@ -15,6 +15,7 @@ from gradspectra.staging import decayed_away
 from gradspectra.updates import unknown_update
 
 FEW = 3
+NO_LAYER = "no layer is measured"
 _NUMBERED = re.compile(r"\[\d+\]$")
 
 
@@ -22,13 +23,13 @@ def not_measured(
     options: Options,
     optimizers: Sequence[Any],
     inventory: Inventory,
-    left_out: int,
+    left_out: str | None,
     spectra: Spectra,
     second: SecondMeasuring | None,
 ) -> list[str]:
     """One sentence for each thing that is missing from the records of this job.
 
-    left_out: trainable tensors that no optimizer updates.
+    left_out: says which trainable tensors no optimizer updates, None where all are.
     """
     if options.every == NEVER:
         return ["nothing is measured on this rank: it follows the steps, to act at alerts when rank 0 does"]
@@ -39,10 +40,9 @@ def not_measured(
         reasons.append("updates and moments are not measured: no optimizer was given")
     if (lacking := missing()) is not None:
         reasons.append(lacking)
-    if left_out:
-        reasons.append(f"{left_out} trainable tensors are in no watched optimizer")
-    if inventory.trainable and not inventory.tensors:
-        reasons.append(f"no layer is measured: none of the {len(inventory.trainable)} trainable tensors was chosen")
+    reasons += [left_out] if left_out is not None else []
+    if not inventory.tensors:
+        reasons += _nothing(inventory)
     reasons += inventory.left_out
     if inventory.sharded:
         reasons.append(f"{inventory.sharded} tensors are sharded, which is not supported")
@@ -52,6 +52,19 @@ def not_measured(
             reasons.append(f"no second tier of {name}: it would take {seconds * 1e3:.2g} ms, over 5% of a step")
     reasons += too_large_in_words(spectra.too_large)
     return reasons + not_one_matrix(spectra.without)
+
+
+def _nothing(inventory: Inventory) -> list[str]:
+    """Say why no layer is measured, unless all are still to be made by lazy modules, or sharded."""
+    if inventory.trainable:
+        return [f"{NO_LAYER}: none of the {len(inventory.trainable)} trainable tensors was chosen"]
+    to_be_made = any(0 in marks for marks in inventory.signature)
+    return [] if to_be_made or inventory.sharded else [f"{NO_LAYER}: no parameter is trainable"]
+
+
+def is_warned(reason: str, inventory: Inventory) -> bool:
+    """Whether what `not_measured` says is most likely a mistake, to be warned of when the watch is made."""
+    return reason in inventory.left_out or reason.startswith((NO_LAYER, NONE_OF_ALL))
 
 
 def not_one_matrix(names: Sequence[str]) -> list[str]:

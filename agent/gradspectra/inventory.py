@@ -26,6 +26,10 @@ Signature = tuple[tuple[int, ...], ...]
 0 of what a lazy module has not made yet."""
 
 
+NONE_OF_ALL = "none of the model's"
+"""So begins what is said where the optimizers update nothing of the models."""
+
+
 @dataclass(slots=True)
 class WatchedTensor:
     """One parameter. pieces: per layer its elements [start, stop) in `flat(tensor, axis)`; first: index of the first.
@@ -125,11 +129,14 @@ class Trained:
             return marks
         return tuple([0 if is_lazy(p) else mark for p, mark in zip(parameters, marks, strict=True)])
 
-    def left_out(self) -> int:
-        """How many trainable tensors of the models, as they are now, no optimizer updates."""
+    def left_out(self) -> str | None:
+        """Say which trainable tensors of the models, as they are now, no optimizer updates; None where all are."""
         homes = _homes(self._optimizers)
         parameters = {id(p): p for model in self._models.values() for p in model.parameters() if p.requires_grad}
-        return len(parameters.keys() - homes.keys()) if self._optimizers else 0
+        without = len(parameters.keys() - homes.keys()) if self._optimizers else 0
+        if without and without == len(parameters):
+            return f"{NONE_OF_ALL} {without} trainable tensors is in a watched optimizer: was it made of another model?"
+        return f"{without} trainable tensors are in no watched optimizer" if without else None
 
 
 def _parameters_of(optimizer: Any) -> list[Tensor]:

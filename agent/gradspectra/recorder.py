@@ -25,11 +25,12 @@ from gradspectra.recorder_input import (
 )
 from gradspectra.rules import LocalRules
 from gradspectra.transport import Transport
+from gradspectra.uncopied import Uncopied
 
 __all__ = ["InstabilityError", "Recorder"]
 
 
-class Recorder:
+class Recorder(Uncopied):
     """Sends one run's numbers to the server, by the same way as `watch`: in the background, spooled, in order.
 
     layers: names, or (name, shape) pairs, or core Layers; None for a run without layers. The other arguments are as

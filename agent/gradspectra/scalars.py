@@ -10,7 +10,7 @@ from typing import Any
 from gradspectra_core.limits import DEFAULT_LIMITS
 from torch import Tensor
 
-from gradspectra.arguments import MAX_STEP, shown
+from gradspectra.arguments import MAX_STEP, is_whole, shown
 
 Number = float | Tensor
 """A number on the host, or a copy of one on its device that is read with the step's statistics."""
@@ -180,13 +180,22 @@ def accept(values: Mapping[str, Any], complained: set[str]) -> dict[str, Number]
 
 def complain_of_step(step: Any, now: int, complained: set[str]) -> None:
     """Say once that nothing can be recorded at `step`; now: the step that is open."""
-    if "step" in complained:
+    kind = "step" if is_whole(step) else "no step"
+    if kind in complained:
         return
-    complained.add("step")
-    if isinstance(step, Mapping):
-        log.warning("gradspectra: log({...}) is not recorded: it takes numbers by name, as in log(loss=loss)")
+    complained.add(kind)
+    if kind == "no step":
+        told = "{...}" if isinstance(step, Mapping) else shown(step)
+        log.warning("gradspectra: log(%s) is not recorded: it takes numbers by name, as in log(loss=loss)", told)
     else:
         log.warning("gradspectra: log(step=%s) comes too late or too early; step %d is open", shown(step), now)
+
+
+def complain_of_close(closed: bool, values: Mapping[str, Any], complained: set[str]) -> None:
+    """Say once that a training goes on after its watch was closed; values: what it logs."""
+    if closed and "loss" in values and "no watch" not in complained:
+        complained.add("no watch")
+        log.warning("gradspectra: log(loss=...) comes after close and is not recorded: close when the training ends")
 
 
 def rates(optimizers: Sequence[Any], index: int) -> dict[str, Number]:

@@ -19,6 +19,7 @@ from gradspectra.arguments import checked_state, is_whole, shown
 from gradspectra.capture import capturing
 from gradspectra.duties import Duty, duty_of_rank
 from gradspectra.errors import end_state, exit_state, uncaught
+from gradspectra.explain import is_warned
 from gradspectra.guard import Guard
 from gradspectra.hooks import Hooks
 from gradspectra.inputs import Inputs
@@ -27,12 +28,13 @@ from gradspectra.options import Options, models_by_name, optimizers_of, options
 from gradspectra.reactions import Reactions
 from gradspectra.record_queue import Unmade
 from gradspectra.rules import LocalRules
-from gradspectra.scalars import accept, complain_of_step
+from gradspectra.scalars import accept, complain_of_close, complain_of_step
 from gradspectra.session import Session
 from gradspectra.step import ClosedStep
 from gradspectra.surroundings import environment, rank, steps_taken
 from gradspectra.together import Silent, together
 from gradspectra.transport import Transport
+from gradspectra.uncopied import Uncopied
 from gradspectra.unmeasured import teller
 
 log = logging.getLogger("gradspectra")
@@ -105,7 +107,7 @@ def watch(
     return Watch(models, optimizers, chosen, sending, duty_of_rank(models, optimizers, enabled, chosen))
 
 
-class Watch:
+class Watch(Uncopied):
     """A run that is being watched; made by `watch`. A context manager: leaving it closes the watch."""
 
     def __init__(
@@ -142,8 +144,8 @@ class Watch:
             return
         self._hooks = Hooks(self._session, self._guard, self._start, self._react)
         for reason in self._session.not_measured():
-            left_out = reason in self._session.measuring.inventory.left_out
-            log.log(logging.WARNING if left_out else logging.INFO, "gradspectra: %s", reason)
+            warned = is_warned(reason, self._session.measuring.inventory)
+            log.log(logging.WARNING if warned else logging.INFO, "gradspectra: %s", reason)
         if not self._hooks.complete:
             who = ", ".join(type(o).__name__ for o in optimizers if not hasattr(o, "register_step_post_hook"))
             text = f"{who} cannot be hooked" if who else "no optimizer was given"
@@ -181,6 +183,7 @@ class Watch:
         tokens and examples are summed; of others the last counts. Tensors are copied where they are: nothing waits.
         """
         if self._hooks is None or capturing():
+            complain_of_close(self._closed and self._enabled, scalars, self._complaints)
             return
         self._start()
         self._session.enter()
@@ -240,10 +243,8 @@ class Watch:
 
     def close(self, timeout: float = 5.0, state: str = "finished") -> None:
         """End the watch: take all hooks away, send the rest for at most timeout seconds; a wrong argument is said."""
-        if self._closed:
-            return
-        self._closed = True
-        if self._hooks is None:
+        before, self._closed = self._closed, True
+        if before or self._hooks is None:
             return
         self._start()
         self._guard.run("close", self._hooks.close)
@@ -293,8 +294,7 @@ class Watch:
             make = partial(self._session.record, closed)
             self._transport.record(Unmade(closed.step.number, closed.record_bytes, make))
             return
-        record = self._session.record(closed)
-        if record is None:
+        if (record := self._session.record(closed)) is None:
             return
         self._transport.record(record)
         if not self._named and self._transport.run_id is not None:
