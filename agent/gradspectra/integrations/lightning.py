@@ -11,7 +11,7 @@ from torch import nn
 
 from gradspectra.guard import Guard
 from gradspectra.integrations.batch_sizes import examples_of, tokens_of
-from gradspectra.integrations.watch_options import checked_names
+from gradspectra.integrations.watch_options import checked
 from gradspectra.watch import Watch, watch
 
 
@@ -19,14 +19,13 @@ class GradSpectraCallback(Callback):  # type: ignore[misc, unused-ignore]
     """Watches the fit of a LightningModule, from its first to its last step.
 
     options: the arguments of `gradspectra.watch` but model and optimizer. The state of the watch travels in
-    Lightning's checkpoints. Raises TypeError for what is no option, and TypeError or ValueError for a wrong value
-    when the fit begins. `watch` is the open watch; with manual optimization log the loss with
-    `callback.watch.log(loss=...)`.
+    Lightning's checkpoints. Raises TypeError or ValueError for what is no option, or a wrong value. `watch`
+    is the open watch; with manual optimization log the loss with `callback.watch.log(loss=...)`.
     """
 
     def __init__(self, **options: Any) -> None:
         self.watch: Watch | None = None
-        self._options = checked_names(options)
+        self._options = checked(options)
         self._trainer: weakref.ref[Any] | None = None
         self._saved: Mapping[str, Any] | None = None
         self._guard = Guard()

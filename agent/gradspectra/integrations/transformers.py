@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerCallback
 
 from gradspectra.guard import Guard
 from gradspectra.integrations.batch_sizes import IGNORED, examples_of, tokens_of
-from gradspectra.integrations.watch_options import checked_names
+from gradspectra.integrations.watch_options import checked
 from gradspectra.patches import Function, Patch
 from gradspectra.run_request import MAX_NAME
 from gradspectra.watch import Watch, watch
@@ -29,14 +29,14 @@ class GradSpectraCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
 
     options: the arguments of `gradspectra.watch` but model and optimizer. By default the run has the configuration of
     the TrainingArguments, and their name or else folder; a training that Trainer resumes from a checkpoint resumes the
-    run. Raises TypeError for what is no option, and TypeError or ValueError for a wrong value when the training begins.
+    run. Raises TypeError or ValueError for what is no option, or a wrong value.
     `watch` is the open watch; of a training that breaks it is closed as failed at the end of the program, or when the
     callback's next one begins.
     """
 
     def __init__(self, **options: Any) -> None:
         self.watch: Watch | None = None
-        self._options = checked_names(options)
+        self._options = checked(options)
         self._guard = Guard()
         self._losses: list[Tensor] = []
         self._parts_seen = False
