@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gradspectra.clipping import missing
+from gradspectra.hookable import hookable
 from gradspectra.inventory import NONE_OF_ALL, Inventory
 from gradspectra.options import NEVER, Options
 from gradspectra.second_measuring import SecondMeasuring
@@ -90,7 +91,7 @@ def too_large_in_words(spectra: Mapping[str, float]) -> list[str]:
 
 def _untold(optimizer: Any, second: SecondMeasuring | None) -> str | None:
     """Say why an optimizer's state does not tell all of its updates, and what then is missing; None where it does."""
-    copied = second is not None and second.copies and hasattr(optimizer, "register_step_pre_hook")
+    copied = second is not None and second.copies and hookable(optimizer)
     if (reason := unknown_update(optimizer, copied)) is not None:
         return reason
     lost = [why for group in optimizer.param_groups if (why := decayed_away(optimizer, group)) is not None]

@@ -16,6 +16,7 @@ from gradspectra import clipping, data_wait, scaling
 from gradspectra.capture import capturing
 from gradspectra.clipping import Clip
 from gradspectra.guard import Guard
+from gradspectra.hookable import hookable
 from gradspectra.session import Session
 from gradspectra.shards import local
 
@@ -38,8 +39,12 @@ class Hooks:
         self._calls = 0
         self._thread = threading.get_ident()
         """The thread that trains: that of the last step."""
+        self.unhooked = ", ".join(
+            type(optimizer).__name__ for optimizer in session.optimizers if not hookable(optimizer)
+        )
+        """Names of the optimizers that do not tell of their steps."""
         for index, optimizer in enumerate(session.optimizers):
-            if hasattr(optimizer, "register_step_post_hook"):
+            if hookable(optimizer):
                 self._handles.append(optimizer.register_step_pre_hook(self._opens(index)))
                 self._handles.append(optimizer.register_step_post_hook(self._stepped(index)))
         clipping.patch.open(self)

@@ -12,6 +12,7 @@ from torch import nn
 
 from gradspectra.arguments import MAX_EXAMPLES, MAX_PARTS, is_called, is_real, is_text, one_of, shown, whole
 from gradspectra.chosen_blocks import can_be_recorded
+from gradspectra.hookable import unwrapped
 from gradspectra.layer_choice import Choice, choice_of
 from gradspectra.reactions import check_reactions
 
@@ -108,13 +109,12 @@ def models_by_name(model: nn.Module | Mapping[str, nn.Module]) -> dict[str, nn.M
 
 
 def optimizers_of(optimizer: Any) -> list[Any]:
-    """The argument `optimizer` as a list, wrappers of Accelerate and Lightning taken off; raises TypeError."""
+    """The argument `optimizer` as a list, wrappers that only delegate taken off; raises TypeError."""
     several = isinstance(optimizer, Sequence) and not isinstance(optimizer, str | bytes)
     given = [] if optimizer is None else list(optimizer) if several else [optimizer]
     found: list[Any] = []
     for entry in given:
-        while entry is not (inner := getattr(entry, "optimizer", None)) and hasattr(inner, "param_groups"):
-            entry = inner  # also Accelerate's, which can be hooked but steps without its hooks
+        entry = unwrapped(entry)
         if not hasattr(entry, "param_groups"):
             raise TypeError(f"optimizer must be an optimizer, several of them, or None, got {shown(entry)}")
         if any(entry is other for other in found):

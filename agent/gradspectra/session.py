@@ -15,6 +15,7 @@ from gradspectra.clipping import Clip, ClippingSeen
 from gradspectra.device_time import DeviceTimes
 from gradspectra.explain import not_measured
 from gradspectra.guard import Guard
+from gradspectra.hookable import hookable
 from gradspectra.measuring import Measuring
 from gradspectra.memory import add_memory
 from gradspectra.options import Options
@@ -46,8 +47,7 @@ class Session:
         self.budget = Budget(options.budget, options.every, options.spectra != 0)
         self.ranks = ranks_averaged(models) if group is None else group.size()
         self.measuring = Measuring(models, self.optimizers, options, self.budget, guard, self.ranks, group)
-        self.step = 0
-        self.disagreements = 0
+        self.step = self.disagreements = 0
         self._clipping = ClippingSeen()
         self._held = HeldCalls()
         self._tokens = Total()
@@ -62,7 +62,7 @@ class Session:
         self._unfinished: list[Unfinished] = []
         self._entered = time.perf_counter()
         self._captured = self._hook_seen = False
-        self._hooked = all(hasattr(optimizer, "register_step_post_hook") for optimizer in optimizers)
+        self._hooked = all(hookable(optimizer) for optimizer in optimizers)
         self.open = self._next_step()
 
     def begin_at(self, steps_taken: int) -> None:

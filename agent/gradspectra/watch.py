@@ -147,7 +147,7 @@ class Watch(Uncopied):
             warned = is_warned(reason, self._session.measuring.inventory)
             log.log(logging.WARNING if warned else logging.INFO, "gradspectra: %s", reason)
         if not self._hooks.complete:
-            who = ", ".join(type(o).__name__ for o in optimizers if not hasattr(o, "register_step_post_hook"))
+            who = self._hooks.unhooked
             text = f"{who} cannot be hooked" if who else "no optimizer was given"
             (warnings.warn if who else log.info)(f"{text}: call watch.step() after each optimizer step")
         atexit.register(self._at_exit)
