@@ -85,9 +85,7 @@ class FirstTier:
         if fused is not None and len(fused.tensors) == len(tensors):
             return fused
         there = self._take_accelerated(tensors, optimizer, skipped, early)
-        for together in self._bundles(tensors):
-            if together[0].parameter.device in self._accelerators:
-                continue
+        for together in [own for own in self._bundles(tensors) if own[0].parameter.device not in self._accelerators]:
             left = [tensor for tensor in together if tensor.first not in taken]
             if 1 < len(left) == len(together) and not skipped and not any(id(t.parameter) in early for t in together):
                 found = bundle_rows(together, optimizer)
@@ -96,9 +94,10 @@ class FirstTier:
                     continue
             for tensor in left:
                 self._weight(tensor)
-                if id(tensor.parameter) not in early:
+                if now := id(tensor.parameter) not in early:
                     self.take_gradient(tensor)
-                self._update(tensor, optimizer, skipped)
+                if now or tensor.parameter.grad is not None:
+                    self._update(tensor, optimizer, skipped)
         return fused if there is None else there
 
     def _take_accelerated(

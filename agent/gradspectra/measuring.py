@@ -24,13 +24,14 @@ from gradspectra.guard import Guard
 from gradspectra.inventory import Trained, WatchedTensor, take_inventory
 from gradspectra.measure import FirstTier
 from gradspectra.options import Options
-from gradspectra.parts import PartSquares
+from gradspectra.parts import LATELY, PartSquares
 from gradspectra.record import GRADIENT
 from gradspectra.second_measuring import Job, SecondMeasuring
 from gradspectra.sharded import Sharded
 from gradspectra.shards import local
 from gradspectra.spectra import Spectra
 from gradspectra.spectra_turn import SpectraTurn
+from gradspectra.spent import Spent
 from gradspectra.starts import Start
 from gradspectra.step import OpenStep
 
@@ -58,8 +59,8 @@ class Measuring:
         self._budget = budget
         self._guard = guard
         self._ranks, self._group = ranks, group
-        self._several_parts = (options.parts or 1) * ranks > 1
-        self._turn = SpectraTurn()
+        self._parts_for = LATELY if (options.parts or 1) * ranks > 1 else 0
+        self._turn, self._spent = SpectraTurn(), Spent(optimizers, self.backward)
         self._measured = 0
         self.drift: Drift | None = None
         self.second: SecondMeasuring | None = None
@@ -95,18 +96,8 @@ class Measuring:
             self.spectra, self.second = self.sharded.spectra, self.sharded.second
 
     def _shards(self) -> Sharded:
-        return Sharded(
-            self._models,
-            self._optimizers[0],
-            self.inventory,
-            self.tier,
-            self._options,
-            self._budget,
-            self._guard,
-            self.backward,
-            self.drift,
-            self._group,
-        )
+        of = self._models, self._optimizers[0], self.inventory, self.tier
+        return Sharded(*of, self._options, self._budget, self._guard, self.backward, self.drift, self._group)
 
     def begin(self, starts: Mapping[str, Start]) -> None:
         """The run starts with the weights as they are; starts: where it started, by layer name, as far as is known."""
@@ -125,7 +116,7 @@ class Measuring:
             self.sharded.begins(step.due)
             return
         wanted = self._options.parts != 1 or self._ranks > 1
-        if self._several_parts and step.due and wanted and self._budget.parts_due(step.number):
+        if self._parts_for and step.due and wanted and self._budget.parts_due(step.number):
             self._guard.run("parts", self._parts.arm)
         else:
             self._parts.rest()
@@ -147,12 +138,12 @@ class Measuring:
         if self.sharded is not None:
             return
         step.stale |= self.trained.look(index, step.due, self.inventory)
-        optimizer = self._optimizers[index]
+        optimizer, lost = self._optimizers[index], self._spent.stepped(step, index, self._identities[index])
         if step.due and self.inventory.tensors:
             fused = self._guard.run("layers", self._layers, step, self._of_optimizer[index], optimizer, skipped)
             if self.second is not None:
                 self.second.take(step, self._identities[index], optimizer, self.tier, skipped, fused)
-        if not skipped and self._options.spectra != 0:
+        if not (skipped or lost) and self._options.spectra != 0:
             self._guard.run("spectra", self._turn.take, self.spectra, step, self._identities[index], optimizer)
 
     def all_stepped(self, step: OpenStep) -> None:
@@ -188,13 +179,17 @@ class Measuring:
         clipped = {id(gradient) for gradient in gradients}
         found = frozenset(id(t.parameter) for t in self.inventory.tensors if id(t.parameter.grad) in clipped)
         self._look(step, found)
+        self._before_change(step, found)
+
+    def _before_change(self, step: OpenStep, parameters: frozenset[int]) -> None:
+        """The gradients of these are about to be changed."""
         if self.sharded is not None:
-            self.sharded.before_clipping_values(found)
+            self.sharded.before_clipping_values(parameters)
         elif self._options.spectra != 0:
-            self._turn.take(self.spectra, step, found, of=(GRADIENT,))
+            self._turn.take(self.spectra, step, parameters, of=(GRADIENT,))
         if step.due:
-            self._early(step, found, len(step.clips.clips))
-            step.clips.spoiled |= found
+            self._early(step, parameters, len(step.clips.clips))
+            step.clips.spoiled |= parameters
 
     def _early(self, step: OpenStep, parameters: frozenset[int], clips_seen: int) -> None:
         early = step.clips.early
@@ -224,6 +219,9 @@ class Measuring:
     def opens(self, step: OpenStep, index: int) -> None:
         """An optimizer is about to step."""
         self._look(step)
+        asked = self._of_optimizer[index] if step.due and self.sharded is None else ()
+        if self._spent.opens(index, asked):
+            self._guard.run("layers", self._before_change, step, self._identities[index])
         if self.second is not None:
             self.second.opens(step, self._identities[index])
 
@@ -266,13 +264,13 @@ class Measuring:
         return squares
 
     def _part_squares(self, step: OpenStep) -> list[Tensor] | None:
-        self._several_parts = step.parts * self._ranks > 1
+        self._parts_for = LATELY if step.parts * self._ranks > 1 else max(self._parts_for - 1, 0)
         if not self._parts.armed:
             return None
         self._parts.disarm()
         step.own += self._parts.seconds
         began = time.perf_counter()
-        usable = step.measured and self._several_parts and step.parts == self.backward.passes
+        usable = step.measured and self._parts_for == LATELY and step.parts == self.backward.passes
         squares = self._parts.squares() if usable else None
         step.parts_cost = self._parts.seconds + time.perf_counter() - began
         return squares

@@ -20,6 +20,8 @@ from gradspectra.fused import CPU, FusedPass
 from gradspectra.guard import Guard
 from gradspectra.inventory import WatchedTensor
 
+LATELY = 2
+"""After so many steps of one part in a row no other is expected to have several; the last of an epoch may have one."""
 HELD_BYTES = 1 << 20
 """Gradients of a part that are held at most until they are measured together."""
 

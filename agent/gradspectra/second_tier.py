@@ -216,7 +216,7 @@ class SecondTier:
             self._present[OF_GRADIENT, layer] = left.any_finite
 
     def _update(self, unit: Unit, optimizer: Any, skipped: bool, early: Container[int]) -> None:
-        if skipped or all(tensor.parameter.grad is None for tensor in unit.tensors):
+        if skipped or all(t.parameter.grad is None and id(t.parameter) not in early for t in unit.tensors):
             nothing = torch.zeros(1, len(unit.columns), dtype=torch.float32, device=unit.columns.device)
             self._put(unit, OF_UPDATE, nothing)
         elif all(dense(tensor, early) for tensor in unit.tensors):

@@ -34,6 +34,24 @@ def test_parts_of_unequal_sizes(divided, kept, the_way):
         assert record.scalars["noise_w"] == pytest.approx(sum((1 / 3) * (2 / 3) / n for n in sizes))
 
 
+@way("Gradient accumulation, parts of any sizes")
+def test_a_step_of_one_part_takes_part_sq_from_no_other(kept, the_way):
+    model, counts = attention(), (2, 2, 1, 2, 1, 1, 2, 2)
+    plain, optimizer, expected = Plain(model), torch.optim.SGD(model.parameters(), lr=0.3), []
+    with watched(model, optimizer):
+        for step, count in enumerate(counts):
+            losses = [lambda m, s=2 * step + j, n=count: loss_of(m, 4, s) / n for j in range(count)]
+            expected.append(plain.step(model, *losses))
+            for loss in losses:
+                loss(model).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            expected[-1].after = plain.weights(model)
+    for index, (record, step) in enumerate(zip(kept(), expected, strict=True)):
+        # the first may be of one part like all after it; after two of one part it is taken so again
+        the_way.check(record, step, parts=counts[index] > 1 and index not in (0, 6))
+
+
 CLIPS = {
     "clip_grad_norm_": lambda model, _: clip_grad_norm_(model.parameters(), 0.05),
     "watch.clip_grad_norm_": lambda _, watch: watch.clip_grad_norm_(0.05),

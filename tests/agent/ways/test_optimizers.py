@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from agent.watched_training import attention, column, loss_of, watched
@@ -77,6 +79,24 @@ class Lion(torch.optim.Optimizer):
         return loss
 
 
+class Spends(Lion):
+    """An optimizer that works on the gradients where they lie, as schedule-free Adam does, or lets go of them."""
+
+    def __init__(self, parameters, lr, how):
+        super().__init__(parameters, lr)
+        self.how = how
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None if closure is None else closure()
+        for parameter in self.param_groups[0]["params"]:
+            if parameter.grad is not None:
+                gradient = parameter.grad.div_(3 + parameter.square()) if self.how == "divides" else parameter.grad
+                parameter.sub_(gradient, alpha=self.param_groups[0]["lr"])
+                parameter.grad = None if self.how == "drops" else gradient - gradient.mean()
+        return loss
+
+
 class Unrelated:
     """An optimizer that has nothing to do with torch's base class."""
 
@@ -118,6 +138,38 @@ def test_an_optimizer_from_elsewhere(kept, the_way):
     assert any("moments are not measured for Lion, and updates of a few layers at a time" in reason for reason in said)
 
 
+@way("Optimizers from other libraries")
+@pytest.mark.parametrize("clipped", [False, True])
+@pytest.mark.parametrize("how", ["divides", "centers", "drops"])
+def test_an_optimizer_that_changes_the_gradients_that_it_takes(how, clipped, kept, the_way):
+    model, expected = attention(), []
+    model.unused.requires_grad_(False)
+    plain, optimizer = Plain(model), Spends(model.parameters(), 0.3, how)
+    with watched(model, optimizer, spectra=1):
+        for step in range(4):
+            losses = [lambda m, s=2 * step + j: loss_of(m, 4, s) / 2 for j in range(2)]
+            expected.append(plain.step(model, *losses))
+            for loss in losses:
+                loss(model).backward()
+            if clipped:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 0.05)
+            optimizer.step()
+            optimizer.zero_grad()
+            expected[-1].after = plain.weights(model)
+    first, *others = kept()
+    assert set(column(first, "grad_sq").values()) == set(column(first, "grad_max").values()) == {None}
+    assert ("grad_norm" in first.scalars, first.spectra) == (clipped, [])
+    for record, step in zip(others, expected[1:], strict=True):
+        replace(the_way, updates=how != "drops").check(record, step, rel=1e-4, second=False)
+        assert "update_dot_grad" not in record.statistics or how != "drops"
+        coefficient = record.scalars.get("clip_coefficient", 1.0)
+        assert coefficient == pytest.approx(0.05 / step.norm if clipped else 1.0, rel=1e-4)
+        assert len(record.spectra) == 5
+        for spectrum in record.spectra:
+            square = step.grad_sq[record.table.names[spectrum.layer]]
+            assert spectrum.aggregates[1] == pytest.approx(square, rel=1e-4)
+
+
 @way("Optimizers without torch's hooks, with watch.step() after them", updates=False)
 @pytest.mark.filterwarnings("ignore:Unrelated cannot be hooked")
 def test_an_optimizer_that_takes_no_hooks(kept, the_way):
@@ -125,6 +177,31 @@ def test_an_optimizer_that_takes_no_hooks(kept, the_way):
     model.unused.requires_grad_(False)
     said = parts_stepped(model, Unrelated(model.parameters(), 0.01), the_way, kept)
     assert any("updates and moments are not measured for Unrelated" in reason for reason in said)
+
+
+class Lookahead(torch.optim.Optimizer):
+    """A wrapper as other libraries have it: an optimizer by class, set up without torch's base, that moves the weights
+    once more after the step of the one it wraps."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+        self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks = {}, {}
+        self.defaults, self.state, self.param_groups = optimizer.defaults, optimizer.state, optimizer.param_groups
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        self.optimizer.step(closure)
+        for parameter in self.param_groups[0]["params"]:
+            parameter.mul_(0.9)
+
+
+@way("Optimizers without torch's hooks, with watch.step() after them", updates=False)
+@pytest.mark.filterwarnings("ignore:Lookahead cannot be hooked")
+def test_a_wrapper_that_moves_the_weights_after_the_step_that_it_wraps(kept, the_way):
+    model = attention()
+    model.unused.requires_grad_(False)
+    said = parts_stepped(model, Lookahead(torch.optim.SGD(model.parameters(), 0.01)), the_way, kept)
+    assert any("updates and moments are not measured for Lookahead" in reason for reason in said)
 
 
 @way("Optimizer step inside the backward pass")
