@@ -58,12 +58,18 @@ def holes(x: Array) -> Array:
     A distance stands out where it is more than JUMP times both neighbouring distances, so a measurement that
     turns from every step to every 8th is no hole, and a range of lost steps is one.
     """
+    return np.flatnonzero(_strides(x) > JUMP)
+
+
+def _strides(x: Array) -> Array:
+    """Distances between the entries of x (n,), as shares of the larger of the two beside each: (n - 1,)."""
     distance = np.diff(np.asarray(x, float))
     if distance.size < 2:
-        return np.empty(0, np.int64)
+        return np.ones(distance.size)
     before = np.concatenate(([distance[1]], distance[:-1]))
     after = np.concatenate((distance[1:], [distance[-2]]))
-    return np.flatnonzero(distance > JUMP * np.maximum(before, after))
+    beside = np.maximum(before, after)
+    return np.asarray(np.divide(distance, beside, out=np.where(distance > 0, np.inf, 1.0), where=beside > 0))
 
 
 def broken(x: Array, *rows: Array, at: Array | None = None) -> tuple[Array, ...]:
@@ -72,15 +78,20 @@ def broken(x: Array, *rows: Array, at: Array | None = None) -> tuple[Array, ...]
     return (np.insert(x, where, np.asarray(x)[where - 1]), *(np.insert(row, where, np.nan) for row in rows))
 
 
-def smoothed(y: Array, window: float) -> Array:
+def smoothed(x: Array, y: Array, window: float) -> Array:
     """Exponential moving average over the entries of y (n,), without bias at its start; NaN stays NaN and is skipped.
 
-    window: time constant in entries, above 0.
+    x: (n,), ascending; in a hole of it as much is forgotten as if its entries were there. window: time constant in
+    entries, above 0.
     """
     keep = np.exp(-1.0 / window)
+    stride = _strides(x)
+    left = np.exp(np.where(stride > JUMP, 1.0 - stride, 0.0) / window)
     out = np.full(y.shape, np.nan)
     total = weight = 0.0
     for i, value in enumerate(y.tolist()):
+        if i and left[i - 1] != 1:
+            total, weight = total * left[i - 1], weight * left[i - 1]
         if value == value:
             total = keep * total + (1 - keep) * value
             weight = keep * weight + (1 - keep)
@@ -118,7 +129,7 @@ def curve_traces(
     traces = [*band(curve.x, curve.low, curve.high, colour, name, log=log, group=curve.label), raw]
     if smooth > 0 and np.isfinite(mean).sum() > 2:
         raw["line"] = {"color": faded(colour, 0.38), "width": 1.1, "dash": dash}
-        x, over = broken(curve.x, smoothed(mean, smooth))
+        x, over = broken(curve.x, smoothed(curve.x, mean, smooth))
         traces.append(
             {
                 "type": "scatter",

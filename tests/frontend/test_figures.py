@@ -170,6 +170,15 @@ def test_smoothing_is_an_unbiased_moving_average() -> None:
     assert over[3] == pytest.approx(expected)
 
 
+def test_smoothing_forgets_in_a_hole_what_it_would_have_forgotten_over_its_steps() -> None:
+    x = np.concatenate((np.arange(1, 101), np.arange(181, 281)))
+    view = Series("step", x, {"loss": synthetic.buckets(np.where(x > 100, 3.0, 5.0))})
+    over = trace(build("loss", data=view, smooth=10.0, scale="linear"), "loss, smoothed")
+    before, now = (1 - np.exp(-10)) * np.exp(-8.1), 1 - np.exp(-0.1)
+    assert np.isnan(over["y"][100])
+    assert over["y"][101] == pytest.approx((5 * before + 3 * now) / (before + now))
+
+
 def test_alerts_are_shaded_over_their_episode_and_marked_where_they_opened() -> None:
     figure = built("loss")
     spike = next(one for one in figure["layout"]["shapes"] if one["x0"] == synthetic.SPIKE)
