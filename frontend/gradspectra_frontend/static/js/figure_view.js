@@ -73,7 +73,7 @@ export const escaped = (name) => name.replace(/\\(?=[\\, ]|$)|,|^ | $/g, "\\$&")
 function plainTicks(keep, figure) {
   const every = Math.max(1, Math.ceil(keep.length / 60));
   const chosen = keep.map((_, i) => i).filter((i) => i % every === 0);
-  return { tickvals: chosen, ticktext: chosen.map((i) => figure.layout.meta.layers[keep[i]].replace(/\.weight$/, "")) };
+  return { tickvals: chosen, ticktext: chosen.map((i) => marked(figure.layout.meta.layers[keep[i]].replace(/\.weight$/, ""))) };
 }
 
 /** Set the steps shown: the zoom of the address, all for null, what the figure says for undefined.
@@ -103,7 +103,7 @@ export function fitted(figure, width, coarse, last = null) {
   let data = figure.data;
   if (layout.yaxis?.ticktext) {
     const most = narrow ? 17 : Math.floor((NAMES_SHARE * width - 32) / LETTER);
-    layout.yaxis = { ...layout.yaxis, ticktext: layout.yaxis.ticktext.map((/** @type {string} */ name) => tail(name, most)) };
+    layout.yaxis = { ...layout.yaxis, ticktext: shortened(layout.yaxis.ticktext, most) };
   }
   if (narrow) {
     if (layout.yaxis?.ticktext) layout.xaxis = { ...layout.xaxis, nticks: 5 };
@@ -117,7 +117,7 @@ export function fitted(figure, width, coarse, last = null) {
 
 /** Margins of a heatmap: room for its rows' names, and for the colours' bar. @param {any} layout @param {boolean} narrow @param {boolean} bar @returns {Margins} */
 function besideRows(layout, narrow, bar) {
-  const longest = Math.max(0, ...layout.yaxis.ticktext.map((/** @type {string} */ name) => name.length));
+  const longest = Math.max(0, ...layout.yaxis.ticktext.map((/** @type {string} */ name) => unmarked(name).length));
   const { r, t, b } = layout.margin;
   return { l: Math.max(layout.margin.l, Math.ceil(LETTER * longest + 32)), r: bar && !narrow ? 76 : r, t, b: bar && narrow ? 104 : b };
 }
@@ -130,6 +130,28 @@ export function marginsOf(plot) {
 
 /** @param {any} bar */
 const below = (bar) => ({ ...bar, orientation: "h", y: -0.06, yanchor: "top", x: 0.5, xanchor: "center", len: 1, xpad: 0, ypad: 26 });
+
+const MARKS = /** @type {const} */ ([["&", "&amp;"], ["<", "&lt;"], [">", "&gt;"]]);
+/** A label's letters: Plotly takes it as markup, and what would be some is escaped. @param {string} label */
+const unmarked = (label) => MARKS.reduceRight((text, [letter, mark]) => text.replaceAll(mark, letter), label);
+/** @param {string} text */
+const marked = (text) => MARKS.reduce((label, [letter, mark]) => label.replaceAll(letter, mark), text);
+
+/** Labels of at most `length` letters each. Where the ends of long names are alike, the word that tells them apart (a
+ * layer's number, mostly) is kept before them.
+ * @param {string[]} labels @param {number} length @returns {string[]} */
+export function shortened(labels, length) {
+  const names = labels.map(unmarked);
+  const ends = names.map((name) => tail(name, length));
+  /** @type {Map<string, string[]>} */
+  const alike = new Map();
+  names.forEach((name, i) => alike.set(ends[i], [...(alike.get(ends[i]) ?? []), name]));
+  return names.map((name, i) => {
+    const others = (alike.get(ends[i]) ?? []).map((one) => one.split("."));
+    const word = others.length < 2 ? "" : name.split(".").find((part, at) => others.some((one) => one[at] !== part)) ?? "";
+    return marked(word && word.length < length / 2 ? `…${word}${tail(name, length - word.length - 1)}` : ends[i]);
+  });
+}
 
 /** The end of a long name, which tells more than its beginning. @param {string} name @param {number} length */
 export function tail(name, length) {
