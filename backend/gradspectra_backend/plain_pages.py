@@ -24,7 +24,7 @@ def document(title: str, body: str, status: int = 200) -> HTMLResponse:
     return HTMLResponse(
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width"><link rel="icon" href="/static/icon.svg">'
-        f"<style>{STYLE}</style></head><body>{body}</body></html>",
+        f"<style>{STYLE}</style></head><body><main>{body}</main></body></html>",
         status,
     )
 

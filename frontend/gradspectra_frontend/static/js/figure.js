@@ -37,9 +37,9 @@ const NOTHING = {
  * A figure of one run, or of several that are laid over each other: `run` is then a list.
  * @param {{run: string | string[], name: string, title?: string, params?: Record<string, any>, range?: [number, number] | null,
  *   onRange?: (range: [number, number] | null) => void, onPoint?: (point: any, meta: any) => void, onFigure?: (figure: any) => void,
- *   onSettled?: () => void, change?: (figure: any) => any, wide?: boolean, note?: any, tall?: boolean}} props
+ *   onSettled?: () => void, change?: (figure: any) => any, wide?: boolean, note?: any, tall?: boolean, ended?: boolean}} props ended: nothing comes any more
  */
-export function Figure({ run, name, title, params = {}, range = null, onRange, onPoint, onFigure, onSettled, change = same, wide, note, tall }) {
+export function Figure({ run, name, title, params = {}, range = null, onRange, onPoint, onFigure, onSettled, change = same, wide, note, tall, ended }) {
   const frame = useRef(/** @type {any} */ (null));
   const place = useRef(/** @type {any} */ (null));
   const drawing = useRef(/** @type {Drawing | null} */ (null));
@@ -82,28 +82,32 @@ export function Figure({ run, name, title, params = {}, range = null, onRange, o
   return html`
     <figure ref=${frame} class=${`panel figure ${wide ? "wide" : ""} ${tall ? "tall" : ""}`} data-figure=${name} data-series=${params.series} data-state=${status.state} aria-label=${heading || words(name)}>
       <figcaption>
-        <h3>${heading || " "}</h3>
+        <h3>${heading || html`<span class="unseen">${words(params.series ?? name)}</span>`}</h3>
         ${note && html`<span class="muted small hint">${note}</span>`}
         ${meta?.note && html`<span class="muted small hint" data-note>${meta.note}</span>`}
-        ${meta && html`<${Menu} drawing=${drawing} name=${name} call=${Array.isArray(run) ? call : dataCall(run, name, asked, meta.series)} />`}
+        ${meta && html`<${Menu} drawing=${drawing} name=${name} heading=${heading} call=${Array.isArray(run) ? call : dataCall(run, name, asked, meta.series)} />`}
       </figcaption>
       ${meta?.damaged && html`<p class="damaged small" data-damaged><span aria-hidden="true">▲</span> ${meta.damaged}</p>`}
       <div class="plot" ref=${place}></div>
       ${status.state === "loading" && html`<p class="overlay">Loading …</p>`}
-      ${status.state === "empty" && html`<p class="overlay">${meta?.damaged ? "Nothing else of this was recorded in these steps." : asked.start === undefined || stepless ? NOTHING[/** @type {keyof typeof NOTHING} */ (name)] : "Nothing of this was recorded in these steps."}</p>`}
+      ${status.state === "empty" && html`<p class="overlay">${meta?.damaged ? "Nothing else of this was recorded in these steps." : asked.start === undefined || stepless ? (ended ? "The run ended without any of this." : NOTHING[/** @type {keyof typeof NOTHING} */ (name)]) : "Nothing of this was recorded in these steps."}</p>`}
       ${status.state === "filtered" && html`<p class="overlay">No layer's name or role fits the filter.</p>`}
       ${status.state === "failed" && html`<div class="overlay"><${Problem} failure=${status.failure} /></div>`}
     </figure>`;
 }
 
-/** What can be done with a figure that is drawn. @param {{drawing: {current: Drawing | null}, name: string, call: import("./figure_calls.js").Call}} props */
-function Menu({ drawing, name, call }) {
+/** What can be done with a figure that is drawn. @param {{drawing: {current: Drawing | null}, name: string, heading: string, call: import("./figure_calls.js").Call}} props */
+function Menu({ drawing, name, heading, call }) {
   const [said, say] = useState("");
   const menu = useRef(/** @type {any} */ (null));
   const [panning, setPanning] = useState(false);
   const url = location.origin + address(...call);
-  const act = (/** @type {() => unknown} */ what) => async () => {
+  const shut = () => { // what was chosen is hidden with it, and had the focus
     menu.current.open = false;
+    menu.current.querySelector("summary").focus({ preventScroll: true });
+  };
+  const act = (/** @type {() => unknown} */ what) => async () => {
+    shut();
     const done = await what();
     say(typeof done === "string" ? done : "");
     setTimeout(() => say(""), 1600);
@@ -114,9 +118,7 @@ function Menu({ drawing, name, call }) {
     return (await copied(`curl${token} '${url}'`)) ? "copied" : "not copied";
   };
   const leave = (/** @type {KeyboardEvent} */ event) => {
-    if (event.key !== "Escape" || !menu.current.open) return;
-    menu.current.open = false;
-    menu.current.querySelector("summary").focus();
+    if (event.key === "Escape" && menu.current.open) shut();
   };
   const pan = () => {
     void drawing.current?.drag(panning ? "zoom" : "pan");
@@ -132,7 +134,7 @@ function Menu({ drawing, name, call }) {
   return html`
     <span class="said small" role="status">${said}</span>
     <details class="menu" ref=${menu} onKeyDown=${leave}>
-      <summary aria-label="What can be done with this figure" title="Zoom, save, copy">⋯</summary>
+      <summary aria-label=${`What can be done with this figure: ${heading}`} title="Zoom, save, copy">⋯</summary>
       <div class="menu-list">
         <button type="button" onClick=${act(() => drawing.current?.reset())}>Show all</button>
         <button type="button" onClick=${act(pan)}>${panning ? "Drag to zoom" : "Drag to pan"}</button>

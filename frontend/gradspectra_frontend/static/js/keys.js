@@ -39,7 +39,7 @@ function switchKeys(on) {
 }
 
 /** Whether a key press belongs to a field. @param {EventTarget | null} target */
-const typing = (target) => target instanceof HTMLElement && Boolean(target.closest("input, textarea, select, [contenteditable]"));
+const typing = (target) => target instanceof HTMLElement && Boolean(target.closest("input:not([type=checkbox]), textarea, select, [contenteditable]"));
 
 /** React to keys from the moment the component is shown. @param {Record<string, (event: KeyboardEvent) => void>} actions */
 export function useKeys(actions) {
@@ -49,6 +49,7 @@ export function useKeys(actions) {
     const press = (/** @type {KeyboardEvent} */ event) => {
       if (event.key === "Escape" && typing(event.target)) return void (/** @type {HTMLElement} */ (event.target).blur());
       if (off || event.ctrlKey || event.metaKey || event.altKey || typing(event.target)) return undefined;
+      if (document.querySelector("dialog[open]")) return undefined; // nothing moves behind it
       const action = latest.current[event.key];
       if (!action) return undefined;
       event.preventDefault();

@@ -32,11 +32,15 @@ function App() {
     t: toggleTheme,
     p: () => live.pause(!live.paused),
   });
+  const place = address.run ?? address.page;
+  useEffect(() => { // what had the focus may have gone with the page it was on
+    if (document.activeElement === document.body) document.getElementById("content")?.focus({ preventScroll: true });
+  }, [place]);
   const Page = PAGES[/** @type {keyof typeof PAGES} */ (address.page)];
   return html`
     <a class="skip" href="#content" onClick=${skip}>Skip to the content</a>
     <${Top} address=${address} onHelp=${() => setHelp(true)} />
-    <main id="content" tabindex="-1"><${Page} address=${address} key=${address.run ?? address.page} /></main>
+    <main id="content" tabindex="-1"><${Page} address=${address} key=${place} /></main>
     ${help && html`<${Help} onClose=${() => setHelp(false)} />`}`;
 }
 
@@ -55,7 +59,7 @@ function Top({ address, onHelp }) {
   const current = (/** @type {string[]} */ ...pages) => (pages.includes(address.page) ? "page" : undefined);
   return html`
     <header class="top">
-      <a class="brand" href="/"><img src="/static/icon.svg" alt="" width="24" height="24" /> <span>gradspectra</span></a>
+      <a class="brand" href="/" aria-label="gradspectra"><img src="/static/icon.svg" alt="" width="24" height="24" /> <span>gradspectra</span></a>
       ${!signedOut && html`<nav aria-label="Main">
         <a href="/" aria-current=${current("runs", "run", "compare")}>Runs</a>
         <a href="/alerts" aria-current=${current("alerts")}>Alerts${count > 0 && html` <span class="count">${count > 99 ? "99+" : count}</span>`}</a>

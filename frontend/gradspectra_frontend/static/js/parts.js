@@ -79,15 +79,17 @@ export function Sparkline({ values, label, width = 110, height = 28, mark }) {
   </svg>`;
 }
 
-/** A button that asks once more before it does something that cannot be undone. @param {{label: string, sure: string, onSure: () => void, kind?: string}} props */
-export function Sure({ label, sure, onSure, kind = "danger" }) {
-  const [asked, ask] = useState(false);
-  const no = useRef(/** @type {any} */ (null));
-  useEffect(() => no.current?.focus(), [asked]);
-  if (!asked) return html`<button type="button" class=${kind} onClick=${() => ask(true)}>${label}</button>`;
-  return html`<span class="sure" role="group" aria-label=${sure}>${sure}
+/** A button that asks once more before it does something that cannot be undone. The focus goes to No, and back again.
+ * @param {{label: string, sure: string, onSure: () => void, kind?: string, of?: string}} props of: what the button is about, for those who do not see where it stands */
+export function Sure({ label, sure, onSure, kind = "danger", of }) {
+  const [asked, ask] = useState(/** @type {boolean | null} */ (null));
+  const focused = useRef(/** @type {any} */ (null));
+  useEffect(() => void (asked !== null && focused.current?.focus()), [asked]);
+  const leave = (/** @type {KeyboardEvent} */ event) => event.key === "Escape" && ask(false);
+  if (!asked) return html`<button type="button" key="ask" ref=${focused} class=${kind} aria-label=${of && `${label} ${of}`} onClick=${() => ask(true)}>${label}</button>`;
+  return html`<span class="sure" key="sure" role="group" aria-label=${sure} onKeyDown=${leave}>${sure}
     <button type="button" class=${kind} onClick=${() => (ask(false), onSure())}>Yes</button>
-    <button type="button" ref=${no} onClick=${() => ask(false)}>No</button></span>`;
+    <button type="button" ref=${focused} onClick=${() => ask(false)}>No</button></span>`;
 }
 
 /** Text that can be copied. @param {{text: string, label?: string}} props */

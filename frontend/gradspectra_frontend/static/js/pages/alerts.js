@@ -36,7 +36,7 @@ function Timeline({ run, items, chosen }) {
   const last = Math.max(run.last_step ?? 1, 1);
   const rules = [...new Set(items.map((one) => one.rule))];
   return html`
-    <div class="panel pad timeline" aria-label="Alerts over the steps of the run">
+    <div class="panel pad timeline" role="group" aria-label="Alerts over the steps of the run">
       ${rules.map((rule) => html`<div class="lane"><span class="muted small">${words(rule)}</span><span class="track">${items.filter((one) => one.rule === rule).map((one) => {
         const stop = one.closed_step ?? (one.state === "open" ? last : one.last_step);
         const left = (100 * one.opened_step) / last;

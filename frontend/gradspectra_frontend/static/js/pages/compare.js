@@ -1,6 +1,7 @@
 // Several runs laid over each other: which is better, where two of them part, and what they were set to.
 
 import { rangeOf, runPath, runsOf } from "../address.js";
+import { ChosenCurve, chosenOf } from "../chosen_curve.js";
 import { useGet } from "../data.js";
 import { Figure } from "../figure.js";
 import { filterRows } from "../figure_view.js";
@@ -16,7 +17,7 @@ const CURVES = ["grad_norm", "noise_scale", "learning_rate", "step_seconds"];
 const SIGNED = ["grad_dot_weight", "update_dot_grad"];
 
 /** One legend is enough: that of the loss. @param {any} figure */
-const unnamed = (figure) => ({ ...figure, layout: { ...figure.layout, showlegend: false } });
+export const unnamed = (figure) => ({ ...figure, layout: { ...figure.layout, showlegend: false } });
 
 /** @typedef {{members: any, failure: any, available: string[]}} Known what is known of a run; a failure where it is not there */
 
@@ -36,10 +37,10 @@ export function Compare({ address }) {
     <div class="page">
       <div class="page-head"><h1>Compare ${runs.length === 1 ? "1 run" : `${runs.length} runs`}</h1></div>
       <section class="panel scroll" data-panel="compared" aria-label="Runs compared"><table class="data">
-        <thead><tr><th>Run</th><th>Health</th><th>State</th><th class="right">Steps</th><th class="right">Last loss</th><th class="right">Overhead</th><th></th></tr></thead>
+        <thead><tr><th>Run</th><th>Health</th><th>State</th><th class="right">Steps</th><th class="right">Last loss</th><th class="right">Overhead</th><th><span class="unseen">Remove</span></th></tr></thead>
         <tbody>${runs.map((run) => html`<${Row} key=${run} run=${run} look=${looks.find((one) => one.run === run)} least=${leastLoss(runs, known)} onKnown=${tell} onRemove=${() => without(run)} />`)}</tbody>
       </table></section>
-      ${asked.length > 0 && html`<${Curves} runs=${asked} known=${known} view=${view} onLooks=${setLooks} />`}
+      ${asked.length > 0 && html`<h2 class="unseen">Curves</h2><${Curves} runs=${asked} known=${known} view=${view} onLooks=${setLooks} />`}
       ${asked.length > 1 && html`<${Difference} runs=${asked} known=${known} view=${view} />`}
       ${asked.length > 1 && html`<${Settings} runs=${asked} known=${known} looks=${looks} every=${view.settings === "all"} />`}
     </div>`;
@@ -84,7 +85,7 @@ function Curves({ runs, known, view, onLooks }) {
   const { axis = "step", scale } = view;
   const smooth = view.smooth === "off" ? 0 : undefined;
   const names = [...new Set(runs.flatMap((run) => known[run]?.available ?? []))].filter((name) => name !== "loss" && !CURVES.includes(name)).sort();
-  const series = view.series ?? (names.includes("eval_loss") ? "eval_loss" : names[0]);
+  const series = chosenOf(names, view.series);
   const zoom = (/** @type {[number, number] | null} */ next) => setView({ start: next?.[0], stop: next?.[1] });
   const range = axis === "step" ? rangeOf(view) : null;
   const shared = { run: runs, name: "curves", range, onRange: zoom };
@@ -101,9 +102,7 @@ function Curves({ runs, known, view, onLooks }) {
     <div class="figures">
       <${Figure} wide tall params=${of("loss", smooth)} onFigure=${(/** @type {any} */ figure) => onLooks(figure.layout.meta.runs)} ...${shared} />
       ${CURVES.map((one) => html`<${Figure} key=${one} params=${of(one)} change=${unnamed} ...${shared} />`)}
-      ${series && html`<div class="chosen-curve"><label class="small muted"><span class="hint">another curve </span><select data-control="series" aria-label="another curve" value=${series} onChange=${(/** @type {any} */ e) => setView({ series: e.target.value })}>
-        ${[...new Set([...names, series])].map((name) => html`<option value=${name}>${words(name)}</option>`)}</select></label>
-        <${Figure} key=${series} params=${of(series)} change=${unnamed} ...${shared} /></div>`}
+      ${series && html`<${ChosenCurve} names=${names} series=${series}><${Figure} key=${series} params=${of(series)} change=${unnamed} ...${shared} /></${ChosenCurve}>`}
       ${runs.length > 1 && html`<${Figure} run=${runs} name="sweep" />`}
     </div>`;
 }

@@ -1,6 +1,7 @@
 // Overview of a run: the numbers of now, and the five curves that share one zoom.
 
 import { rangeOf, runPath } from "../address.js";
+import { ChosenCurve, chosenOf } from "../chosen_curve.js";
 import { useGet } from "../data.js";
 import { Figure } from "../figure.js";
 import { lossParams } from "../figure_calls.js";
@@ -8,8 +9,12 @@ import { asNumber, every, number, percent, stepTime, whole } from "../format.js"
 import { html, useEffect, useState } from "../html.js";
 import { Tile } from "../parts.js";
 import { navigate, setView } from "../router.js";
+import { unnamed } from "./compare.js";
 
 const NAMES = ["loss", "grad_norm", "learning_rate", "noise_scale", "step_seconds", "tokens", "examples", "cadence_layers", "cadence_second", "cadence_spectra"];
+
+/** Series that a figure of their own shows. */
+const SHOWN = ["loss", "grad_norm", "clip_threshold", "noise_scale", "noise_scale_low", "noise_scale_high", "learning_rate", "step_seconds", "data_seconds", "agent_seconds"];
 
 /** @param {{run: any, view: Record<string, string>}} props */
 export function Overview({ run, view }) {
@@ -19,7 +24,7 @@ export function Overview({ run, view }) {
     if (at.data.meta === "alerts" && at.customdata) navigate(runPath(run.id, "alerts", { alert: at.customdata }));
   };
   const scale = view.scale;
-  const shared = { run: run.id, range, onRange: zoom, onPoint: point };
+  const shared = { run: run.id, range, onRange: zoom, onPoint: point, ended: ["finished", "failed"].includes(run.state) };
   return html`
     <${Now} run=${run} />
     <div class="controls">
@@ -35,7 +40,19 @@ export function Overview({ run, view }) {
       <${Figure} name="noise_scale" params=${{ scale }} ...${shared} />
       <${Figure} name="learning_rate" params=${{ scale }} ...${shared} />
       <${Figure} name="step_time" params=${{ scale }} ...${shared} />
+      <${Other} run=${run} view=${view} range=${range} onRange=${zoom} />
     </div>`;
+}
+
+/** A curve of what else the run has: what was logged or imported by a name of its own.
+ * @param {{run: any, view: Record<string, string>, range: [number, number] | null, onRange: (range: [number, number] | null) => void}} props */
+function Other({ run, view, range, onRange }) {
+  const { data } = useGet(run.last_step ? `/runs/${encodeURIComponent(run.id)}/series` : null, { names: "loss", columns: 1 }, { run: run.id, pause: 15000 });
+  const names = (data?.available ?? []).filter((/** @type {string} */ name) => !SHOWN.includes(name));
+  const series = chosenOf(names, view.series);
+  if (!series) return null;
+  return html`<${ChosenCurve} names=${names} series=${series}>
+    <${Figure} run=${[run.id]} name="curves" key=${series} params=${{ series, scale: view.scale, smooth: 0 }} change=${unnamed} range=${range} onRange=${onRange} /></${ChosenCurve}>`;
 }
 
 /** The last values, as large figures. @param {{run: any}} props */
@@ -47,7 +64,7 @@ function Now({ run }) {
   const seconds = asNumber(last("step_seconds"));
   const speed = perSecond !== null && seconds ? whole(Number(perSecond) / seconds) : "–";
   return html`
-    <div class="tiles" aria-label="Last values">
+    <div class="tiles" role="group" aria-label="Last values">
       <${Tile} name="loss" value=${number(last("loss"))} />
       <${Tile} name="gradient norm" value=${number(last("grad_norm"))} hint="before clipping" />
       <${Tile} name="learning rate" value=${number(last("learning_rate"), 3)} />

@@ -62,6 +62,7 @@ export function Run({ address }) {
     <nav class="tabs" aria-label="Views of this run">${TABS.map((tab, i) => html`
       <a href=${runPath(run, tab, kept(address.view))} aria-current=${tab === address.tab ? "page" : undefined} title=${`key ${i + 1}`} data-tab=${tab}>
         ${TAB_NAMES[/** @type {keyof typeof TAB_NAMES} */ (tab)]}${tab === "alerts" && data.open_alerts > 0 && html` <span class="count">${data.open_alerts}</span>`}</a>`)}</nav>
+    <h2 class="unseen">${TAB_NAMES[/** @type {keyof typeof TAB_NAMES} */ (address.tab)]}</h2>
     ${(answer.data !== null || AT_ONCE.includes(address.tab)) && html`<${Tab} run=${data} view=${address.view} alerts=${alerts} onChanged=${answer.again} />`}</div>`;
 }
 
@@ -69,7 +70,7 @@ export function Run({ address }) {
 function Unread({ run, name, failure }) {
   const deleted = { title: "This run was deleted", detail: `“${name}” and everything it had recorded is gone.`, remedy: "If nobody deleted it, the server was put back to a backup that does not have it." };
   const missing = name !== undefined ? deleted : { title: "There is no such run here", detail: `This server knows of no run “${run}”.`, remedy: "It was deleted, or the link belongs to another server." };
-  return html`<div class="page narrow"><${Problem} failure=${failure.status === 404 ? missing : failure} /><p><a class="button" href="/">All runs</a></p></div>`;
+  return html`<div class="page narrow"><h1 class="unseen">Run</h1><${Problem} failure=${failure.status === 404 ? missing : failure} /><p><a class="button" href="/">All runs</a></p></div>`;
 }
 
 /** @param {{run: any, alerts: any[] | null}} props alerts: null while they are not known */

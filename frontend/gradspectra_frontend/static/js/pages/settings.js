@@ -39,9 +39,9 @@ function Tokens() {
         <button class="primary">Make a token</button></form>
       ${made && html`<div class="problem good" role="status"><strong>Copy it now, it is shown only once:</strong><div class="code"><${Copied} text=${made.token} /><pre>${made.token}</pre></div></div>`}
       ${problem}
-      <${Loaded} answer=${answer}>${(/** @type {any} */ data) => data.items.length ? html`<div class="scroll"><table class="data"><thead><tr><th>For</th><th>May</th><th>Made</th><th></th></tr></thead>
+      <${Loaded} answer=${answer}>${(/** @type {any} */ data) => data.items.length ? html`<div class="scroll"><table class="data"><thead><tr><th>For</th><th>May</th><th>Made</th><th><span class="unseen">Revoke</span></th></tr></thead>
         <tbody>${data.items.map((/** @type {any} */ one) => html`<tr class=${one.revoked_at ? "unsure" : ""}><td>${one.name}</td><td>${[...one.scopes].join(", ")}</td><td>${date(one.created_at)}</td>
-          <td>${one.revoked_at ? "revoked" : html`<${Sure} label="Revoke" sure="Revoke it?" onSure=${revoke(one.id)} />`}</td></tr>`)}</tbody></table></div>` : html`<p class="note">No token yet.</p>`}</${Loaded}>
+          <td>${one.revoked_at ? "revoked" : html`<${Sure} label="Revoke" of=${one.name} sure="Revoke it?" onSure=${revoke(one.id)} />`}</td></tr>`)}</tbody></table></div>` : html`<p class="note">No token yet.</p>`}</${Loaded}>
     </section>`;
 }
 
@@ -84,9 +84,9 @@ function Channels() {
         <label>From severity <select name="min_severity"><option value="info">info</option><option value="warning" selected>warning</option><option value="critical">critical</option></select></label>
         <button class="primary">Add the webhook</button></form>
       ${problem}<p role="status">${said}</p>
-      <${Loaded} answer=${answer}>${(/** @type {any} */ data) => data.items.length ? html`<div class="scroll"><table class="data"><thead><tr><th>Name</th><th>Address</th><th></th></tr></thead>
+      <${Loaded} answer=${answer}>${(/** @type {any} */ data) => data.items.length ? html`<div class="scroll"><table class="data"><thead><tr><th>Name</th><th>Address</th><th><span class="unseen">Test or remove</span></th></tr></thead>
         <tbody>${data.items.map((/** @type {any} */ one) => html`<tr><td>${one.name ?? one.kind}</td><td class="mono">${one.url}</td><td class="actions">
-          <button type="button" onClick=${test(one.id)}>Send a test</button><${Sure} label="Remove" sure="Remove it?" onSure=${remove(one.id)} /></td></tr>`)}</tbody></table></div>` : html`<p class="note">Alerts are shown here only, and delivered to nobody.</p>`}</${Loaded}>
+          <button type="button" aria-label=${`Send a test to ${one.name ?? one.kind}`} onClick=${test(one.id)}>Send a test</button><${Sure} label="Remove" of=${one.name ?? one.kind} sure="Remove it?" onSure=${remove(one.id)} /></td></tr>`)}</tbody></table></div>` : html`<p class="note">Alerts are shown here only, and delivered to nobody.</p>`}</${Loaded}>
     </section>`;
 }
 
