@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, distributed, nn
 
+from gradspectra.hookable import hookable
+
 WAIT_FOR_RANKS = timedelta(seconds=60)
 
 
@@ -46,7 +48,7 @@ def sharding(models: Mapping[str, nn.Module], optimizers: Sequence[Any]) -> Any:
             raise ValueError(f"{name} is not sharded by rows over all ranks, as fully_shard does on one mesh")
         if local(parameter).device.type != mesh.device_type:
             raise ValueError(f"{name} lies on the {local(parameter).device.type}, its ranks exchange by another device")
-    if len(optimizers) != 1 or not hasattr(optimizers[0], "register_step_post_hook"):
+    if len(optimizers) != 1 or not hookable(optimizers[0]):
         raise ValueError("sharded parameters need exactly one optimizer, one that takes torch's hooks")
     return mesh.get_group()
 
