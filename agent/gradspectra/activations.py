@@ -158,14 +158,14 @@ class Activations:
                 return
         if not tensor.is_floating_point() or not tensor.numel() or tensor.layout is not torch.strided:
             return
-        with torch.no_grad():
-            if tensor.is_cpu:
-                self._measure_on_host(place, tensor)
-            else:
-                self._measure_on_device(self._columns[place], tensor.detach())
+        if tensor.is_cpu:
+            self._measure_on_host(place, tensor.detach())
+        else:
+            self._measure_on_device(self._columns[place], tensor.detach())
 
     def _measure_on_host(self, place: int, tensor: Tensor) -> None:
-        low, high = (extreme.item() for extreme in torch.aminmax(tensor))
+        smallest, highest = torch.aminmax(tensor)
+        low, high = smallest.item(), highest.item()
         largest, lost = max(-low, high), 0
         if not math.isfinite(high - low):
             finite = tensor.isfinite()

@@ -6,13 +6,16 @@ in one vector, since an operation on a few numbers takes as long as on ten thous
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from gradspectra_core.records import Float32, Float64, Int64
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors
 
 from gradspectra.compiling import ADAM, MOST_BLOCKS, NO_UPDATE, ROW
 from gradspectra.flat import GivenThreads
@@ -34,10 +37,10 @@ AT_MOST = np.finfo(np.float32).max
 
 
 class Numbers(NamedTuple):
-    """A layer on the host: vectors (n,) float32 without a gradient of their own, n ≥ 1, and how its update was made.
+    """A layer on the host: n ≥ 1 numbers in float32 and in order, in any shape, and how its update was made.
 
     per_unit: how many numbers an output unit has. first, second: as `Coefficients` has them; what its rule does not
-    take may be any vector (n,).
+    take may be any n numbers.
     """
 
     gradient: Tensor
@@ -55,20 +58,13 @@ def layers_of(
 
     pieces: of each layer the index of its tensor, its numbers [start, stop) of that, and those of an output unit.
     """
-    flat = [[_vector(numbers) for numbers in own] for own in tensors]
     found = []
     for at, start, stop, per_unit in pieces:
-        g, w, m, v = flat[at]
-        if not stop - start == len(g) == len(w) == len(m) == len(v):
-            g, w, m, v = g[start:stop], w[start:stop], m[start:stop], v[start:stop]
+        g, w, m, v = (local(numbers) for numbers in tensors[at])
+        if not stop - start == g.numel() == w.numel() == m.numel() == v.numel():
+            g, w, m, v = (numbers.detach().view(-1)[start:stop] for numbers in (g, w, m, v))
         found.append(Numbers(g, w, m, v, per_unit, updates[at]))
     return found
-
-
-def _vector(numbers: Tensor) -> Tensor:
-    own = local(numbers)
-    own = own.detach() if own.requires_grad else own
-    return own if own.dim() == 1 else own.view(-1)
 
 
 @np.errstate(all="ignore")
@@ -78,31 +74,27 @@ def measure_in_pieces(layers: Sequence[Numbers]) -> tuple[Float64, Float64]:
     Medians are of the sample that `FusedPass.medians` takes, the lower of two; NaN where the sample has one. The
     training's threads share each piece.
     """
-    rows = np.zeros((len(layers), len(ROW)))
-    with GivenThreads() as threads:
-        most = min(max(layer.gradient.numel() for layer in layers), PIECE * min(threads, MOST_THREADS))
+    rows, medians = np.zeros((len(layers), len(ROW))), np.full(len(layers), np.nan)
+    sizes = [layer.gradient.numel() for layer in layers]
+    with GivenThreads() as threads, torch.no_grad():
+        most = min(max(sizes), PIECE * min(threads, MOST_THREADS))
         scratch = torch.empty(max(most, TOGETHER), dtype=torch.float32, device="cpu")
-        for together in _batches(layers):
+        for together in _batches(layers, sizes):
             if len(together) == 1:
-                _measure_alone(layers[together[0]], rows[together[0]], scratch, most)
+                medians[together] = _measure_alone(layers[together[0]], rows[together[0]], scratch, most)
             else:
-                rows[together] = _measure_together([layers[at] for at in together], scratch)
+                chosen = [layers[at] for at in together]
+                rows[together], medians[together] = _measure_together(chosen, [sizes[at] for at in together], scratch)
     rows[:, WHOLE] = rows[:, SQUARE]
-    medians = np.full(len(layers), np.nan)
-    for at, layer in enumerate(layers):
-        if not rows[at, LARGEST] <= AT_MOST:
-            _without_nonfinite(layer, rows[at])
-        rows[at, IDLE] = _idle_units(layer)
-        if layer.update.rule == ADAM:
-            medians[at] = _median(layer.second.numpy())
+    for at in np.flatnonzero(~(rows[:, LARGEST] <= AT_MOST)).tolist():
+        _without_nonfinite(layers[at], rows[at])
     return rows, medians
 
 
-def _batches(layers: Sequence[Numbers]) -> Iterator[list[int]]:
+def _batches(layers: Sequence[Numbers], sizes: Sequence[int]) -> Iterator[list[int]]:
     """Which layers are measured together: small ones of one kind of update, and each other alone."""
     open_ones: dict[Coefficients, tuple[list[int], int]] = {}
-    for at, layer in enumerate(layers):
-        size = layer.gradient.numel()
+    for at, (layer, size) in enumerate(zip(layers, sizes, strict=True)):
         if size > SMALL:
             yield [at]
             continue
@@ -115,27 +107,42 @@ def _batches(layers: Sequence[Numbers]) -> Iterator[list[int]]:
     yield from (batch for batch, _ in open_ones.values())
 
 
-def _measure_alone(layer: Numbers, row: Float64, scratch: Tensor, most: int) -> None:
-    """Add up what the pieces of one layer have, of `most` elements each."""
-    g, w, m, v, _, update = layer
-    if len(g) <= most:
-        row[:] = _sums(update, g, w, m, v, scratch[: len(g)], None)[:, 0]
-        return
-    for at in range(0, len(g), most):
-        piece = slice(at, min(at + most, len(g)))
-        found = _sums(update, g[piece], w[piece], m[piece], v[piece], scratch[: piece.stop - at], None)[:, 0]
+def _measure_alone(layer: Numbers, row: Float64, scratch: Tensor, most: int) -> float:
+    """Add up what the pieces of one layer have, of `most` elements each. Returns its median."""
+    g, w, m, v = (numbers.view(-1) for numbers in layer[:4])
+    update, second, size = layer.update, v.numpy(), len(v)
+    stride = _stride(size)
+    sample = np.empty(-(-size // stride), np.float32)
+    for at in range(0, size, most):
+        stop = min(at + most, size)
+        piece = g[at:stop], w[at:stop], m[at:stop], v[at:stop]
+        found = _sums(update, *piece, scratch[: stop - at], None)[:, 0]
         largest = np.maximum(row[LARGEST], found[LARGEST])
         row += found
         row[LARGEST] = largest
+        if update.rule == ADAM:  # as long as these numbers are in the cache
+            first, last = -(-at // stride), -(-stop // stride)
+            sample[first:last] = second[first * stride : stop : stride]
+    row[IDLE] = _idle_units(g.numpy(), layer.per_unit)
+    return _median(sample, row[SECOND]) if update.rule == ADAM else np.nan
 
 
-def _measure_together(layers: Sequence[Numbers], scratch: Tensor) -> Float64:
-    """Rows of layers with one kind of update."""
-    sizes = [layer.gradient.numel() for layer in layers]
-    starts = np.cumsum([0, *sizes[:-1]])
-    kinds = zip(*(layer[:4] for layer in layers), strict=True)
-    g, w, m, v = (torch.cat(vectors) for vectors in kinds)
-    return _sums(layers[0].update, g, w, m, v, scratch[: g.numel()], starts).T
+def _measure_together(layers: Sequence[Numbers], sizes: Sequence[int], scratch: Tensor) -> tuple[Float64, list[float]]:
+    """Rows and medians of layers of these sizes with one kind of update."""
+    stops = list(accumulate(sizes))
+    starts = [0, *stops[:-1]]
+    kinds = list(zip(*layers, strict=True))[:4]
+    g, w, m, v = (_flatten_dense_tensors(kind) for kind in kinds)  # type: ignore[no-untyped-call]
+    update = layers[0].update
+    rows = _sums(update, g, w, m, v, scratch[: len(g)], np.array(starts)).T
+    gradient, second, medians = g.numpy(), v.numpy(), [np.nan] * len(layers)
+    if not gradient.all():
+        pairs = zip(layers, starts, stops, strict=True)
+        rows[:, IDLE] = [_idle_units(gradient[start:stop], layer.per_unit) for layer, start, stop in pairs]
+    if update.rule == ADAM:
+        spans = zip(starts, stops, rows[:, SECOND].tolist(), strict=True)
+        medians = [_median(second[start : stop : _stride(stop - start)].copy(), whole) for start, stop, whole in spans]
+    return rows, medians
 
 
 def _sums(
@@ -161,11 +168,12 @@ def _sums(
 def _direction(update: Coefficients, g: Tensor, w: Tensor, m: Tensor, v: Tensor, out: Tensor) -> tuple[Tensor, float]:
     """A vector, and what it is to be multiplied by to be the direction d of the update. out: a temporary."""
     if update.rule == ADAM:
+        epsilon = update.epsilon / update.scale
         if torch.get_num_threads() > 1:
-            torch.sqrt(v, out=out)
-        else:
-            np.sqrt(v.numpy(), out=out.numpy())  # torch's takes twice as long on some processors
-        out.add_(update.epsilon / update.scale)
+            torch.sqrt(v, out=out).add_(epsilon)
+        else:  # torch's take up to twice as long on some processors
+            root = np.sqrt(v.numpy(), out=out.numpy())
+            np.add(root, epsilon, out=root)
         if update.decay:
             return torch.addcdiv(w, m, out, value=1 / (update.decay * update.scale), out=out), update.decay
         return torch.div(m, out, out=out), 1 / update.scale
@@ -207,14 +215,13 @@ class _Layers:
         return np.maximum.reduceat(a.numpy(), self._starts)
 
 
-def _idle_units(layer: Numbers) -> int:
-    """How many output units have a gradient of zeros alone."""
-    gradient = layer.gradient.numpy()
-    if gradient[:: layer.per_unit].all():  # their first numbers; as a rule there is no more to see
+def _idle_units(gradient: Float32, per_unit: int) -> int:
+    """How many output units, of so many numbers each, have a gradient of zeros alone."""
+    if gradient[::per_unit].all():  # their first numbers; as a rule there is no more to see
         return 0
-    units = gradient.reshape(-1, layer.per_unit)
+    units = gradient.reshape(-1, per_unit)
     suspects = np.flatnonzero(units[:, 0] == 0)
-    at_once = max(PIECE // layer.per_unit, 1)
+    at_once = max(PIECE // per_unit, 1)
     found = 0
     for at in range(0, len(suspects), at_once):
         chosen = units[suspects[at : at + at_once]]
@@ -222,16 +229,22 @@ def _idle_units(layer: Numbers) -> int:
     return found
 
 
-def _median(numbers: Float32) -> float:
-    sample = numbers[:: -(-len(numbers) // MOST_BLOCKS) | 1]
+def _stride(size: int) -> int:
+    """Of a layer of so many numbers one in so many is in the sample of its median."""
+    return -(-size // MOST_BLOCKS) | 1
+
+
+def _median(sample: Float32, whole: float) -> float:
+    """The lower median of a sample, which is written to; NaN where it has one. whole: the sum of the layer."""
     middle = (len(sample) - 1) // 2
-    ordered = np.partition(sample, middle)  # a NaN comes last
-    return float(ordered[middle]) if not np.isnan(ordered[middle:].max()) else np.nan
+    sample.partition(middle)  # a NaN comes last
+    broken = math.isnan(whole) and math.isnan(sample[middle:].max())
+    return math.nan if broken else float(sample[middle])
 
 
 def _without_nonfinite(layer: Numbers, row: Float64) -> None:
     """The numbers of the gradient anew, of its finite entries alone."""
-    gradient, weight = layer.gradient.numpy(), layer.weight.numpy()
+    gradient, weight = (numbers.detach().view(-1).numpy() for numbers in layer[:2])
     row[[SQUARE, LARGEST, SUM, DOT]] = 0.0
     for at in range(0, len(gradient), PIECE):
         finite = np.isfinite(gradient[at : at + PIECE])

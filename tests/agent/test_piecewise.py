@@ -13,7 +13,7 @@ from gradspectra.fused import UNKNOWN
 from gradspectra.inventory import take_inventory
 from gradspectra.layer_choice import choice_of
 from gradspectra.measure import FirstTier
-from gradspectra.piecewise import PIECE, SMALL, TOGETHER, Numbers, measure_in_pieces
+from gradspectra.piecewise import PIECE, SMALL, TOGETHER, Numbers, layers_of, measure_in_pieces
 from gradspectra.updates import Coefficients
 from torch import nn
 
@@ -124,6 +124,33 @@ def test_layers_measured_together_do_not_spoil_each_other():
     rows, _ = measure_in_pieces([layer(broken, OF_ADAM), layer(whole, OF_ADAM)])
     assert rows[0, ROW.index("grad_nonfinite")] == 1
     agree(dict(zip(ROW, rows[1].tolist(), strict=True)), *whole)
+
+
+def test_rows_of_zeros_and_medians_of_layers_measured_together_are_their_own():
+    arrays = [drawn((6, 7), seed) for seed in range(3)]
+    arrays[1][0][[2, 5]] = 0.0
+    arrays[2][3][0, 0] = NAN
+    rows, medians = measure_in_pieces([layer(own, OF_ADAM) for own in arrays])
+    assert rows[:, ROW.index("grad_zero_rows")].tolist() == [0, 2, 0]
+    ordered = [np.sort(own[3], axis=None) for own in arrays]
+    assert medians[:2].tolist() == [ordered[0][20], ordered[1][20]]
+    assert np.isnan(medians[2])
+
+
+def test_layers_are_read_in_whatever_shape_they_have_and_ask_for_no_gradient():
+    """Weights as the model has them, and a gradient that could be differentiated again."""
+    for shape in ((5, 7), (3, PIECE)):
+        g, w, m, v = drawn(shape)
+        of_torch = [torch.from_numpy(array) for array in (g, w, m, v)]
+        of_torch[0] = of_torch[0].clone().requires_grad_() * 1.0
+        found = layers_of(
+            [[of_torch[0], nn.Parameter(of_torch[1]), *of_torch[2:]]] * 2,
+            [OF_ADAM] * 2,
+            [(at, 0, g.size, shape[1]) for at in range(2)],
+        )
+        rows, _ = measure_in_pieces(found)
+        for row in rows:
+            agree(dict(zip(ROW, row.tolist(), strict=True)), g, w, m, v)
 
 
 def test_the_extremes_of_float32_are_those_of_torch():
