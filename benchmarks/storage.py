@@ -45,9 +45,9 @@ from gradspectra_store.block_schema import blocks
 from gradspectra_store.compaction import Extent, Round, rounds_of, write_round
 from gradspectra_store.layer_tables import store_table
 from gradspectra_store.layer_values import layer_quantity
-from gradspectra_store.levels import Quantity
 from gradspectra_store.making_blocks import Making
 from gradspectra_store.names import add_names
+from gradspectra_store.quantities import Quantity
 from gradspectra_store.read import read_layers, read_series
 from gradspectra_store.runs import RunRequest, start_run
 from gradspectra_store.schema import runs
@@ -157,7 +157,7 @@ class Decoded(SegmentCache):
 def timed(
     store: Store, repeat: int, question: Callable[[sa.Connection], Any], drawn: int | None = None
 ) -> dict[str, float]:
-    """Medians in milliseconds, on the clock and of CPU, which are alike on a machine that does nothing else.
+    """Medians in milliseconds, on the clock and of CPU of the whole process, whose helper threads decode blocks too.
 
     cold: nothing is kept of what was read before; warm: what was decoded is; again: the same question was asked before.
     drawn: cells, to give nanoseconds of CPU for each.
@@ -169,10 +169,10 @@ def timed(
             with store.read() as conn:
                 conn.execute(sa.select(1))
                 conn.execution_options(segment_cache=cache)
-                begin = time.perf_counter(), time.thread_time()
+                begin = time.perf_counter(), time.process_time()
                 question(conn)
                 taken[f"{name}_ms"].append((time.perf_counter() - begin[0]) * 1e3)
-                taken[f"{name}_cpu_ms"].append((time.thread_time() - begin[1]) * 1e3)
+                taken[f"{name}_cpu_ms"].append((time.process_time() - begin[1]) * 1e3)
     found = {name: round(statistics.median(values), 2) for name, values in taken.items()}
     if drawn is not None:
         found |= {f"{kind}_ns_a_cell": round(found[f"{kind}_cpu_ms"] * 1e6 / drawn, 1) for kind in kinds}
@@ -293,9 +293,9 @@ def in_forms(options: argparse.Namespace) -> dict[str, Any]:
         request = Request({"type": "http", "method": "GET", "path": "/", "headers": headers})
         taken = []
         for _ in range(options.repeat):
-            begin = time.thread_time()
+            begin = time.process_time()
             size = len(answer_layers(request, values, values.x).body)
-            taken.append((time.thread_time() - begin) * 1e3)
+            taken.append((time.process_time() - begin) * 1e3)
         found[form] = {"cpu_ms": round(statistics.median(taken), 2), "bytes": size}
     return found
 

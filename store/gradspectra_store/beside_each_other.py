@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-LARGE = 1 << 15
+LARGE = 1 << 17
 """Bytes: what is smaller takes less time than to hand it to another thread."""
 HELPERS = min(os.cpu_count() or 1, 4) - 1
 """Threads beside the one that asks; none where there is one processor."""

@@ -15,7 +15,7 @@ from gradspectra_core.widths import FACTOR, width_of
 
 from gradspectra_store.beside_each_other import decoded
 from gradspectra_store.block_schema import blocks
-from gradspectra_store.prepared import PreparedAmong
+from gradspectra_store.prepared import Prepared, PreparedAmong
 from gradspectra_store.segment_cache import SegmentCache
 from gradspectra_store.stretches import Stretch, united
 
@@ -23,6 +23,9 @@ MOST_ENTRIES = 512
 MOST_VALUES = 1 << 15
 SPAN = 1 << 18
 """No block reaches over more steps than this, times the width of its buckets: a search begins so far before."""
+
+MOST_PLACES = 4
+"""Blocks of so many names, levels and ranges are found by one statement."""
 
 _RANGES = 4
 _AT_ONCE = 64
@@ -57,6 +60,24 @@ class BlockRow(NamedTuple):
 
 Content = Recorded | Level | DamagedBlock
 _COLUMNS = [blocks.c[name] for name in ("id", "attempt", "name", "level", "first", "stop", "entries")]
+
+
+def _places(count: int) -> sa.Select[Any] | sa.CompoundSelect[Any]:
+    """Say in SQL which blocks have a name, a level and steps in a range, of so many of these."""
+    found = [
+        sa.select(*_COLUMNS).where(
+            *(blocks.c[field] == sa.bindparam(f"of_{field}") for field in Source._fields),
+            *(blocks.c[field] == sa.bindparam(f"{field}_{at}") for field in ("name", "level")),
+            blocks.c.first >= sa.bindparam(f"reach_{at}"),
+            blocks.c.first < sa.bindparam(f"until_{at}"),
+            blocks.c.stop > sa.bindparam(f"since_{at}"),
+        )
+        for at in range(count)
+    ]
+    return found[0] if count == 1 else sa.union_all(*found)
+
+
+_in_places = [Prepared(_places(count)) for count in range(1, MOST_PLACES + 1)]
 _overlapping = PreparedAmong(
     lambda names: sa.select(*_COLUMNS).where(
         *(blocks.c[field] == sa.bindparam(f"of_{field}") for field in (*Source._fields, "level")),
@@ -94,6 +115,18 @@ def find_blocks(
             for row in _overlapping.each(conn, names, place):
                 found[row[0]] = BlockRow(*row)
     return sorted(found.values(), key=lambda row: (row.attempt, row.name, row.first))
+
+
+def find_in_places(conn: sa.Connection, source: Source, places: Sequence[tuple[str, int, Stretch]]) -> list[BlockRow]:
+    """Return the blocks of each name and level with steps in its stretch, by one statement.
+
+    places: from 1 to MOST_PLACES, of one attempt. A block with steps in several is given as often.
+    """
+    given: dict[str, Any] = _bound(source._replace(attempt=places[0][2].attempt))
+    for at, (name, level, (_, first, stop)) in enumerate(places):
+        given[f"name_{at}"], given[f"level_{at}"], given[f"since_{at}"], given[f"until_{at}"] = name, level, first, stop
+        given[f"reach_{at}"] = max(first - SPAN * width_of(level), 0)
+    return [BlockRow(*row) for row in _in_places[len(places) - 1].each(conn, given)]
 
 
 def newest_blocks(conn: sa.Connection, source: Source, name: str, level: int, most: int) -> list[BlockRow]:

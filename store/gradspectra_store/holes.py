@@ -11,7 +11,8 @@ from gradspectra_core.pyramid import Level, coarser, joined
 from gradspectra_core.records import Int64
 from gradspectra_core.widths import FACTOR, level_at
 
-from gradspectra_store.levels import Levels, Quantity
+from gradspectra_store.levels import Levels
+from gradspectra_store.quantities import Quantity
 from gradspectra_store.ranges import PIECE_VALUES, Grid, Range
 from gradspectra_store.stretches import Stretch
 

@@ -23,9 +23,10 @@ from gradspectra_store.holes import Occupied, has_holes, narrowed, occupied
 from gradspectra_store.kept_parts import Kept, Place
 from gradspectra_store.layer_facts import layer_facts
 from gradspectra_store.layer_tables import RunLayers
-from gradspectra_store.levels import Levels, Quantity
+from gradspectra_store.levels import Levels
 from gradspectra_store.names import known_name, known_names
 from gradspectra_store.pieces import joined_buckets, merged_damage
+from gradspectra_store.quantities import Quantity
 from gradspectra_store.ranges import Grid, Range
 from gradspectra_store.retired import Coarse, beside, read_beside, told
 from gradspectra_store.scan import Found, extent, load

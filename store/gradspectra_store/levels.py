@@ -8,98 +8,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
 from gradspectra_core.blocks import DamagedBlock, Recorded
-from gradspectra_core.pyramid import Level, coarser, joined, leaves
+from gradspectra_core.pyramid import Level, coarser, joined
 from gradspectra_core.recorded import between, overlaid
 from gradspectra_core.records import Int64
 from gradspectra_core.widths import ladder, width_of
 
-from gradspectra_store.block_rows import BlockRow, Content, Source, find_blocks, load_blocks
+from gradspectra_store.ahead import Ahead
+from gradspectra_store.block_rows import BlockRow, Content, Source
+from gradspectra_store.quantities import Quantity
 from gradspectra_store.scan import Found, Reaches
 from gradspectra_store.stretches import Stretch, united, whole, within, without
 
 FEW = 64
 """So many steps at the ends of a range, or fewer, are read as they were recorded, whatever levels have them."""
-_TOGETHER = 1 << 15
-"""So many numbers, or fewer, are put together to compute with."""
-
-
-@dataclass(frozen=True, slots=True)
-class Quantity:
-    """A stored series or statistic, or a metric that `function` makes of several, of so many rows.
-
-    name: of its pyramid; inputs: of what is recorded; last: whether the last value of a bucket is kept.
-    """
-
-    name: str
-    inputs: tuple[str, ...]
-    rows: int
-    last: bool
-    function: Callable[..., Any] | None = None
-
-    def apart(self, pieces: Sequence[Sequence[Recorded]]) -> Iterator[tuple[Recorded, ...]]:
-        """Give the inputs' pieces of the same steps, where they follow one another and lack nothing; else nothing.
-
-        pieces: of each input. Numbers made of such pieces one by one are those that they make together; small ones are
-        put together, since each costs something by itself.
-        """
-        rest = [part for own in pieces for part in own]
-        kinds = {(part.values.dtype, part.values.shape[0], part.present is None) for part in rest}
-        if not rest or len(kinds) > 1 or not kinds <= {(rest[0].values.dtype, self.rows, True)}:
-            return
-        if len({len(own) for own in pieces}) > 1 or not _in_order([part.steps for part in pieces[0]]):
-            return
-        together = zip(*pieces, strict=True)
-        if all(np.array_equal(part.steps, own[0].steps) for own in together for part in own[1:]):
-            for few in _portions([part.values.size for part in pieces[0]]):
-                yield tuple([overlaid(own[few], self.rows) for own in pieces])
-
-    def leaves(self, recorded: Sequence[Recorded]) -> tuple[Level, np.dtype[Any]]:
-        """Return level 0 of the inputs, as given, and the type of the levels above."""
-        single = all(part.values.dtype == np.float32 for part in recorded)
-        dtype = np.dtype(np.float32 if single else np.float64)
-        if self.function is None:
-            (part,) = recorded
-            return leaves(part.steps, part.values, part.present, last=self.last), dtype
-        steps = recorded[0].steps
-        for part in recorded[1:]:
-            steps = np.intersect1d(steps, part.steps, assume_unique=True)
-        parts = [_at(part, steps) for part in recorded]
-        values = self.function(*(part.values for part in parts))
-        masks = [part.present for part in parts if part.present is not None]
-        if not masks:
-            return leaves(steps, values, None, last=self.last), dtype
-        computed = overlaid([Recorded(steps, values, np.logical_and.reduce(masks))], self.rows)
-        return leaves(computed.steps, computed.values, computed.present, last=self.last), dtype
-
-
-def _in_order(numbers: Sequence[Int64]) -> bool:
-    return all(one[-1] < other[0] for one, other in pairwise(numbers))
-
-
-def _portions(sizes: Sequence[int]) -> Iterator[slice]:
-    """Cut pieces of these sizes into ranges that together have no more than _TOGETHER, or are one piece each."""
-    begin = total = 0
-    for at, size in enumerate(sizes):
-        if total and total + size > _TOGETHER:
-            yield slice(begin, at)
-            begin, total = at, 0
-        total += size
-    yield slice(begin, len(sizes))
-
-
-def _at(part: Recorded, steps: Int64) -> Recorded:
-    if len(part.steps) == len(steps):
-        return part
-    at = np.searchsorted(part.steps, steps)
-    return Recorded(steps, part.values[:, at], None if part.present is None else part.present[:, at])
-
 
 Segments = Callable[[str, Sequence[Found]], Iterable[tuple[Found, Recorded | None]]]
 """Gives what segments hold of a name, in the order in which later numbers take the place of earlier ones; None of one
@@ -163,13 +88,17 @@ class Levels:
         rest = {quantity.name: self._to_the_ends(stretches) for quantity in quantities}
         taken: dict[str, dict[int, list[tuple[Level, Stretch]]]] = {quantity.name: {} for quantity in quantities}
         broken: dict[str, list[Stretch]] = {quantity.name: [] for quantity in quantities}
+        blocks = Ahead(self._conn, self._source, self._most)
+        inputs = sorted({name for quantity in quantities for name in quantity.inputs})
+        if number:
+            self._look_ahead(blocks, list(rest), inputs, number, self._to_the_ends(stretches), few)
         for level in reversed(ladder(number)):
             if level != number and all(self._left(own) <= few for own in rest.values()):
                 break
             wholes = [whole(one, width_of(level)) for one in _all(rest.values())]
-            rows = find_blocks(self._conn, self._source, list(rest), level, wholes)
+            rows = blocks.find(list(rest), level, wholes)
             wanted = {row.id: (row, self._clean(row, rest[row.name])) for row in rows}
-            contents = load_blocks(self._conn, [row for row, parts in wanted.values() if parts], self._most)
+            contents = blocks.load([row for row, parts in wanted.values() if parts], inputs)
             for row, parts in wanted.values():
                 content = contents.get(row.id)
                 if isinstance(content, Level):
@@ -183,7 +112,7 @@ class Levels:
         for name, parts in broken.items():
             unread = [piece for part in parts for piece in within(rest[name], part)]
             self.damaged.update(own for piece in unread for own in within(self._retired, piece))
-        recorded = self._pieces({quantity: rest[quantity.name] for quantity in quantities})
+        recorded = self._pieces({quantity: rest[quantity.name] for quantity in quantities}, blocks)
         return [
             self._raised(quantity, own, taken[quantity.name], number)
             for quantity, own in zip(quantities, recorded, strict=True)
@@ -203,6 +132,16 @@ class Levels:
         cut = (one._replace(stop=min(one.stop, ends.get(one.attempt, one.stop))) for one in found)
         return [one for one in cut if one.first < one.stop]
 
+    def _look_ahead(
+        self, blocks: Ahead, names: Sequence[str], inputs: Sequence[str], level: int, asked: list[Stretch], few: int
+    ) -> None:
+        """Find the blocks of a level, and those of the steps beside it that will be read as they were recorded."""
+        width = width_of(level)
+        wholes = united(whole(piece, width) for one in asked for piece in without(one, self._loose))
+        ends = [piece for one in asked for piece in without(one, wholes)]
+        if self._left(ends) <= few:
+            blocks.look([(names, level, [whole(one, width) for one in asked]), (inputs, 0, ends)])
+
     def _left(self, rest: Sequence[Stretch]) -> float:
         """How many of these steps blocks may have as they were recorded, infinite where some have only buckets left."""
         pieces = [piece for one in rest for piece in without(one, self._loose)]
@@ -213,7 +152,8 @@ class Levels:
     def recorded(self, names: Sequence[str], rows: int, stretches: Sequence[Stretch]) -> list[Recorded]:
         """Return what was recorded of each name over the stretches, all of its `rows` rows."""
         quantities = {Quantity(name, (name,), rows, last=False): list(stretches) for name in names}
-        return [overlaid(pieces[0], rows) for pieces in self._pieces(quantities)]
+        blocks = Ahead(self._conn, self._source, self._most)
+        return [overlaid(pieces[0], rows) for pieces in self._pieces(quantities, blocks)]
 
     def _clean(self, row: BlockRow, rest: Sequence[Stretch]) -> list[Stretch]:
         """The whole buckets of a block that are asked for and have nothing in segments."""
@@ -253,11 +193,11 @@ class Levels:
             return level.select(self._chosen)
         return level if rows is None or rows == level.rows else level.select(np.arange(rows))
 
-    def _pieces(self, wanted: dict[Quantity, list[Stretch]]) -> list[list[list[Recorded]]]:
+    def _pieces(self, wanted: dict[Quantity, list[Stretch]], blocks: Ahead) -> list[list[list[Recorded]]]:
         """What was recorded of each quantity's inputs over its own stretches, later pieces over earlier ones."""
         names = sorted({name for quantity in wanted for name in quantity.inputs})
-        rows = find_blocks(self._conn, self._source, names, 0, _all(wanted.values())) if names else []
-        contents = load_blocks(self._conn, rows, self._most)
+        rows = blocks.find(names, 0, _all(wanted.values())) if names else []
+        contents = blocks.load(rows)
         return [
             [self._pieces_of(name, stretches, rows, contents) for name in quantity.inputs]
             for quantity, stretches in wanted.items()

@@ -26,7 +26,8 @@ from gradspectra_store.block_rows import (
     portions,
 )
 from gradspectra_store.compaction import NewBlock
-from gradspectra_store.levels import Levels, Quantity
+from gradspectra_store.levels import Levels
+from gradspectra_store.quantities import Quantity
 from gradspectra_store.stretches import Stretch, united, within
 
 

@@ -17,8 +17,9 @@ from gradspectra_store.damaged import DamagedSegment, damaged
 from gradspectra_store.database import Store
 from gradspectra_store.layer_tables import known_table, layer_count, read_table
 from gradspectra_store.layer_values import layer_quantity
-from gradspectra_store.levels import Levels, Quantity
+from gradspectra_store.levels import Levels
 from gradspectra_store.names import add_names
+from gradspectra_store.quantities import Quantity
 from gradspectra_store.retired import coarse_stretches
 from gradspectra_store.schema import derived_segments, metadata, segments
 from gradspectra_store.segments import checksum_of, opened, pack_layers, unpack_spectra

@@ -14,8 +14,9 @@ from gradspectra_core.widths import level_at, width_of
 
 from gradspectra_store.attempts import visible_spans
 from gradspectra_store.block_rows import Source
-from gradspectra_store.levels import Levels, Quantity
+from gradspectra_store.levels import Levels
 from gradspectra_store.prepared import PreparedAmong
+from gradspectra_store.quantities import Quantity
 from gradspectra_store.ranges import Range
 from gradspectra_store.retention_schema import retired
 from gradspectra_store.scan import Found

@@ -18,9 +18,9 @@ from gradspectra_store.damaged import DamagedSegment
 from gradspectra_store.errors import StoreDamaged
 from gradspectra_store.layer_tables import run_layers
 from gradspectra_store.layer_values import layer_quantity, placed
-from gradspectra_store.levels import Quantity
 from gradspectra_store.making_blocks import Making
 from gradspectra_store.names import known_names
+from gradspectra_store.quantities import Quantity
 from gradspectra_store.retired import without_retired
 from gradspectra_store.schema import derived_segments, segments
 from gradspectra_store.segments import layer_parts, opened, scalar_part, times_of

@@ -15,9 +15,10 @@ from gradspectra_core.widths import level_at, width_of
 from gradspectra_store.attempts import visible_spans
 from gradspectra_store.block_rows import Source
 from gradspectra_store.holes import Origin, has_holes, narrowed, occupied
-from gradspectra_store.levels import Levels, Quantity
+from gradspectra_store.levels import Levels
 from gradspectra_store.names import known_names
 from gradspectra_store.pieces import joined_buckets, merged_damage
+from gradspectra_store.quantities import Quantity
 from gradspectra_store.ranges import Grid, Range
 from gradspectra_store.scan import Found, extent, find, load, reaches
 from gradspectra_store.segments import scalar_part

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from gradspectra_core.pyramid import Level
 from gradspectra_store import Store, levels
-from gradspectra_store.block_rows import BlockRow, find_blocks
+from gradspectra_store.ahead import Ahead
+from gradspectra_store.block_rows import BlockRow
 from gradspectra_store.levels import ordered
 from gradspectra_store.read import read_layers, read_series
 from store.batches import TABLE, a_batch, columns, layer_block, started, stored
@@ -79,11 +80,13 @@ def test_a_few_steps_at_the_end_are_read_as_recorded_with_the_same_bits(
     compacted(store, run)
     asked: list[int] = []
 
-    def noting(conn: Any, source: Any, names: Any, level: int, stretches: Any) -> list[BlockRow]:
-        asked.append(level)
-        return find_blocks(conn, source, names, level, stretches)
+    find = Ahead.find
 
-    monkeypatch.setattr(levels, "find_blocks", noting)
+    def noting(self: Ahead, names: Any, level: int, stretches: Any) -> list[BlockRow]:
+        asked.append(level)
+        return find(self, names, level, stretches)
+
+    monkeypatch.setattr(Ahead, "find", noting)
     with store.read() as conn:
         found = read_layers(conn, run, "grad_norm", stop=6330, columns=51)
         assert asked == [34, 0]

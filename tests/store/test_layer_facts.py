@@ -75,4 +75,4 @@ def test_a_question_about_layers_takes_few_statements(store: Store, monkeypatch:
         texts.clear()
         asked(store, run, "grad_norm", columns=columns)
         taken.append(len(texts))
-    assert taken == [4, 1, 2, 4]  # the facts, which blocks there are, their numbers, those of the newest segment
+    assert taken == [4, 1, 2, 3]  # the facts, which blocks there are, their numbers, those of the newest segment

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from gradspectra_core.blocks import Recorded
-from gradspectra_store.levels import Quantity
+from gradspectra_store.quantities import Quantity
 
 
 def pieces(sizes: list[int], rows: int) -> list[Recorded]:
