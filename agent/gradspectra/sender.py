@@ -125,7 +125,7 @@ class Sender:
             self.last_error = str(error)
 
     def finish(self, state: str) -> bool:
-        """Tell the server how the run ended; False if it could not be told."""
+        """Tell the server how the run ended; False if it could not be told, or something else than it answered."""
         if self.run is None:
             return False
         body = json.dumps({"session": self.run["session"], "state": state}).encode()
@@ -133,6 +133,7 @@ class Sender:
             answer = self.http.request("POST", f"/runs/{self.run['id']}/finish", body)
             if not 200 <= answer.status < 300:
                 raise _trouble(answer)
+            answer.json()
         except _Later as error:
             self._wait("busy", str(error), error.seconds)
         except (ServerAway, ServerRefused) as error:

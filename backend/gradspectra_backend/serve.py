@@ -20,6 +20,8 @@ from gradspectra_backend.start import alone, bind, check_data_folder, open_once
 STOP_SECONDS = 5
 KEEP_ALIVE_SECONDS = 75
 """Longer than the agent's heartbeat, so that its connection stays open."""
+UNHEARD_SECONDS = 30
+"""A process that does not answer the first one for so long is replaced; on a busy machine a few seconds are no sign."""
 
 
 class _Server(uvicorn.Server):
@@ -67,7 +69,7 @@ def _several(settings: Settings, listener: socket.socket) -> int:
         value = getattr(settings, name)
         if value is not None:
             os.environ[PREFIX + name.upper()] = ",".join(value) if isinstance(value, tuple) else str(value)
-    options = _options(settings)
+    options = {**_options(settings), "timeout_worker_healthcheck": UNHEARD_SECONDS}
     config = uvicorn.Config("gradspectra_backend.asgi:app", workers=settings.processes, http=BoundedHeads, **options)
     say_where(listener)
     sys.stdout.flush()

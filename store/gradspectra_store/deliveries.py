@@ -32,6 +32,8 @@ CHANNEL_REST = 30.0
 
 CLAIM_SECONDS = 60.0
 """So long a delivery belongs to whoever took it; taken by a process that died, it is due again after."""
+LONGEST_WAIT = 3600.0
+"""Seconds that a delivery waits at most. What is due a minute later still was written before a clock was set back."""
 _MAX_ERROR = 500
 
 
@@ -65,7 +67,8 @@ def due_deliveries(
     Each has id, key (the same for every try: receivers tell repetitions by it), severity, tries, alert (the object
     served), run (id, project, name) and channel (id, kind, url, secret). without: channels whose deliveries are left.
     """
-    due = deliveries.c.state == "due", deliveries.c.next_at <= now, deliveries.c.channel.not_in(without)
+    by_now = sa.or_(deliveries.c.next_at <= now, deliveries.c.next_at > now + LONGEST_WAIT + 60.0)
+    due = deliveries.c.state == "due", by_now, deliveries.c.channel.not_in(without)
     query = sa.select(deliveries).where(*due).order_by(deliveries.c.next_at, deliveries.c.id).limit(limit)
     rows = conn.execute(query.with_for_update(skip_locked=True)).all()
     taken = [row.id for row in rows]
@@ -78,9 +81,10 @@ def record_delivery(
 ) -> bool:
     """Note how a try went; a failed one is due again after 10 s · 4^n, with jitter, and given up after six.
 
-    status: of the HTTP answer, None where there was none. wait: seconds that the receiver asked for. The channel's
-    other deliveries wait that long too, 30 s at least. Says whether it is given up now. A delivery that is gone is no
-    error, and one that is not due any more (sent by somebody else, or muted) stays as it is where a late try fails.
+    status: of the HTTP answer, None where there was none. wait: seconds that the receiver asked for, an hour at most.
+    The channel's other deliveries wait that long too, 30 s at least. Says whether it is given up now. A delivery that
+    is gone is no error, and one that is not due any more (sent by somebody else, or muted) stays as it is where a late
+    try fails.
     """
     query = sa.select(deliveries).where(deliveries.c.id == delivery).with_for_update()
     old = conn.execute(query).one_or_none()

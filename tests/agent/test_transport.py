@@ -254,6 +254,26 @@ def test_closing_waits_for_a_busy_server_as_long_as_it_asks(server: ScriptedServ
     assert min(waited[0], waited[2], waited[3]) >= 0.3
 
 
+def test_a_page_in_the_place_of_an_answer_does_not_end_the_run(
+    server: ScriptedServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def page(handler: Handler) -> bool:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "13")
+        handler.end_headers()
+        handler.wfile.write(b"<html></html>")
+        return True
+
+    server.on_finish = [page]
+    transport = started(server, tmp_path)
+    transport.record(scalar_record(1))
+    transport.close(timeout=60.0)
+    assert server.steps() == [1]
+    assert server.finished == []
+    assert list(tmp_path.iterdir()) != [], "a sync can still say how the run ended"
+    assert "gradspectra sync" in caplog.messages[-1]
+
+
 def test_closing_does_not_wait_for_a_server_that_is_busy_for_longer(
     server: ScriptedServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -10,7 +10,14 @@ from gradspectra_core.alerts import Finding
 from gradspectra_core.catalogue import RULES
 from gradspectra_store import Store
 from gradspectra_store.alerts import apply_findings, get_alert
-from gradspectra_store.deliveries import add_channel, due_deliveries, list_deliveries, record_delivery, undelivered
+from gradspectra_store.deliveries import (
+    LONGEST_WAIT,
+    add_channel,
+    due_deliveries,
+    list_deliveries,
+    record_delivery,
+    undelivered,
+)
 from gradspectra_store.mutes import mute_rule
 from gradspectra_store.schema import deliveries
 from store.batches import started
@@ -55,6 +62,13 @@ def test_a_delivery_is_taken_once_and_again_if_whoever_took_it_died(store: Store
     again = take(store, 3061.0)
     assert [due["alert"]["id"] for due in first] == [alert]
     assert [due["key"] for due in first] == [due["key"] for due in again]
+
+
+def test_a_delivery_does_not_wait_for_a_clock_that_was_set_back(store: Store, alert: str) -> None:
+    (due,) = take(store, 90_000.0)
+    assert take(store, 90_060.0 - LONGEST_WAIT - 60.0) == [], "it may still be somebody's"
+    (again,) = take(store, 3000.0)
+    assert (due["alert"]["id"], again["key"]) == (alert, due["key"])
 
 
 def test_a_sent_delivery_is_done(store: Store, alert: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import httpx2
 from gradspectra_store import Store
-from gradspectra_store.deliveries import due_deliveries, record_delivery
+from gradspectra_store.deliveries import LONGEST_WAIT, due_deliveries, record_delivery
 
 from gradspectra_worker.destinations import ForbiddenDestination, destination
 from gradspectra_worker.time_limit import TimeLimit
@@ -29,9 +29,6 @@ SIGNATURE_HEADER = "X-Gradspectra-Signature"
 _log = logging.getLogger(__name__)
 logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs each URL, and who has a chat's URL may write there
 
-
-LONGEST_WAIT = 3600.0
-"""Seconds that a receiver may ask to be left alone for."""
 
 _CALLS = str.maketrans("<>@", "‹›＠")
 """Chats take `<!channel>` and `@all` for a call to everyone, and who names a run or a layer could make one."""
