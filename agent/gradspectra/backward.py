@@ -28,6 +28,12 @@ log = logging.getLogger("gradspectra")
 
 MANY_DROPPED = 100
 """Gradients dropped one after another, with no step between them, from which on it is said."""
+FEW_PASSES = 2
+"""Backward passes of a watch without a single step, from which on it is said when it closes: one may have failed."""
+_REMEDY = (
+    "nothing is recorded without one; if the optimizer was replaced, close this watch and make another one; if none "
+    "was given, call watch.step() after each step"
+)
 _FUNCTION_BACKWARD = BackwardCFunction.apply.__code__
 
 
@@ -61,7 +67,7 @@ class Backward:
         """Whether an optimizer has stepped since the last step: it may have let go of the gradients that it took."""
         self._fruitless = False
         """Whether no pass has come since every parameter is followed: the gradients come from elsewhere."""
-        self._warned = False
+        self._warned = self._ended = False
 
     def follow(self, parameters: Sequence[Tensor], every: bool = False) -> None:
         """Count by a few of these parameters, or by every one where the few have no part in the loss."""
@@ -180,17 +186,25 @@ class Backward:
             self._warned = True
             log.warning(
                 "gradspectra: the gradients of %d backward passes were dropped one after another, with no step of a "
-                "watched optimizer between them, and nothing is recorded without one; if the optimizer was replaced, "
-                "close this watch and make another one; if none was given, call watch.step() after each step",
+                "watched optimizer between them, and %s",
                 MANY_DROPPED,
+                _REMEDY,
             )
 
     def end(self) -> int:
         """A step ends: count anew. Returns how many passes there were."""
         passes, self.passes, self.dropped = self.passes, 0, 0
         self.unclear = self._unchecked = self.stepped = False
+        self._ended = True
         self._reached.clear()
         return passes
+
+    def close(self) -> None:
+        """Stop for good; passes that no step has ever followed are said."""
+        self.stop()
+        seen = self.passes + self.dropped
+        if seen >= FEW_PASSES and not self._ended and not self._warned:
+            log.warning("gradspectra: %d backward passes and no step of a watched optimizer: %s", seen, _REMEDY)
 
 
 def _within_another() -> bool:

@@ -300,7 +300,7 @@ class Measuring:
     def close(self) -> None:
         """Take the hooks in the backward passes away, and end what is done beside the training."""
         self.beside.close()
-        self.backward.stop()
+        self.backward.close()
         self._parts.rest()
         if self.second is not None:
             self.second.close()

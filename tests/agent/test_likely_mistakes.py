@@ -137,3 +137,27 @@ def test_passes_without_a_step_name_each_thing_to_do(caplog):
     (message,) = [message for message in caplog.messages if "backward passes" in message]
     assert "if the optimizer was replaced, close this watch" in message
     assert message.endswith("if none was given, call watch.step() after each step")
+
+
+@pytest.mark.parametrize(("passes", "said"), [(1, False), (2, True), (40, True)])
+def test_a_watch_that_saw_passes_and_no_step_says_so_when_it_closes(kept, caplog, passes, said):
+    model = attention()
+    with watched(model) as watch:
+        for seed in range(passes):
+            loss_of(model, 1, seed).backward()
+            model.zero_grad()
+        assert caplog.messages == []
+    assert [f"{passes} backward passes and no step" in message for message in caplog.messages] == [True] * said
+    assert watch.closed
+    assert kept() == []
+
+
+@pytest.mark.usefixtures("kept")
+def test_passes_after_the_last_step_are_no_mistake(caplog):
+    model = attention()
+    optimizer = sgd(model)
+    with watched(model, optimizer) as watch:
+        train(model, optimizer, 1, lambda: watch.log(loss=1.0))
+        for seed in range(3):
+            loss_of(model, 1, seed).backward()
+    assert caplog.messages == []
