@@ -19,7 +19,7 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-from databases import add_option, fresh_store, told
+from fresh_database import add_option, fresh_store, told
 from gradspectra_core.layers import Layer, LayerTable
 from gradspectra_core.records import Batch, Columns, LayerBlock, SpectrumBlock
 from gradspectra_core.spectrum import aggregates, drawn_indices

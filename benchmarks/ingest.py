@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from databases import add_option, fresh_url, told
+from fresh_database import add_option, fresh_url, told
 from gradspectra.http_client import HttpClient
 from gradspectra_core.layers import Layer, LayerTable
 from gradspectra_core.records import Batch, Columns, LayerBlock

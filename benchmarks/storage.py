@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import peers
 import sqlalchemy as sa
-from databases import add_option, bytes_on_disk, fresh_store
+from fresh_database import add_option, bytes_on_disk, fresh_store
 from gradspectra_backend.answers import dumps
 from gradspectra_backend.forms import FORMS, answer_layers, unchanged_or
 from gradspectra_backend.memory import give_back_freed
