@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { comparePath, kept, parse, query, rangeOf, runPath, runsOf } from "./static/js/address.js";
+import { chosenOf, ordered } from "./static/js/chosen_curve.js";
 import { evidenceCurve, evidenceRows } from "./static/js/evidence.js";
 import { comparisonCall, figureCall, firstCalls, layersParams, lossParams } from "./static/js/figure_calls.js";
 import { dataCall, filterRows, fitted, isEmpty, rangeFrom, rowsOf, shortened, tail, whole, zoomed } from "./static/js/figure_view.js";
@@ -22,6 +23,14 @@ test("numbers are short, and what is not a number says so", () => {
   assert.equal(format.number("-Infinity"), "−inf");
   assert.equal(format.number("Infinity"), "+inf");
   assert.equal(format.number(0), "0");
+});
+
+test("of other series what was logged by a name of its own comes first, and how often is measured last", () => {
+  const names = ["cadence_layers", "epoch", "accuracy", "update_norm", "eval_loss"];
+  assert.deepEqual(ordered(names), ["eval_loss", "accuracy", "update_norm", "epoch", "cadence_layers"]);
+  assert.equal(chosenOf(["cadence_layers", "tokens"], undefined), "tokens");
+  assert.equal(chosenOf(names, "accuracy"), "accuracy");
+  assert.equal(chosenOf([], undefined), undefined);
 });
 
 test("shares, times and cadences read as people write them", () => {

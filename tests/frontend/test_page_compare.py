@@ -10,7 +10,7 @@ from frontend.seen import DRAWN, expect_live
 from playwright.sync_api import Locator, Page, expect
 
 FIRST, SECOND, THIRD = "demo00000001", "demo00000002", "demo00000003"
-CURVES = ("loss", "grad_norm", "noise_scale", "learning_rate", "step_seconds", "agent_seconds")
+CURVES = ("loss", "grad_norm", "noise_scale", "learning_rate", "step_seconds", "data_seconds")
 
 
 def curve(page: Page, series: str) -> Locator:

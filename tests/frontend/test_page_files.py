@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from gradspectra_core.statistics import SCALARS
 from gradspectra_frontend import assets
 from gradspectra_frontend.theme import DARK, LIGHT, Theme
 
@@ -128,6 +129,15 @@ def test_the_dark_colours_are_the_same_by_choice_and_by_preference() -> None:
 def test_modules_stay_small() -> None:
     long = {path.name: count for path in OWN if (count := len(path.read_text("utf-8").splitlines())) > 300}
     assert long == {}
+
+
+def test_every_series_that_the_agent_measures_is_known_as_one() -> None:
+    """Else it would be taken for one that somebody logged, and shown first. Some have a figure of their own."""
+    source = (STATIC / "js" / "chosen_curve.js").read_text("utf-8")
+    known = set(re.findall(r'"(\w+)"', source.partition("const MEASURED = [")[2].partition("]")[0]))
+    of_their_own = {"loss", "grad_norm", "learning_rate", "step_seconds"}
+    logged = {"eval_loss", "max_attention_logit", "log_z"}
+    assert set(SCALARS) - known == of_their_own | logged
 
 
 def test_pure_modules_by_node(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ function Row({ run, look, least, onKnown, onRemove }) {
 function Curves({ runs, known, view, onLooks }) {
   const { axis = "step", scale } = view;
   const smooth = view.smooth === "off" ? 0 : undefined;
-  const names = [...new Set(runs.flatMap((run) => known[run]?.available ?? []))].filter((name) => name !== "loss" && !CURVES.includes(name)).sort();
+  const names = [...new Set(runs.flatMap((run) => known[run]?.available ?? []))].filter((name) => name !== "loss" && !CURVES.includes(name));
   const series = chosenOf(names, view.series);
   const zoom = (/** @type {[number, number] | null} */ next) => setView({ start: next?.[0], stop: next?.[1] });
   const range = axis === "step" ? rangeOf(view) : null;
