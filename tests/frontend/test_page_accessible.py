@@ -131,3 +131,13 @@ def test_a_run_that_has_ended_is_not_told_to_wait(page: Page, server: CannedServ
     noise = figure(page, "noise_scale")
     noise.scroll_into_view_if_needed()
     expect(noise.locator(".overlay")).to_have_text("The run ended without any of this.")
+
+
+def test_what_may_scroll_on_a_narrow_page_is_reached_by_keys(page: Page) -> None:
+    page.goto(f"{RUN}/details")
+    expect(page.locator(".scroll").first).to_be_visible()
+    reached = page.locator(".scroll").evaluate_all(
+        "all => all.map(one => one.tabIndex >= 0 || one.querySelector('a, button, input, select') !== null)"
+    )
+    assert len(reached) > 1
+    assert all(reached)

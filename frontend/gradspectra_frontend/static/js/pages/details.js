@@ -35,7 +35,7 @@ export function Details({ run, onChanged }) {
 /** @param {{pairs: string[][], none?: string}} props */
 function Pairs({ pairs, none = "" }) {
   if (!pairs.length) return html`<p class="note">${none}</p>`;
-  return html`<div class="scroll"><table class="data pairs"><tbody>${pairs.map(([name, value]) => html`<tr><th scope="row">${name}</th><td class="mono">${value}</td></tr>`)}</tbody></table></div>`;
+  return html`<div class="scroll" tabindex="0"><table class="data pairs"><tbody>${pairs.map(([name, value]) => html`<tr><th scope="row">${name}</th><td class="mono">${value}</td></tr>`)}</tbody></table></div>`;
 }
 
 /** @param {{rows: any[], none: string}} props */
@@ -43,7 +43,7 @@ function Table({ rows, none }) {
   if (!rows.length) return html`<p class="note">${none}</p>`;
   const names = Object.keys(rows[0]).filter((name) => typeof rows[0][name] !== "object" || rows[0][name] === null);
   const shown = (/** @type {string} */ name, /** @type {any} */ value) => (value === null ? "–" : name.endsWith("_at") ? date(value) : typeof value === "number" ? whole(value) : String(value));
-  return html`<div class="scroll"><table class="data"><thead><tr>${names.map((name) => html`<th>${words(name)}</th>`)}</tr></thead>
+  return html`<div class="scroll" tabindex="0"><table class="data"><thead><tr>${names.map((name) => html`<th>${words(name)}</th>`)}</tr></thead>
     <tbody>${rows.map((row) => html`<tr>${names.map((name) => html`<td class="num">${shown(name, row[name])}</td>`)}</tr>`)}</tbody></table></div>`;
 }
 
