@@ -69,7 +69,7 @@ def _several(settings: Settings, listener: socket.socket) -> int:
         value = getattr(settings, name)
         if value is not None:
             os.environ[PREFIX + name.upper()] = ",".join(value) if isinstance(value, tuple) else str(value)
-    options = {**_options(settings), "timeout_worker_healthcheck": UNHEARD_SECONDS}
+    options = _options(settings)
     config = uvicorn.Config("gradspectra_backend.asgi:app", workers=settings.processes, http=BoundedHeads, **options)
     say_where(listener)
     sys.stdout.flush()
@@ -85,4 +85,5 @@ def _options(settings: Settings) -> dict[str, Any]:
         "ws": "none",
         "timeout_graceful_shutdown": STOP_SECONDS,
         "timeout_keep_alive": KEEP_ALIVE_SECONDS,
+        "timeout_worker_healthcheck": UNHEARD_SECONDS,
     }

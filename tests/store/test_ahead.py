@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
-from gradspectra_store import Store, block_rows, engines, prepared
+from gradspectra_store import Store, block_rows
 from gradspectra_store.ahead import Ahead
 from gradspectra_store.block_rows import BlockRow, Source, find_blocks
 from gradspectra_store.read import read_layers
 from gradspectra_store.stretches import Stretch
 from store.compacting import a_plain_run, compacted
+from store.statements import noted
 
 LEVELS = (0, 1, 2)
 
@@ -76,13 +75,7 @@ def test_a_question_with_steps_left_at_its_end_takes_three_statements(
 ) -> None:
     run = a_plain_run(store, 6436, size=36)
     compacted(store, run)
-    texts: list[str] = []
-
-    def noted(conn: Any, text: str, values: Any = ()) -> Any:
-        texts.append(text)
-        return engines.driver_execute(conn, text, values)
-
-    monkeypatch.setattr(prepared, "driver_execute", noted)
+    texts = noted(monkeypatch)
     with store.read() as conn:
         conn.execution_options(segment_cache=None)
         read_layers(conn, run, "grad_norm", stop=6330, columns=51)

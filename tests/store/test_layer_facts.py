@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
-from gradspectra_store import Store, engines, prepared
+from gradspectra_store import Store
 from gradspectra_store.attempts import visible_spans
 from gradspectra_store.block_rows import Source
 from gradspectra_store.errors import BadRequest, UnknownRun
@@ -20,6 +18,7 @@ from gradspectra_store.retiring import Span, note_span
 from gradspectra_store.scan import find, reaches
 from store.compacting import a_plain_run, a_varied_run, compacted
 from store.retaining import asked
+from store.statements import noted
 
 
 @pytest.mark.parametrize("turns", [0, 3])
@@ -63,13 +62,7 @@ def test_a_run_or_an_attempt_that_is_not_there_is_named(store: Store) -> None:
 def test_a_question_about_layers_takes_few_statements(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     run = a_plain_run(store, 640, size=64)
     compacted(store, run)
-    texts: list[str] = []
-
-    def noted(conn: Any, text: str, values: Any = ()) -> Any:
-        texts.append(text)
-        return engines.driver_execute(conn, text, values)
-
-    monkeypatch.setattr(prepared, "driver_execute", noted)
+    texts = noted(monkeypatch)
     taken = []
     for columns in (1000, 1000, 999, 80):
         texts.clear()

@@ -19,7 +19,7 @@ from gradspectra_worker.celery_dispatch import DirectDispatcher, clear_flag, hol
 from gradspectra_worker.compact import compact
 from gradspectra_worker.deliver import deliver_due
 from gradspectra_worker.derive import derive
-from gradspectra_worker.failures import FOR_LATER, told_to_end
+from gradspectra_worker.failures import FOR_LATER, tell_failure, told_to_end
 from gradspectra_worker.heartbeat import LivingWorkers
 from gradspectra_worker.retain import RETAIN_SECONDS, RETAIN_TURNS, due, retain
 from gradspectra_worker.sweep import sweep
@@ -44,7 +44,7 @@ def _or_later(work: Callable[P, None]) -> Callable[P, None]:
                 raise end from None
             if not isinstance(error, FOR_LATER):
                 raise
-            _log.error("left for later: %s", str(error).partition("\n")[0])
+            tell_failure(_log, "left for later", error)
 
     return run
 

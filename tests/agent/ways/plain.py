@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from agent.watched_training import blocks
 from torch import Tensor, nn
 
@@ -83,6 +84,16 @@ class Plain:
             loss(self.twin).backward()
             parts.append(trainable(self.twin, lambda p: p.grad))
         return Expected(added(parts), parts, before)
+
+    def beside(self, model: nn.Module, optimizer: torch.optim.Optimizer, *losses: Loss) -> Expected:
+        """The step as `step` takes it, and then the same step of the model itself: the whole of it is expected."""
+        expected = self.step(model, *losses)
+        for loss in losses:
+            loss(model).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        expected.after = self.weights(model)
+        return expected
 
     @staticmethod
     def given(model: nn.Module) -> Expected:

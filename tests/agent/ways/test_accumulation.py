@@ -41,12 +41,7 @@ def test_a_step_of_one_part_takes_part_sq_from_no_other(kept, the_way):
     with watched(model, optimizer):
         for step, count in enumerate(counts):
             losses = [lambda m, s=2 * step + j, n=count: loss_of(m, 4, s) / n for j in range(count)]
-            expected.append(plain.step(model, *losses))
-            for loss in losses:
-                loss(model).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            expected[-1].after = plain.weights(model)
+            expected.append(plain.beside(model, optimizer, *losses))
     for index, (record, step) in enumerate(zip(kept(), expected, strict=True)):
         # the first may be of one part like all after it; after two of one part it is taken so again
         the_way.check(record, step, parts=counts[index] > 1 and index not in (0, 6))

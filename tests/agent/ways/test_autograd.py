@@ -75,12 +75,7 @@ def test_a_gradient_penalty_is_no_part_of_its_own(kept, the_way):
     with watched(model, optimizer):
         for step in range(3):
             losses = [lambda m, s=2 * step + j: penalised(m, s) for j in range(2)]
-            expected.append(plain.step(model, *losses))
-            for loss in losses:
-                loss(model).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            expected[-1].after = plain.weights(model)
+            expected.append(plain.beside(model, optimizer, *losses))
     assert [record.counts["parts"] for record in kept()] == [2, 2, 2]
     for index, (record, step) in enumerate(zip(kept(), expected, strict=True)):
         the_way.check(record, step, parts=index > 0)

@@ -80,12 +80,7 @@ def test_a_model_that_becomes_wider(at, kept, the_way):
             if step == at:
                 model.to(torch.float64)
             losses = [lambda m, s=2 * step + j: loss_of(m, 4, s) / 2 for j in range(2)]
-            expected.append(plain.step(model, *losses))
-            for loss in losses:
-                loss(model).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            expected[-1].after = plain.weights(model)
+            expected.append(plain.beside(model, optimizer, *losses))
     for step, (record, numbers) in enumerate(zip(kept(), expected, strict=True)):
         the_way.check(record, numbers, parts=step not in (0, at))
 
