@@ -93,7 +93,8 @@ class Spends(Lion):
             if parameter.grad is not None:
                 gradient = parameter.grad.div_(3 + parameter.square()) if self.how == "divides" else parameter.grad
                 parameter.sub_(gradient, alpha=self.param_groups[0]["lr"])
-                parameter.grad = None if self.how == "drops" else gradient - gradient.mean()
+                if self.how != "divides":
+                    parameter.grad = None if self.how == "drops" else gradient - gradient.mean()
         return loss
 
 
