@@ -42,7 +42,7 @@ def on_axis(figure: Figure, axis: str, place: Callable[[Int64], Array]) -> None:
             trace["hovertemplate"] = trace["hovertemplate"].replace(_OF_STEPS, f"{title} %{{x:{hover}}}")
     named = layout["xaxis"]["title"] | {"text": title}
     layout["xaxis"] |= {"title": named, "tickformat": ticks, "hoverformat": hover}
-    layout["xaxis"].pop("dtick", None)
-    layout["xaxis"].pop("autorangeoptions", None)  # of steps
+    for of_steps in ("tickmode", "tickvals", "autorangeoptions"):
+        layout["xaxis"].pop(of_steps, None)
     layout["meta"]["axis"] = axis
     layout["uirevision"] = f"{layout['uirevision']} {axis}"

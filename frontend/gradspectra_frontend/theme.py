@@ -114,8 +114,14 @@ def axis(theme: Theme, title: str, **more: Any) -> dict[str, Any]:
 
 
 def step_axis(theme: Theme, title: str, steps: Any, **more: Any) -> dict[str, Any]:
-    """Axis of steps, (N,) ascending: whole numbers, each tick another one."""
-    few = {"dtick": 1} if len(steps) and steps[-1] - steps[0] < STEP_TICKS - 1 else {}
+    """Axis of steps, (N,) ascending: whole numbers, each tick another one.
+
+    Few steps have a tick each, by name: a distance between ticks would hold for the range that a reader chooses too,
+    and Plotly takes more than a minute to set a thousand of them.
+    """
+    few = {}
+    if len(steps) and steps[-1] - steps[0] < STEP_TICKS - 1:
+        few = {"tickmode": "array", "tickvals": [*range(int(steps[0]), int(steps[-1]) + 1)]}
     return axis(theme, title, showgrid=False, tickformat=",~d", nticks=STEP_TICKS, **few, **more)
 
 

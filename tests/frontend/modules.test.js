@@ -170,6 +170,9 @@ test("the zoom of the address is the one that is drawn", () => {
   assert.deepEqual(zoomed(heatmap(), [5, 9]).layout.xaxis, { range: [5, 9], autorange: false });
   assert.deepEqual(zoomed({ data: [], layout: { xaxis: { range: [1, 2] } } }, null).layout.xaxis, { autorange: true });
   assert.deepEqual(zoomed(heatmap(), undefined).layout.xaxis, {});
+  const few = { data: [], layout: { xaxis: { tickmode: "array", tickvals: [1, 2, 3] } } };
+  assert.deepEqual(zoomed(few, [1, 3]).layout.xaxis, { tickmode: "array", tickvals: [1, 2, 3], range: [1, 3], autorange: false });
+  assert.deepEqual(zoomed(few, [5000, 6000]).layout.xaxis, { range: [5000, 6000], autorange: false });
   assert.deepEqual(rangeFrom({ "xaxis.range[0]": 3.7, "xaxis.range[1]": 9.2 }), [3, 10]);
   assert.deepEqual(rangeFrom({ "xaxis.range": [-4, 9] }), [0, 9]);
   assert.deepEqual(rangeFrom({ "xaxis.range": [-400, -200.5] }), [0, 1], "dragged away from all steps");

@@ -55,9 +55,14 @@ def test_names_lose_what_most_share_but_never_become_alike() -> None:
     assert short_names([]) == []
 
 
-@pytest.mark.parametrize(("steps", "each"), [([5], 1), ([3, 9], 1), ([3, 10], None), ([], None)])
-def test_no_two_ticks_of_few_steps_are_the_same_step(steps: list[int], each: int | None) -> None:
-    assert step_axis(LIGHT, "step", np.array(steps)).get("dtick") == each
+@pytest.mark.parametrize(("steps", "ticks"), [([5], [5]), ([3, 9], [3, 4, 5, 6, 7, 8, 9]), ([3, 10], None), ([], None)])
+def test_few_steps_have_a_tick_each_and_no_distance_that_a_wider_range_would_repeat(
+    steps: list[int], ticks: list[int] | None
+) -> None:
+    axis = step_axis(LIGHT, "step", np.array(steps))
+    assert axis.get("tickvals") == ticks
+    assert axis.get("tickmode") == (ticks and "array")
+    assert "dtick" not in axis
 
 
 @given(st.lists(st.integers(1, 10**6), min_size=1, max_size=60, unique=True).map(sorted))

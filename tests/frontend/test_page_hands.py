@@ -64,6 +64,7 @@ def test_a_run_is_not_called_healthy_while_its_alerts_cannot_be_read(page: Page)
 def test_steps_without_anything_say_so_and_a_filter_that_fits_nothing_too(page: Page) -> None:
     page.goto(f"{RUN}/overview?start=5000&stop=6000")
     expect(figure(page, "loss").locator(".overlay")).to_have_text("Nothing of this was recorded in these steps.")
+    expect(figure(page, "curves").locator(".xtick text")).to_have_count(6)  # a thousand of them took minutes
     page.goto(f"{RUN}/layers?filter=nonsense")
     expect(figure(page, "layers").locator(".overlay")).to_have_text("No layer's name or role fits the filter.")
 

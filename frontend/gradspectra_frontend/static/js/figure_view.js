@@ -81,8 +81,13 @@ function plainTicks(keep, figure) {
 export function zoomed(figure, range) {
   if (range === undefined) return figure;
   const xaxis = { ...figure.layout.xaxis };
-  if (range) Object.assign(xaxis, { range: [...range], autorange: false });
-  else {
+  if (range) {
+    Object.assign(xaxis, { range: [...range], autorange: false });
+    if (xaxis.tickvals && range[1] - range[0] > xaxis.tickvals.length) { // they name the figure's few steps only
+      delete xaxis.tickmode;
+      delete xaxis.tickvals;
+    }
+  } else {
     delete xaxis.range;
     xaxis.autorange = true;
   }
