@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from gradspectra_backend.paced_bodies import PacedBodies
 
 LONGEST_FIELDS = 256 << 10
 """Bytes of a head after the piece in which it begins (256 KiB at most). An address has a bound of 64 KiB of its own."""
 HEAD_SECONDS = 60.0
 
 
-class BoundedHeads(HttpToolsProtocol):
+class BoundedHeads(PacedBodies):
     """One connection. It is closed where a head goes on beyond the bound, or has not come whole in time.
 
     The parser gathers a head piece by piece, and copies what it has of a field at each: one of 50 MB would hold up

@@ -53,6 +53,11 @@ KINDS: dict[str, Kind] = {
     "unknown-channel": Kind(404, "No such channel", "GET /api/v1/channels lists the channels."),
     "method-not-allowed": Kind(405, "Method not allowed here", "See the Allow header, and /docs."),
     "not-acceptable": Kind(406, "Not offered in this form", "Ask for one of the forms that the detail names."),
+    "too-slow": Kind(
+        408,
+        "The body comes too slowly",
+        "Send it again, as the agent does by itself; over a slow line, send less at once.",
+    ),
     "sequence-gap": Kind(409, "A batch is missing", "Send the batch with the number in `expected` first."),
     "conflict": Kind(409, "Not possible in this state", "Read the object again and decide anew."),
     "too-large": Kind(413, "The body is too large", "Send less at once; GRADSPECTRA_MAX_BODY bounds a batch."),
