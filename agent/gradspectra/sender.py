@@ -109,12 +109,17 @@ class Sender:
         return False
 
     def heartbeat(
-        self, overhead: float, step: int, said: Unmeasured | None = None, while_waiting: Idle | None = None
+        self, overhead: float | None, step: int, said: Unmeasured | None = None, while_waiting: Idle | None = None
     ) -> None:
-        """Say that the session lives, and what is not measured where that is new; a failure is only remembered."""
+        """Say that the session lives, and what is not measured where that is new; a failure is only remembered.
+
+        overhead: None where nobody measures it.
+        """
         if self.run is None or time.monotonic() < self.next_try:
             return
-        members: dict[str, Any] = {"session": self.run["session"], "overhead": overhead, "step": step}
+        members: dict[str, Any] = {"session": self.run["session"], "step": step}
+        if overhead is not None:
+            members["overhead"] = overhead
         if said is not None and said != self._said:
             members |= said.members()
         try:

@@ -83,7 +83,7 @@ class Transport:
         self._deadline = float("inf")
         self._uncaught_before = id(uncaught())
         self._end_state = "finished"
-        self._overhead = 0.0
+        self._overhead: float | None = None
         self.unmeasured: Callable[[], Unmeasured | None] = lambda: None
         """Asked at each heartbeat, which carries the answer where it is new."""
         self._last_step = start_step

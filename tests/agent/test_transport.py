@@ -420,6 +420,13 @@ def test_heartbeats_carry_the_overhead(server: ScriptedServer, tmp_path: Path, m
     assert server.heartbeats[0] == {"session": "session1", "overhead": 0.004, "step": 5}
 
 
+def test_a_heartbeat_without_a_measured_overhead_tells_none(server: ScriptedServer, tmp_path: Path) -> None:
+    transport = started(server, tmp_path)
+    transport.record(scalar_record(5))
+    transport.close()
+    assert server.heartbeats == [{"session": "session1", "step": 5}]
+
+
 @pytest.mark.usefixtures("quick")
 def test_a_full_disk_moves_the_spool_to_memory(server: ScriptedServer, tmp_path: Path) -> None:
     server.scripts = [refuse(503)] * 10_000
