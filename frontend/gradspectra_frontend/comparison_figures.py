@@ -63,7 +63,8 @@ def curves(
     title = TITLES.get(series, plain(series.replace("_", " ")))
     layout = base_layout(theme, title, f"curves {series} {along}")
     last = max((int(one.series.x[-1]) for one in drawn if len(one.series.x)), default=0)
-    layout["xaxis"] = step_axis(theme, "step", [0, last], hoverformat=",d")
+    steps = np.unique(np.concatenate([np.empty(0, np.int64), *(line.x for line in lines.values())]))
+    layout["xaxis"] = step_axis(theme, "step", steps, hoverformat=",d")
     layout["yaxis"] = axis(theme, title.lower(), type="log" if log else "linear", nticks=6)
     note = _left_out([looks[one.run]["label"] for one in runs if one not in drawn], title, along, len(runs))
     layout["meta"] = {"figure": "curves", "title": title, "note": note, "last_step": last, "runs": list(looks.values())}

@@ -26,6 +26,9 @@ JUMP = 4.0
 
 MAX_SHADES = 60
 
+LARGEST, SMALLEST = 1e300, 1e-300
+"""Of sizes beyond these Plotly cannot make a linear axis: its length is no float64 any more, or one over it is none."""
+
 
 @dataclass(frozen=True, slots=True)
 class Curve:
@@ -100,9 +103,14 @@ def smoothed(x: Array, y: Array, window: float) -> Array:
 
 
 def drawable(y: Array, log: bool) -> Array:
-    """Copy of y with NaN where a line cannot go: what is not finite, on a log axis also what is not positive."""
-    good = np.isfinite(y) & ((y > 0) if log else True)
-    return np.where(good, y, np.nan)
+    """Copy of y with NaN where a line cannot go: what is not finite, on a log axis also what is not positive.
+
+    On a linear axis sizes above LARGEST are NaN too, and those below SMALLEST are 0.
+    """
+    if log:
+        return np.where(np.isfinite(y) & (y > 0), y, np.nan)
+    size = np.abs(y)
+    return np.where(size <= LARGEST, np.where(size < SMALLEST, 0.0, y), np.nan)
 
 
 def curve_traces(
@@ -182,7 +190,7 @@ def band(x: Array, low: Array, high: Array, colour: str, name: str, *, log: bool
 
 
 def _lost_marks(curve: Curve, theme: Theme, *, log: bool) -> list[Trace]:
-    """Marks on the edge of the plot for values that no line can show: not finite at the top, ≤ 0 at the bottom."""
+    """Marks for values that no line can show: not finite or too large at the top of the plot, ≤ 0 at its bottom."""
     traces = []
     bad = (curve.nonfinite > 0) | ~np.isfinite(curve.mean)
     if bad.any():
@@ -192,6 +200,10 @@ def _lost_marks(curve: Curve, theme: Theme, *, log: bool) -> list[Trace]:
             for kind, m, n in zip(what, curve.mean[bad], curve.nonfinite[bad], strict=True)
         ]
         traces.append(_edge(f"{curve.label}: NaN or inf", curve.x[bad], 0.965, "x", theme.nonfinite, what))
+    huge = np.isfinite(curve.mean) & (np.abs(curve.mean) > LARGEST)
+    if not log and huge.any():
+        values = [f"{value:.5g}" for value in curve.mean[huge]]
+        traces.append(_edge(f"{curve.label}: too large", curve.x[huge], 0.965, "triangle-up", theme.nonfinite, values))
     lowest = np.isfinite(curve.mean) & (curve.mean <= 0)
     if log and lowest.any():
         values = [f"{value:.5g}" for value in curve.mean[lowest]]

@@ -65,13 +65,16 @@ def noise_scale(data: Series, alerts: Alerts, theme: Theme, *, scale: str = "log
     """Gradient noise scale of the run with its interval, beside the batch size.
 
     Reads noise_scale, noise_scale_low, noise_scale_high and examples. Above the batch size, a larger batch still
-    buys fewer steps; below it, the batch spends examples for little.
+    buys fewer steps; below it, the batch spends examples for little. Empty where there is no noise scale yet.
     """
     curves = _curves(data, ("noise_scale",), {"noise_scale": "noise scale"})
     unit = "examples" if "examples" in data.series else "multiples of the batch"
     figure = _figure(
         "noise_scale", "Gradient noise scale", unit, curves, data, alerts, theme, smooth=0.0, scale=scale, hover=".4~g"
     )
+    if not any(len(curve.x) for curve in curves):
+        figure["layout"]["shapes"] = []
+        return figure | {"data": []}
     figure["data"] = [*_interval(data, theme), *figure["data"]]
     for batch in _curves(data, ("examples",), {"examples": "batch size"}):
         figure["data"] += curve_traces(batch, theme.muted, theme, log=scale != "linear", dash="dash", hover=",.0f")

@@ -10,7 +10,7 @@ from gradspectra_core.views import Spectrum
 
 from gradspectra_frontend.marks import FEW, MARK_AXIS, Array, broken, drawable, plain, shade_alerts
 from gradspectra_frontend.noise_floor import noise_effective_rank
-from gradspectra_frontend.theme import SEQUENCE, Figure, Theme, axis, base_layout, colour_scale, step_axis
+from gradspectra_frontend.theme import SEQUENCE, Figure, Theme, axis, base_layout, colour_scale, step_axis, value_ticks
 
 MAX_BEHIND = 24
 """So many other steps are drawn, thinly, behind the chosen one."""
@@ -32,10 +32,15 @@ def spectrum(
     ordered = sorted(data, key=lambda one: one.step)
     title = f"Singular values of the {ordered[0].of}" if ordered else "Singular values"
     layout = base_layout(theme, title, f"spectrum {ordered[0].layer if ordered else ''}", hovermode="closest")
-    layout["xaxis"] = axis(theme, "index", type="log", dtick=1, showgrid=False)
-    layout["yaxis"] = axis(theme, "singular value", type="log", exponentformat="power", nticks=7)
+    layout["xaxis"] = axis(theme, "index", type="log", showgrid=False)
+    layout["yaxis"] = axis(theme, "singular value", type="log", nticks=7)
     layout["showlegend"] = False
     figure: Figure = {"data": [], "layout": layout}
+    drawn = np.concatenate([np.empty(0), *(drawable(np.asarray(one.singular_values, float), True) for one in ordered)])
+    layout["xaxis"]["dtick"] = _index_tick(
+        max((int(one.index.max()) + 1 for one in ordered if len(one.index)), default=1)
+    )
+    layout["yaxis"] |= value_ticks(True, drawn)
     steps = [one.step for one in ordered]
     layout["meta"] = {"figure": "spectrum", "title": title, "steps": steps, "step": None, "last_step": 0}
     if not ordered:
@@ -50,6 +55,11 @@ def spectrum(
         figure["data"].append(_step_bar(steps, theme))
     layout["meta"] |= {"step": steps[chosen], "last_step": steps[-1]} | _facts(ordered[chosen])
     return figure
+
+
+def _index_tick(last: int) -> int | str:
+    """Which indices up to the last have a tick on a log axis: all, those that begin with 1, 2 or 5, or each decade."""
+    return "D1" if last <= 10 else "D2" if last <= 100 else 1
 
 
 def ranks(data: Sequence[Spectrum], alerts: Sequence[Mapping[str, Any]], theme: Theme) -> Figure:
@@ -83,6 +93,7 @@ def ranks(data: Sequence[Spectrum], alerts: Sequence[Mapping[str, Any]], theme: 
             {"type": "scatter", "name": name, "x": x, "y": y, "mode": mode, "line": line, "hovertemplate": hover}
         )
     figure["data"].append(_noise_line(ordered, theme))
+    layout["yaxis"] |= value_ticks(True, np.concatenate([*curves.values(), figure["data"][-1]["y"]]))
     shade_alerts(figure, alerts, theme, steps)
     return figure
 

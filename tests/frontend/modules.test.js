@@ -78,6 +78,10 @@ test("an address holds the view, both ways", () => {
   assert.deepEqual(rangeOf({ start: "5", stop: "9" }), [5, 9]);
   assert.equal(rangeOf({ start: "9", stop: "5" }), null);
   assert.equal(rangeOf({}), null);
+  assert.deepEqual(rangeOf({ start: "-10", stop: "5.5" }), [0, 6]);
+  assert.deepEqual(rangeOf({ start: "5.5", stop: "1e300" }), [5, Number.MAX_SAFE_INTEGER]);
+  assert.equal(rangeOf({ start: "1e300", stop: "1e301" }), null);
+  assert.equal(rangeOf({ start: "a", stop: "b" }), null);
   assert.deepEqual(kept({ start: "1", stop: "2", layer: "l", alert: "x" }), { start: "1", stop: "2", layer: "l" });
   assert.equal(query({}), "");
 });
@@ -164,6 +168,26 @@ test("a heatmap is decoded once for all rows that are kept", () => {
     globalThis.atob = own;
   }
   assert.equal(decoded, 2, "values and what is told of them");
+});
+
+test("a long name in a legend keeps its end, and no escape of a letter is cut", () => {
+  const name = (/** @type {string} */ text, /** @type {number} */ width) => {
+    const trace = { type: "scatter", name: text, x: [1], y: [1] };
+    return fitted({ data: [trace], layout: { xaxis: {}, yaxis: {}, meta: {} } }, width, false).data[0].name;
+  };
+  assert.equal(name("loss, smoothed", 390), "loss, smoothed");
+  const long = name(`${"a_long_name_".repeat(25)}&lt;b&gt;, MAD 0.1`, 390);
+  assert.match(long, /^….*&lt;b&gt;, MAD 0\.1$/);
+  assert.equal(long.replace(/&..;/g, "<").length, 43);
+  assert.equal(name("x".repeat(150), 1200), "x".repeat(150));
+});
+
+test("the colours below a narrow heatmap leave room for its axis, however few its rows", () => {
+  for (const height of [260, 1100]) {
+    const { data, layout } = fitted({ ...heatmap(), layout: { ...heatmap().layout, height } }, 360, false);
+    const plot = layout.height - layout.margin.t - layout.margin.b;
+    assert.ok(Math.abs(-data[0].colorbar.y * plot - 26) < 1e-9, String(height));
+  }
 });
 
 test("the zoom of the address is the one that is drawn", () => {

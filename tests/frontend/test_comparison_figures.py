@@ -65,6 +65,13 @@ def test_runs_without_the_series_or_the_axis_are_named() -> None:
     assert (none["data"], none["layout"]["meta"]["note"], none["layout"]["meta"]["last_step"]) == ([], "", 0)
 
 
+def test_ticks_are_at_the_steps_that_are_drawn() -> None:
+    late = Series("step", np.array([5000]), {"eval_loss": buckets(np.array([2.0]))})
+    assert curves([Compared("a", "a", late)], "eval_loss", LIGHT)["layout"]["xaxis"]["tickvals"] == [5000]
+    both = curves([Compared("a", "a", late), run("b", [1.0], series="eval_loss")], "eval_loss", LIGHT)
+    assert "tickvals" not in both["layout"]["xaxis"]
+
+
 def test_one_scale_serves_all_runs() -> None:
     figure = curves([run("a", [1.0, 2.0]), run("b", [100.0, 200.0])], "loss", LIGHT)
     assert figure["layout"]["yaxis"]["type"] == "log"

@@ -134,6 +134,27 @@ def test_lost_steps_break_the_line_and_a_coarser_cadence_does_not() -> None:
     assert (kept % 8 == 0).all()
 
 
+def test_sizes_that_no_linear_axis_can_have_are_marked_or_zero() -> None:
+    values = np.array([1.0, 1.7e308, -1.7e308, 5e-324, 1e300])
+    loss = build("loss", data=Series("step", np.arange(1, 6), {"loss": synthetic.buckets(values)}))
+    np.testing.assert_array_equal(trace(loss, "loss")["y"], [1.0, np.nan, np.nan, 0.0, 1e300])
+    mark = trace(loss, "loss: too large")
+    assert (list(mark["x"]), mark["text"]) == ([2, 3], ["1.7e+308", "-1.7e+308"])
+    log = build("loss", data=Series("step", np.arange(1, 6), {"loss": synthetic.buckets(np.abs(values))}), scale="log")
+    np.testing.assert_array_equal(trace(log, "loss")["y"], np.abs(values))
+    assert [one["name"] for one in log["data"]] == ["loss"]
+
+
+def test_without_a_noise_scale_the_batch_size_is_not_drawn_in_its_place() -> None:
+    data = Series("step", np.arange(1, 100), {"examples": synthetic.buckets(np.full(99, 32.0))})
+    figure = build("noise_scale", data=data, alerts=[synthetic.alerts()[1] | {"opened_step": 5}])
+    assert (figure["data"], figure["layout"]["shapes"]) == ([], [])
+    both = build(
+        "noise_scale", data=Series("step", data.x, dict(data.series) | {"noise_scale": data.series["examples"]})
+    )
+    assert [one["name"] for one in both["data"]] == ["noise scale", "batch size"]
+
+
 def test_a_zero_on_a_log_axis_is_said_at_its_foot() -> None:
     view = Series("step", np.arange(1, 4), {"grad_norm": synthetic.buckets(np.array([1.0, 0.0, 1000.0]))})
     figure = build("grad_norm", data=view, scale="log")
@@ -436,6 +457,17 @@ def test_the_spectrum_at_a_step_is_the_last_one_before_it() -> None:
     assert figure["layout"]["meta"]["effective_rank"] == pytest.approx(np.exp(spectrum.entropy))
     assert built("spectrum")["layout"]["meta"]["step"] == 1200
     assert built("spectrum", step=3)["layout"]["meta"]["step"] == 50
+
+
+@pytest.mark.parametrize(("size", "tick"), [(4, "D1"), (64, "D2"), (4096, 1)])
+def test_a_spectrum_names_as_many_indices_as_there_is_room_for(size: int, tick: Any) -> None:
+    index = np.arange(size)
+    one = replace(synthetic.spectra()[0], index=index, singular_values=np.linspace(2, 1, size))
+    layout = build("spectrum", data=[one])["layout"]
+    assert layout["xaxis"]["dtick"] == tick
+    assert "dtick" not in layout["yaxis"], "less than a decade: Plotly's own ticks"
+    wide = replace(one, singular_values=np.geomspace(1, 1e-30, size))
+    assert build("spectrum", data=[one, wide])["layout"]["yaxis"]["dtick"] == 4
 
 
 def test_ranks_are_those_of_the_aggregates() -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 from frontend.canned import CannedServer
 from frontend.seen import RUN, SCALARS, expect_drawn, figure
+from gradspectra_core.views import LayerSeries, Series
 from playwright.sync_api import Page, expect
 
 from frontend import synthetic
@@ -77,3 +79,31 @@ def test_cells_of_a_heatmap_reach_its_right_edge_though_the_last_one_is_marked(
     expect(figure(page, "layers").locator(".legend")).to_contain_text("NaN or inf")
     right = figure(page, "layers").locator(".plot").evaluate("plot => plot._fullLayout.xaxis.range[1]")
     assert right - last < 4
+
+
+@pytest.mark.parametrize("rows", [1, 3, 26])
+def test_the_colours_below_a_narrow_heatmap_leave_its_axis_free(
+    page: Page, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    names = [(f"h.{i}.weight", "linear", i) for i in range(rows)]
+    values = np.tile(np.arange(1.0, 10.0), (rows, 1))
+    view = LayerSeries(
+        "grad_norm", "step", np.arange(1, 10), *zip(*names, strict=True), *[values] * 3, values * 0, values > 0
+    )
+    monkeypatch.setattr(synthetic, "layers", lambda *_, **__: view)
+    page.set_viewport_size({"width": 390, "height": 900})
+    page.goto(f"{RUN}/layers")
+    expect(figure(page, "layers")).to_have_attribute("data-state", "drawn")
+    title = figure(page, "layers").locator(".xtitle").bounding_box()
+    colours = figure(page, "layers").locator(".cbfills").bounding_box()
+    assert title is not None
+    assert colours is not None
+    assert 0 <= colours["y"] - (title["y"] + title["height"]) < 12
+
+
+def test_markup_in_a_name_is_a_title_as_it_stands(page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = {"a<b>&c": synthetic.buckets(np.arange(1.0, 9.0))}
+    monkeypatch.setattr(synthetic, "series", lambda *_, **__: Series("step", np.arange(1, 9), odd))
+    page.goto(f"{RUN}/overview?series=a%3Cb%3E%26c")
+    expect(figure(page, "curves")).to_have_attribute("data-state", "drawn")
+    expect(figure(page, "curves").locator("h3")).to_have_text("a<b>&c")

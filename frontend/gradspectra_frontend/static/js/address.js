@@ -58,9 +58,9 @@ export function kept(view) {
   return { start, stop, layer };
 }
 
-/** The zoom in the address, null for the whole run. @param {Record<string, string>} view @returns {[number, number] | null} */
+/** The zoom in the address as whole steps that there can be, null for the whole run. @param {Record<string, string>} view @returns {[number, number] | null} */
 export function rangeOf(view) {
-  const start = Number(view.start);
-  const stop = Number(view.stop);
+  const start = Math.max(0, Math.floor(Number(view.start)));
+  const stop = Math.min(Number.MAX_SAFE_INTEGER, Math.ceil(Number(view.stop)));
   return view.start !== undefined && view.stop !== undefined && stop > start ? [start, stop] : null;
 }

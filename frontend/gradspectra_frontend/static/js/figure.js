@@ -5,7 +5,7 @@ import { copied } from "./clipboard.js";
 import { useTheme } from "./data.js";
 import { Drawing } from "./drawing.js";
 import { comparisonCall, figureCall } from "./figure_calls.js";
-import { dataCall } from "./figure_view.js";
+import { dataCall, unmarked } from "./figure_view.js";
 import { words } from "./format.js";
 import { html, useEffect, useRef, useState } from "./html.js";
 import { Problem } from "./parts.js";
@@ -46,11 +46,12 @@ export function Figure({ run, name, title, params = {}, range = null, onRange, o
   const [status, setStatus] = useState(/** @type {{state: string, failure?: any}} */ ({ state: "loading" }));
   const [meta, setMeta] = useState(/** @type {any} */ (null));
   const theme = useTheme();
+  const said = (/** @type {"title" | "note" | "damaged"} */ what) => unmarked(meta?.[what] ?? ""); // Plotly's markup, or names escaped for it
   const shows = { wide, range, theme, width: innerWidth };
   const call = Array.isArray(run) ? comparisonCall(run, name, params, shows) : figureCall(run, name, params, shows);
   const [path, asked] = call;
   const about = String(run);
-  const heading = title ?? meta?.title ?? "";
+  const heading = title ?? said("title");
   const shown = (/** @type {any} */ figure) => {
     setMeta(figure.layout.meta);
     onFigure?.(figure);
@@ -84,10 +85,10 @@ export function Figure({ run, name, title, params = {}, range = null, onRange, o
       <figcaption>
         <h3>${heading || html`<span class="unseen">${words(params.series ?? name)}</span>`}</h3>
         ${note && html`<span class="muted small hint">${note}</span>`}
-        ${meta?.note && html`<span class="muted small hint" data-note>${meta.note}</span>`}
+        ${meta?.note && html`<span class="muted small hint" data-note>${said("note")}</span>`}
         ${meta && html`<${Menu} drawing=${drawing} name=${name} heading=${heading} call=${Array.isArray(run) ? call : dataCall(run, name, asked, meta.series)} />`}
       </figcaption>
-      ${meta?.damaged && html`<p class="damaged small" data-damaged><span aria-hidden="true">▲</span> ${meta.damaged}</p>`}
+      ${meta?.damaged && html`<p class="damaged small" data-damaged><span aria-hidden="true">▲</span> ${said("damaged")}</p>`}
       <div class="plot" ref=${place}></div>
       ${status.state === "loading" && html`<p class="overlay">Loading …</p>`}
       ${status.state === "empty" && html`<p class="overlay">${meta?.damaged ? "Nothing else of this was recorded in these steps." : asked.start === undefined || stepless ? (ended ? "The run ended without any of this." : NOTHING[/** @type {keyof typeof NOTHING} */ (name)]) : "Nothing of this was recorded in these steps."}</p>`}

@@ -7,6 +7,11 @@ const NARROW = 620;
 /** Width of a letter of a row's name, and the share of a wide figure that names may take. */
 const LETTER = 6.33;
 const NAMES_SHARE = 0.35;
+/** Pixels between a narrow heatmap and its colours, without their padding. */
+const BAR_BELOW = 26;
+/** Pixels that a legend's entry takes beside its name, and least letters of a name. */
+const BESIDE_NAME = 70;
+const LEAST_NAME = 24;
 
 /** Rows of a matrix, whether it is nested lists or Plotly's packed form. @param {any} z @returns {ArrayLike<number>[]} */
 export function rowsOf(z) {
@@ -117,7 +122,14 @@ export function fitted(figure, width, coarse, last = null) {
     if (layout.legend) layout.legend = { ...layout.legend, font: { ...layout.legend.font, size: 10 }, x: 0, xanchor: "left", itemwidth: 30, entrywidth: 0 };
   }
   if (!last && layout.yaxis?.ticktext) layout.margin = besideRows(layout, narrow, data.some((trace) => trace.colorbar));
-  return { data, layout };
+  const longest = Math.max(LEAST_NAME, Math.floor((width - layout.margin.l - BESIDE_NAME) / LETTER));
+  return { data: data.map((trace) => placed(named(trace, longest), layout)), layout };
+}
+
+/** A trace with at most so many letters in its name: a legend neither breaks nor shortens a long one. @param {any} trace @param {number} longest */
+function named(trace, longest) {
+  const name = unmarked(trace.name ?? "");
+  return name.length > longest ? { ...trace, name: marked(tail(name, longest)) } : trace;
 }
 
 /** Margins of a heatmap: room for its rows' names, and for the colours' bar. @param {any} layout @param {boolean} narrow @param {boolean} bar @returns {Margins} */
@@ -136,9 +148,17 @@ export function marginsOf(plot) {
 /** @param {any} bar */
 const below = (bar) => ({ ...bar, orientation: "h", y: -0.06, yanchor: "top", x: 0.5, xanchor: "center", len: 1, xpad: 0, ypad: 26 });
 
+/** The colours below put a fixed distance under the plot, whatever its height: between them is the axis with its title.
+ * @param {any} trace @param {any} layout */
+function placed(trace, layout) {
+  if (trace.colorbar?.orientation !== "h" || !layout.height) return trace;
+  const height = Math.max(BAR_BELOW, layout.height - layout.margin.t - layout.margin.b);
+  return { ...trace, colorbar: { ...trace.colorbar, y: -BAR_BELOW / height } };
+}
+
 const MARKS = /** @type {const} */ ([["&", "&amp;"], ["<", "&lt;"], [">", "&gt;"]]);
 /** A label's letters: Plotly takes it as markup, and what would be some is escaped. @param {string} label */
-const unmarked = (label) => MARKS.reduceRight((text, [letter, mark]) => text.replaceAll(mark, letter), label);
+export const unmarked = (label) => MARKS.reduceRight((text, [letter, mark]) => text.replaceAll(mark, letter), label);
 /** @param {string} text */
 const marked = (text) => MARKS.reduce((label, [letter, mark]) => label.replaceAll(letter, mark), text);
 
