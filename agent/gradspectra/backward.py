@@ -69,14 +69,19 @@ class Backward:
         """Whether no pass has come since every parameter is followed: the gradients come from elsewhere."""
         self._warned = self._ended = False
 
-    def follow(self, parameters: Sequence[Tensor], every: bool = False) -> None:
-        """Count by a few of these parameters, or by every one where the few have no part in the loss."""
+    def follow(self, parameters: Sequence[Tensor], every: bool = False, frozen: Sequence[Tensor] = ()) -> None:
+        """Count by a few of these parameters, or by every one where the few have no part in the loss.
+
+        frozen: others, which passes come to once they are trained in place of these.
+        """
         self.stop()
         self._fruitless = every
         count = len(parameters)
         chosen = range(count) if every else sorted({0, count // 2, count - 1} & set(range(count)))
         self._by_parameters = count > 0
-        for parameter in [parameters[index] for index in chosen]:
+        known = {id(parameter) for parameter in parameters}
+        others = [parameter for parameter in frozen if id(parameter) not in known]
+        for parameter in [*[parameters[index] for index in chosen], *others]:
             with _trainable(parameter):
                 self._handles.append(parameter.register_hook(self._hook(parameter)))  # type: ignore[no-untyped-call]
 
@@ -94,8 +99,7 @@ class Backward:
     def _follow_output(self, output: Any) -> None:
         entries = output.values() if isinstance(output, Mapping) else output
         tensors = [output] if isinstance(output, Tensor) else [e for e in entries if isinstance(e, Tensor)]
-        node = next((tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None), None)
-        if node is not None:
+        for node in {tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None}:  # the loss may be of any
             node.register_prehook(self._hook(None))
 
     def stop(self) -> None:

@@ -10,15 +10,14 @@ from gradspectra_core.identity import FusedBlock
 from gradspectra_core.layers import Layer, LayerTable
 from gradspectra_core.limits import DEFAULT_LIMITS
 from gradspectra_core.roles import depths_of
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from gradspectra.chosen_blocks import Chosen, can_be_recorded, keep_experts_together
 from gradspectra.layer_choice import Choice
+from gradspectra.layer_names import Models, names
 from gradspectra.shards import local, rows_here
 
-Models = Mapping[str, nn.Module]
 Home = tuple[int, dict[str, Any]]
 """Which optimizer updates a parameter, and its group there."""
 Signature = tuple[tuple[int, ...], ...]
@@ -96,7 +95,8 @@ def kind_of(parameter: Tensor) -> tuple[Any, ...]:
 class Trained:
     """Which parameters are trained: those of an optimizer that are not frozen while that one steps.
 
-    Of two models that train in turn one is often frozen for the step of the other.
+    Of two models that train in turn one is often frozen for the step of the other. Where what was frozen is trained
+    again (two adapters in turn), all that was ever trained counts from then on.
     """
 
     def __init__(self, models: Models, optimizers: Sequence[Any]) -> None:
@@ -104,6 +104,10 @@ class Trained:
         self._optimizers = optimizers
         self._lazy = True
         """Whether a parameter may still have to be made."""
+        self._once: set[int] = set()
+        """Identities of what was trained once and then frozen."""
+        self._in_turn = False
+        """Whether some of that was trained again."""
         self._seen = [self._marks(_parameters_of(optimizer)) for optimizer in optimizers]
         self._lazy = any(0 in marks for marks in self.signature())
 
@@ -111,7 +115,12 @@ class Trained:
         """An optimizer steps; due: it is time to look at its parameters. Returns whether the inventory lacks some."""
         if not due:
             return False
-        self._seen[index] = self._marks(_parameters_of(self._optimizers[index]))
+        parameters = _parameters_of(self._optimizers[index])
+        before, self._seen[index] = self._seen[index], self._marks(parameters)
+        if before != self._seen[index]:
+            self._in_turn |= not self._once.isdisjoint(self._seen[index])
+            self._once |= set(before) & {-mark for mark in self._seen[index]}
+            self._seen[index] = self._marks(parameters)
         if self._seen[index] == inventory.signature[index]:
             return False
         known = {id(parameter) for parameter in inventory.trainable}
@@ -124,10 +133,16 @@ class Trained:
         return (self._marks([p for model in self._models.values() for p in model.parameters()]),)
 
     def _marks(self, parameters: Sequence[Tensor]) -> tuple[int, ...]:
-        marks = tuple([id(p) if p.requires_grad else -id(p) for p in parameters])
+        kept = self._once if self._in_turn else ()
+        marks = tuple([id(p) if p.requires_grad or id(p) in kept else -id(p) for p in parameters])
         if not self._lazy:
             return marks
         return tuple([0 if is_lazy(p) else mark for p, mark in zip(parameters, marks, strict=True)])
+
+    def frozen(self) -> list[Tensor]:
+        """What optimizers have and is frozen now, as far as it could be trained."""
+        own = [p for optimizer in self._optimizers for p in _parameters_of(optimizer) if not p.requires_grad]
+        return [p for p in own if not is_lazy(p) and (p.is_floating_point() or p.is_complex())]
 
     def left_out(self) -> str | None:
         """Say which trainable tensors of the models, as they are now, no optimizer updates; None where all are."""
@@ -159,8 +174,8 @@ def take_inventory(
     signature = signature or Trained(models, optimizers).signature()
     trained = frozenset([mark for marks in signature for mark in marks])
     homes = _homes(optimizers)
-    names = _names(models)
-    ordered = [entry for entry in names.values() if not optimizers or id(entry[1]) in homes]
+    named = names(models)
+    ordered = [entry for entry in named.values() if not optimizers or id(entry[1]) in homes]
     ordered += _strangers(optimizers, {id(parameter) for _, parameter, _ in ordered})
     depths = depths_of([name for name, _, _ in ordered])
     trainable: list[Tensor] = []
@@ -236,39 +251,6 @@ def _homes(optimizers: Sequence[Any]) -> dict[int, Home]:
         for group in optimizer.param_groups
         for parameter in group["params"]
     }
-
-
-def _names(models: Models) -> dict[int, tuple[str, Tensor, str]]:
-    """Full name, parameter and kind of its module by the parameter's identity; the first name of tied ones.
-
-    Names are those of the model without the wrappers of torch.compile and DistributedDataParallel.
-    """
-    found: dict[int, tuple[str, Tensor, str]] = {}
-    for prefix, model in models.items():
-        wrappers = [path for path, m in model.named_modules(prefix=prefix) if isinstance(m, DistributedDataParallel)]
-        for path, module in model.named_modules(prefix=prefix):
-            path = _without(wrappers, path)
-            path = path.replace("_orig_mod.", "").removesuffix("_orig_mod")
-            for name, parameter in module._parameters.items():
-                if parameter is not None and id(parameter) not in found:
-                    full = f"{path}.{name}" if path else name
-                    found[id(parameter)] = (full, parameter, _kind(module))
-    return found
-
-
-def _kind(module: nn.Module) -> str:
-    """Name of a module's class; of the class before where fully_shard has made another of it."""
-    name = type(module).__name__
-    return name.removeprefix("FSDP") if hasattr(module, "set_requires_gradient_sync") else name
-
-
-def _without(wrappers: Sequence[str], path: str) -> str:
-    """A module's path without the `module.` of each wrapper it lies in; wrappers: their paths, outer ones first."""
-    for wrapper in reversed(wrappers):
-        inner = f"{wrapper}.module" if wrapper else "module"
-        if path == inner or path.startswith(f"{inner}."):
-            path = f"{wrapper}{path[len(inner) :]}".removeprefix(".")
-    return path
 
 
 def _strangers(optimizers: Sequence[Any], known: set[int]) -> list[tuple[str, Tensor, str]]:

@@ -91,7 +91,7 @@ class Measuring:
         self.spectra: Spectra = Spectra(self.inventory, interval, self._budget, self.beside, of)
         self.sharded = None if self._group is None else self._shards()
         if self.sharded is None:
-            self.backward.follow(self.inventory.trainable)
+            self.backward.follow(self.inventory.trainable, frozen=self.trained.frozen())
         else:
             self.spectra, self.second = self.sharded.spectra, self.sharded.second
 
@@ -289,7 +289,7 @@ class Measuring:
             self._renew()
         unseen = step.measured and not step.replayed and not passes and self.backward.worth_following
         if unseen and any(tensor.parameter.grad is not None for tensor in self.inventory.tensors):
-            self.backward.follow(self.inventory.trainable, every=True)
+            self.backward.follow(self.inventory.trainable, True, self.trained.frozen())
 
     def _renew(self) -> None:
         self.backward.stop()

@@ -96,3 +96,20 @@ def test_of_a_model_that_is_not_called_itself_there_are_no_part_squares_rather_t
     for record in kept():
         assert set(column(record, "part_sq").values()) == {None}
         assert record.counts.get("parts") != 1
+
+
+def test_a_pass_is_seen_whichever_output_the_loss_is_made_of(kept):
+    class Several(Adapted):
+        def forward(self, tokens):
+            scores = super().forward(tokens)
+            return {"loss": scores.sum(), "scores": scores}
+
+    model = Several(frozen=True)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    with watched(model, optimizer):
+        for step in range(4):
+            for part in range(2):
+                backward(model, 10 * step + part, 2, lambda model, tokens: model(tokens)["scores"])
+            optimizer.step()
+            optimizer.zero_grad()
+    assert [record.counts.get("parts") for record in kept()] == [None, 2, 2, 2]

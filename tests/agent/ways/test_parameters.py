@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from agent.watched_training import attention, loss_of, watched
+from agent.watched_training import attention, column, loss_of, watched
 from agent.ways.plain import Plain
 from agent.ways.way import way
 from torch import nn
@@ -116,6 +116,34 @@ def test_what_is_frozen_leaves_and_what_is_unfrozen_or_added_comes(kept, the_way
     assert "head.weight" in kept()[3].table.names
     assert "norm.weight" not in kept()[3].table.names
     assert "embed.1.weight" in kept()[6].table.names
+
+
+@way("Parameters frozen, unfrozen or added mid-run")
+@pytest.mark.parametrize("turn", [1, 2])
+def test_adapters_that_train_in_turn_are_all_measured_from_the_second_turn_on(turn, kept, the_way):
+    torch.manual_seed(0)
+    model = nn.ModuleDict({name: nn.Linear(4, 4) for name in ("a", "b", "c")})
+    optimizer, expected = torch.optim.AdamW(model.parameters(), lr=0.03), []
+    with watched(model, optimizer) as watch:
+        for step in range(9 * turn):
+            own = model["abc"[step // turn % 3]]
+            for layer in model.values():
+                layer.requires_grad_(layer is own)
+            own(torch.randn(8, 4)).square().mean().backward()
+            watch.log(loss=float(step))
+            gradient = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+            expected.append({name: float(g.double().square().sum()) for name, g in gradient.items()})
+            nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+            optimizer.step()
+            optimizer.zero_grad()
+    assert [record.scalars["loss"] for record in kept()] == list(range(9 * turn))
+    assert {record.counts["parts"] for record in kept()} == {1}
+    for record, squares in list(zip(kept(), expected, strict=True))[3 * turn + 1 :]:
+        found = column(record, "grad_sq")
+        assert {name: square for name, square in found.items() if square is not None} == pytest.approx(squares, 1e-5)
+        assert len(found) == 6
+        assert record.scalars["grad_norm"] == pytest.approx(sum(squares.values()) ** 0.5, rel=1e-5)
+    assert the_way.layers
 
 
 @way("Sparse embedding gradients", updates=False, second=False)
