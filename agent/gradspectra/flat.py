@@ -38,24 +38,6 @@ class OneThread:
             _given.threads = 1
 
 
-class GivenThreads:
-    """Within a block of OneThread, work with the training's threads after all: what is large gains by it, or is cheaper
-    for their not falling asleep.
-    """
-
-    __slots__ = ("_threads",)
-
-    def __enter__(self) -> int:
-        """Returns how many they are."""
-        self._threads = torch.get_num_threads()
-        threads = given_threads()
-        torch.set_num_threads(threads)
-        return threads
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_num_threads(self._threads)
-
-
 def given_threads() -> int:
     """How many threads the training's own operations have, within a block of OneThread as outside of it."""
     threads = torch.get_num_threads()

@@ -18,15 +18,13 @@ from torch import Tensor
 from torch._utils import _flatten_dense_tensors
 
 from gradspectra.compiling import ADAM, MOST_BLOCKS, NO_UPDATE, ROW
-from gradspectra.flat import GivenThreads
+from gradspectra.flat import OneThread
 from gradspectra.shards import local
 from gradspectra.updates import Coefficients
 
 PIECE = 3 << 15
-"""Elements that a thread measures at a time: 384 KiB of each of gradient, weights and moments. In fewer the calls weigh
-more than a faster cache saves."""
-MOST_THREADS = 2
-"""Threads that share a piece at most: its sums are taken in float32."""
+"""Elements that are measured at a time: 384 KiB of each of gradient, weights and moments. In fewer the calls weigh more
+than a faster cache saves."""
 TOGETHER = 1 << 14
 """Elements of layers that are measured together at most."""
 SMALL = TOGETHER >> 1
@@ -71,13 +69,13 @@ def layers_of(
 def measure_in_pieces(layers: Sequence[Numbers]) -> tuple[Float64, Float64]:
     """What fused.c finds of n layers, (n, len(ROW)); and the medians of `second`, (n,), NaN where it is not Adam's v.
 
-    Medians are of the sample that `FusedPass.medians` takes, the lower of two; NaN where the sample has one. The
-    training's threads share each piece.
+    Medians are of the sample that `FusedPass.medians` takes, the lower of two; NaN where the sample has one. One thread
+    takes all: on busy cores, hundreds of operations that each wait for a second one take twenty times as long.
     """
     rows, medians = np.zeros((len(layers), len(ROW))), np.full(len(layers), np.nan)
     sizes = [layer.gradient.numel() for layer in layers]
-    with GivenThreads() as threads, torch.no_grad():
-        most = min(max(sizes), PIECE * min(threads, MOST_THREADS))
+    with OneThread(), torch.no_grad():
+        most = min(max(sizes), PIECE)
         scratch = torch.empty(max(most, TOGETHER), dtype=torch.float32, device="cpu")
         for together in _batches(layers, sizes):
             if len(together) == 1:
@@ -156,7 +154,7 @@ def _sums(
     found = np.zeros((len(ROW), 1 if starts is None else len(starts)))
     torch.abs(g, out=scratch)
     found[SUM], found[LARGEST] = add.sum(scratch), add.largest(scratch)
-    if update.rule != NO_UPDATE:  # read from memory by all threads, before the inner products, which one thread takes
+    if update.rule != NO_UPDATE:
         d, scale = _direction(update, g, w, m, v, scratch)
         found[MOVED], found[ALONG] = add.dot(d, d) * (scale * scale), add.dot(d, g) * scale
     found[SQUARE], found[DOT], found[WEIGHT] = add.dot(g, g), add.dot(g, w), add.dot(w, w)
@@ -169,11 +167,8 @@ def _direction(update: Coefficients, g: Tensor, w: Tensor, m: Tensor, v: Tensor,
     """A vector, and what it is to be multiplied by to be the direction d of the update. out: a temporary."""
     if update.rule == ADAM:
         epsilon = update.epsilon / update.scale
-        if torch.get_num_threads() > 1:
-            torch.sqrt(v, out=out).add_(epsilon)
-        else:  # torch's take up to twice as long on some processors
-            root = np.sqrt(v.numpy(), out=out.numpy())
-            np.add(root, epsilon, out=root)
+        root = np.sqrt(v.numpy(), out=out.numpy())  # torch's take up to twice as long on some processors
+        np.add(root, epsilon, out=root)
         if update.decay:
             return torch.addcdiv(w, m, out, value=1 / (update.decay * update.scale), out=out), update.decay
         return torch.div(m, out, out=out), 1 / update.scale
