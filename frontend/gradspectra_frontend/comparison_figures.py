@@ -14,7 +14,7 @@ from gradspectra_frontend.damage import damage_note
 from gradspectra_frontend.marks import Curve, curve_traces, plain
 from gradspectra_frontend.other_axes import on_axis
 from gradspectra_frontend.scalar_figures import SMOOTH_SHARE, finished, log_axis
-from gradspectra_frontend.theme import Figure, Theme, axis, base_layout, step_axis
+from gradspectra_frontend.theme import Figure, Theme, axis, base_layout, keep_values_of_a_scale, step_axis
 
 DASHES = ("solid", "dash", "dot")
 """Lines of one colour differ by these: colours and dashes together tell 24 runs apart."""
@@ -73,6 +73,7 @@ def curves(
         part = _lines(one.run, lines[one.run], looks[one.run], theme, log=log, smooth=smooth)
         figure["data"] += _moved(part, layout, one, along)
     finished(figure)
+    keep_values_of_a_scale(figure)
     layout["showlegend"] = True
     _tell_damage(figure, runs, looks)
     return figure

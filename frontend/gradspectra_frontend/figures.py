@@ -7,7 +7,7 @@ from typing import Any
 
 from gradspectra_frontend import layer_figures, profile_figure, scalar_figures, spectrum_figures, suggestion_figures
 from gradspectra_frontend.damage import tell_damage
-from gradspectra_frontend.theme import Figure, theme_named
+from gradspectra_frontend.theme import Figure, keep_values_of_a_scale, theme_named
 
 Needs = tuple[str, tuple[str, ...]] | tuple[str, str] | tuple[str]
 
@@ -82,6 +82,7 @@ def build(
     """
     _check(name)
     figure = FIGURES[name](data, alerts, theme_named(theme), **options)
+    keep_values_of_a_scale(figure)
     tell_damage(figure, getattr(data, "damaged", ()) or damaged)
     if _NEEDS[name][0] == "series":
         figure["layout"]["meta"]["series"] = series_read(name, data.series)

@@ -159,6 +159,15 @@ def base_layout(theme: Theme, title: str, revision: str, **more: Any) -> dict[st
     return base | more
 
 
+def keep_values_of_a_scale(figure: Figure) -> None:
+    """Let a zoom of the values end where their scale turns from logarithmic to linear, or back.
+
+    Plotly keeps the ends of an axis as they are, which on the one are powers of ten, on the other the values.
+    """
+    layout = figure["layout"]
+    layout["yaxis"]["uirevision"] = f"{layout['uirevision']} {layout['yaxis'].get('type', 'linear')}"
+
+
 def decades(values: NDArray[Any]) -> float:
     """Powers of ten between the smallest and the largest positive finite value; 0 where there is none."""
     positive = values[np.isfinite(values) & (values > 0)]

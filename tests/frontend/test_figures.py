@@ -80,6 +80,15 @@ def test_the_zoom_is_kept_while_the_run_goes_on(name: str) -> None:
         assert second["layout"]["meta"]["last_step"] > first["layout"]["meta"]["last_step"]
 
 
+def test_a_zoom_of_the_values_ends_where_their_scale_turns() -> None:
+    kept = {scale: built("loss", scale=scale)["layout"]["yaxis"]["uirevision"] for scale in ("auto", "log", "linear")}
+    assert kept["auto"] == kept["linear"] != kept["log"]
+    assert (
+        built("layer_curves")["layout"]["yaxis"]["uirevision"]
+        != built("layer_curves", synthetic.layers("update_ratio"))["layout"]["yaxis"]["uirevision"]
+    )
+
+
 def test_another_statistic_or_layer_starts_with_its_own_zoom() -> None:
     assert (
         built("layers")["layout"]["uirevision"]

@@ -182,3 +182,41 @@ def test_a_session_that_has_ended_leads_to_the_sign_in(page: Page, server: Canne
     page.route("**/api/v1/**", lambda route: route.fulfill(status=401, json={"title": "No valid token"}))
     server.drop_streams()
     expect(page).to_have_url(re.compile(r"/login\?next=%2Fruns%2Fdemo00000001%2Fdetails$"))
+
+
+def test_a_box_drawn_on_a_log_axis_shows_its_values_though_they_lie_close_enough_for_a_linear_one(page: Page) -> None:
+    page.goto(f"{RUN}/overview")
+    expect_drawn(page, "grad_norm")
+    shown = "plot => [plot._fullLayout.yaxis.type, ...plot._fullLayout.yaxis.range]"
+    plot = figure(page, "grad_norm").locator(".plot")
+    assert plot.evaluate(shown)[0] == "log"
+    box = figure(page, "grad_norm").locator(".nsewdrag").first.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 0.2 * box["width"], box["y"] + 0.5 * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.9 * box["height"], steps=5)
+    page.mouse.up()
+    expect(page).to_have_url(re.compile("start="))
+    page.wait_for_function(
+        "() => document.querySelector('[data-figure=grad_norm] .plot')._fullLayout.yaxis.type === 'linear'"
+    )
+    _, low, high = plot.evaluate(shown)
+    values = plot.evaluate("plot => plot.data.find(one => one.name === 'gradient norm').y.filter(Number.isFinite)")
+    assert low < min(values) < max(values) < high
+
+
+def test_a_zoom_between_two_steps_shows_both(page: Page) -> None:
+    page.goto(f"{RUN}/overview?start=700&stop=702")
+    expect_drawn(page, "grad_norm")
+    box = figure(page, "grad_norm").locator(".nsewdrag").first.bounding_box()
+    assert box is not None
+    middle = box["y"] + 0.5 * box["height"]
+    for turn in range(2):  # the second one leaves the address as it is
+        page.mouse.move(box["x"] + 0.2 * box["width"], middle)
+        page.mouse.down()
+        page.mouse.move(box["x"] + (0.4 - 0.1 * turn) * box["width"], middle, steps=5)
+        page.mouse.up()
+        expect(page).to_have_url(re.compile("start=700&stop=701$"))
+        page.wait_for_function(
+            "() => document.querySelector('[data-figure=grad_norm] .plot').layout.xaxis.range.join() === '700,701'"
+        )

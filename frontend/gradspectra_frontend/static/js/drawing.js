@@ -130,7 +130,10 @@ export class Drawing {
     const plot = /** @type {any} */ (this.place);
     plot.on("plotly_relayout", (/** @type {any} */ event) => {
       const range = rangeFrom(event);
-      if (range !== undefined) this.wish.onRange?.(range);
+      if (range === undefined || !this.wish.onRange) return;
+      this.wish.onRange(range);
+      const shown = plot.layout.xaxis.range;
+      if (range && shown[1] - shown[0] < 1) void plotly().then((Plotly) => Plotly.relayout(this.place, { "xaxis.range": [...range] })); // between two steps is nothing
     });
     plot.on("plotly_doubleclick", () => void this.reset());
     plot.on("plotly_click", (/** @type {any} */ event) => this.wish.onPoint?.(event.points[0], plot.layout.meta));
