@@ -17,7 +17,7 @@ QUIET_SECONDS = 10.0
 
 
 def new_postgresql_engine(url: sa.URL) -> sa.Engine:
-    """Make an engine of up to MOST connections, each as `_connect` and `_checkout` say."""
+    """Make an engine of up to MOST connections, each as `_set_up` and `_checkout` say."""
     engine = sa.create_engine(
         url, pool_size=KEPT, max_overflow=MOST - KEPT, pool_timeout=30, pool_use_lifo=True, use_native_hstore=False
     )
@@ -27,17 +27,7 @@ def new_postgresql_engine(url: sa.URL) -> sa.Engine:
 
     @sa.event.listens_for(engine, "connect")
     def _connect(dbapi: Any, _record: Any) -> None:
-        """Let results come in their binary form: a payload as text has twice its bytes, and takes three times as long
-        to be sent and seven times as long to be read.
-        """
-        plain = dbapi.cursor_factory
-
-        def cursor(*args: Any, **options: Any) -> Any:
-            made = plain(*args, **options)
-            made.format = binary
-            return made
-
-        dbapi.cursor_factory = cursor
+        _set_up(dbapi, binary)
 
     @sa.event.listens_for(engine, "checkin")
     def _checkin(_dbapi: Any, record: Any) -> None:
@@ -57,6 +47,31 @@ def new_postgresql_engine(url: sa.URL) -> sa.Engine:
             raise sa.exc.InvalidatePoolError from error
 
     return engine
+
+
+def _set_up(dbapi: Any, binary: Any) -> None:
+    """Let results come in their binary form: a payload as text has twice its bytes, and takes three times as long to be
+    sent and seven times as long to be read. Behind a pooler nothing stays prepared: the next transaction may have
+    another process of the server, which does not know a statement or knows another client's by its name.
+    """
+    plain = dbapi.cursor_factory
+
+    def cursor(*args: Any, **options: Any) -> Any:
+        made = plain(*args, **options)
+        made.format = binary
+        return made
+
+    dbapi.cursor_factory = cursor
+    if _behind_a_pooler(dbapi):
+        dbapi.prepare_threshold = None
+
+
+def _behind_a_pooler(dbapi: Any) -> bool:
+    """Whether something such as PgBouncer stands between: it names another process at the connection's beginning than
+    the one that answers.
+    """
+    answer: bytes = dbapi.pgconn.exec_(b"SELECT pg_backend_pid()").get_value(0, 0)
+    return int(answer) != dbapi.info.backend_pid
 
 
 def _heard(socket: int) -> bool:
