@@ -71,7 +71,8 @@ def _behind_a_pooler(dbapi: Any) -> bool:
     the one that answers.
     """
     answer: bytes = dbapi.pgconn.exec_(b"SELECT pg_backend_pid()").get_value(0, 0)
-    return int(answer) != dbapi.info.backend_pid
+    named: int = dbapi.info.backend_pid
+    return int(answer) != named
 
 
 def _heard(socket: int) -> bool:
