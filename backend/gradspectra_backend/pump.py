@@ -62,7 +62,9 @@ class Pump:
                     await subscription.subscribe(LIVE_CHANNEL)
                     self.connected = True
                     if lost:
+                        log.warning("live events of other processes are back")
                         self._hub.publish(RESYNC)
+                    lost = False
                     async for message in subscription.listen():
                         if message["type"] == "message":
                             self._forward(message["data"])
@@ -75,13 +77,14 @@ class Pump:
             await asyncio.sleep(PAUSE_SECONDS)
 
     def _forward(self, data: bytes) -> None:
+        """Pass one announcement on; what is none, as of another version, costs a line in the log."""
         try:
             announcement = json.loads(data)
-        except ValueError:
-            log.warning("not an announcement on %s: %r", LIVE_CHANNEL, data[:100])
-            return
-        if announcement["type"] == AUDIENCE:
-            self._audience()
-            return
-        self._heard(announcement)
-        self._hub.publish(announcement)
+            if announcement["type"] == AUDIENCE:
+                self._audience()
+                return
+            self._heard(announcement)
+            self._hub.publish(announcement)
+        except (ValueError, TypeError, KeyError) as error:
+            said = f"{type(error).__name__}: {error}"
+            log.warning("not an announcement on %s (%s): %r", LIVE_CHANNEL, said, data[:100])
