@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging.config
 import os
 import socket
 import sys
@@ -14,6 +15,7 @@ from uvicorn.supervisors import Multiprocess
 from gradspectra_backend.app import create_app
 from gradspectra_backend.batch_protocol import BatchProtocol
 from gradspectra_backend.bounded_heads import BoundedHeads
+from gradspectra_backend.log_form import log_config
 from gradspectra_backend.settings import PREFIX, Settings
 from gradspectra_backend.start import alone, bind, check_data_folder, open_once
 
@@ -42,6 +44,7 @@ def say_where(listener: socket.socket) -> None:
 
 def serve(settings: Settings) -> int:
     """Run the server until it is told to stop; returns the exit status. Raises CannotStart before anything runs."""
+    logging.config.dictConfig(log_config(settings.log_level))
     check_data_folder(settings)
     listener = bind(settings.host, settings.port)
     try:
@@ -80,6 +83,7 @@ def _several(settings: Settings, listener: socket.socket) -> int:
 def _options(settings: Settings) -> dict[str, Any]:
     return {
         "log_level": settings.log_level,
+        "log_config": log_config(settings.log_level),
         "access_log": False,
         "server_header": False,
         "ws": "none",
