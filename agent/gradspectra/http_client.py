@@ -37,6 +37,10 @@ _NOT_PLAIN = frozenset(("transfer-encoding", "connection"))
 _Selector: type[selectors.BaseSelector] = getattr(selectors, "PollSelector", selectors.SelectSelector)
 
 
+_ALSO_WITHOUT_REASON = frozenset((400, 408, 431, 500, 502, 503, 504))
+"""What a server of ours, or a proxy before it, answers in plain text too."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What the server answered. retry_after: seconds it asks to wait, None where it does not say."""
@@ -68,6 +72,10 @@ class Answer:
             members = {"detail": "a redirect", "remedy": "set GRADSPECTRA_SERVER to the address it leads to"}
         if self.status == 413 and not members:
             members = {"detail": "a proxy takes no body so large", "remedy": "raise its limit (client_max_body_size)"}
+        unknown = self.status in (404, 405) and "type" not in members
+        foreign = unknown or members.keys().isdisjoint(("type", "title", "detail"))
+        if foreign and self.status not in _ALSO_WITHOUT_REASON:
+            members |= {"remedy": "is GRADSPECTRA_SERVER the URL of a gradspectra server?"}
         return ServerRefused(self.status, members)
 
 

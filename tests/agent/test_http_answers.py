@@ -91,3 +91,17 @@ def test_an_answer_that_closes_the_connection_is_followed_on_a_new_one(serve: Se
 def test_an_answer_that_breaks_off_or_is_none_is_no_answer(serve: Serve, part: bytes) -> None:
     with pytest.raises(ServerAway):
         serve([[part]]).request("GET", "/a")
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (501, b"<html>", "HTTP 501 — is GRADSPECTRA_SERVER the URL of a gradspectra server?"),
+        (403, b'{"error": "no"}', "HTTP 403 — is GRADSPECTRA_SERVER the URL of a gradspectra server?"),
+        (404, b'{"detail": "Not Found"}', "Not Found — is GRADSPECTRA_SERVER the URL of a gradspectra server?"),
+        (503, b"", "HTTP 503"),
+        (422, b'{"detail": "a limit"}', "a limit"),
+    ],
+)
+def test_a_refusal_that_no_server_of_ours_gives_asks_whether_it_is_one(status: int, body: bytes, said: str) -> None:
+    assert str(Answer(status, body, "", None).problem()) == f"the server answered {status}: {said}"
