@@ -145,8 +145,13 @@ class Trained:
         return [p for p in own if not is_lazy(p) and (p.is_floating_point() or p.is_complex())]
 
     def left_out(self) -> str | None:
-        """Say which trainable tensors of the models, as they are now, no optimizer updates; None where all are."""
+        """Say which trainable tensors of the models, as they are now, no optimizer updates; None where all are.
+
+        Also where the models have no tensor that an optimizer could update.
+        """
         homes = _homes(self._optimizers)
+        if homes and not any(True for model in self._models.values() for _ in model.parameters()):
+            return f"{NONE_OF_ALL} parameters is watched, for it has none: is it the one that is trained?"
         parameters = {id(p): p for model in self._models.values() for p in model.parameters() if p.requires_grad}
         without = len(parameters.keys() - homes.keys()) if self._optimizers else 0
         if without and without == len(parameters):

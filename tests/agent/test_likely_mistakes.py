@@ -74,6 +74,18 @@ def test_a_model_without_anything_to_train_is_warned_of(caplog):
 
 
 @pytest.mark.usefixtures("kept")
+def test_a_model_without_parameters_is_warned_of_with_and_without_an_optimizer(caplog):
+    with watched(nn.ReLU(), sgd(attention())):
+        pass
+    with watched(nn.ReLU()):
+        pass
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
+        "gradspectra: none of the model's parameters is watched, for it has none: is it the one that is trained?",
+        "gradspectra: no layer is measured: no parameter is trainable",
+    ]
+
+
+@pytest.mark.usefixtures("kept")
 def test_a_choice_that_no_layer_fits_is_warned_of(caplog):
     model = attention()
     with watched(model, sgd(model), layers="conv"):
