@@ -60,6 +60,9 @@ class GradSpectraCallback(Callback):  # type: ignore[misc, unused-ignore]
         if self.watch is None:
             return
         found = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        without = found is None or getattr(trainer.fit_loop, "_skip_backward", False)
+        if without and trainer.lightning_module.automatic_optimization:
+            return  # no backward pass: the batch was left out, or only moves the statistics of norms (SWA)
         # Lightning has divided it by the number of accumulated batches
         loss = None if found is None else found * trainer.accumulate_grad_batches
         sizes: dict[str, Any] = {"loss": loss, "examples": examples_of(batch), "tokens": tokens_of(batch)}

@@ -64,13 +64,13 @@ def loader(count=32):
     return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=4)
 
 
-def fit(module, tmp_path, checkpoint=None, count=32, **arguments):
+def fit(module, tmp_path, checkpoint=None, count=32, beside=(), **arguments):
     from gradspectra.integrations.lightning import GradSpectraCallback
 
     callback = GradSpectraCallback(project="tests", budget=None, spectra="off")
     defaults = {"accelerator": "cpu", "devices": 1, "max_epochs": 1, "logger": False, "enable_progress_bar": False}
     trainer = lightning.Trainer(
-        callbacks=[callback],
+        callbacks=[callback, *beside],
         default_root_dir=tmp_path,
         enable_model_summary=False,
         accumulate_grad_batches=module.accumulated,
@@ -129,6 +129,21 @@ def test_weights_of_another_precision(precision, rel, kept, tmp_path):
     assert len(kept()) == 8
     for record, step in zip(kept(), module.expected, strict=True):
         assert record.scalars["grad_norm"] == pytest.approx(step.norm, rel=rel)
+
+
+def test_batches_without_a_backward_pass_change_no_step(kept, tmp_path):
+    class LeavesOut(Module):
+        def training_step(self, batch, index):
+            return None if index == 3 else super().training_step(batch, index)
+
+    module = LeavesOut()
+    averaging = lightning.pytorch.callbacks.StochasticWeightAveraging(swa_lrs=0.03, swa_epoch_start=1)
+    module.net.insert(1, nn.BatchNorm1d(8))
+    fit(module, tmp_path, max_epochs=3, beside=[averaging])
+    own = [(r, loss) for r, loss in zip(kept(), module.losses, strict=False) if "grad_norm" in r.scalars]
+    assert [record.scalars["loss"] for record, _ in own] == pytest.approx([loss for _, loss in own])
+    assert {record.counts["examples"] for record, _ in own} == {4}
+    assert [record.step for record, _ in own] == [step for step in range(1, 25) if (step - 1) % 8 != 3]
 
 
 class Two(Module):
