@@ -8,15 +8,15 @@ from typing import Any
 
 from gradspectra.clipping import missing
 from gradspectra.hookable import hookable
-from gradspectra.inventory import NONE_OF_ALL, Inventory
+from gradspectra.inventory import Inventory
 from gradspectra.options import NEVER, Options
+from gradspectra.reasons import LikelyMistake
 from gradspectra.second_measuring import SecondMeasuring
 from gradspectra.spectra import Spectra
 from gradspectra.staging import decayed_away
 from gradspectra.updates import unknown_update
 
 FEW = 3
-NO_LAYER = "no layer is measured"
 _NUMBERED = re.compile(r"\[\d+\]$")
 
 
@@ -28,7 +28,7 @@ def not_measured(
     spectra: Spectra,
     second: SecondMeasuring | None,
 ) -> list[str]:
-    """One sentence for each thing that is missing from the records of this job.
+    """One sentence for each thing that is missing from the records of this job, a LikelyMistake where it is one.
 
     left_out: says which trainable tensors no optimizer updates, None where all are.
     """
@@ -44,7 +44,7 @@ def not_measured(
     reasons += [left_out] if left_out is not None else []
     if not inventory.tensors:
         reasons += _nothing(inventory)
-    reasons += inventory.left_out
+    reasons += map(LikelyMistake, inventory.left_out)
     if inventory.sharded:
         reasons.append(f"{inventory.sharded} tensors are sharded, which is not supported")
     if second is not None:
@@ -58,14 +58,10 @@ def not_measured(
 def _nothing(inventory: Inventory) -> list[str]:
     """Say why no layer is measured, unless all are still to be made by lazy modules, or sharded."""
     if inventory.trainable:
-        return [f"{NO_LAYER}: none of the {len(inventory.trainable)} trainable tensors was chosen"]
+        chosen_of = f"none of the {len(inventory.trainable)} trainable tensors was chosen"
+        return [LikelyMistake(f"no layer is measured: {chosen_of}")]
     to_be_made = any(0 in marks for marks in inventory.signature)
-    return [] if to_be_made or inventory.sharded else [f"{NO_LAYER}: no parameter is trainable"]
-
-
-def is_warned(reason: str, inventory: Inventory) -> bool:
-    """Whether what `not_measured` says is most likely a mistake, to be warned of when the watch is made."""
-    return reason in inventory.left_out or reason.startswith((NO_LAYER, NONE_OF_ALL))
+    return [] if to_be_made or inventory.sharded else [LikelyMistake("no layer is measured: no parameter is trainable")]
 
 
 def not_one_matrix(names: Sequence[str]) -> list[str]:

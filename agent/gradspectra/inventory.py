@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from gradspectra.chosen_blocks import Chosen, can_be_recorded, keep_experts_together
 from gradspectra.layer_choice import Choice
 from gradspectra.layer_names import Models, names
+from gradspectra.reasons import LikelyMistake
 from gradspectra.shards import local, rows_here
 
 Home = tuple[int, dict[str, Any]]
@@ -23,10 +24,6 @@ Home = tuple[int, dict[str, Any]]
 Signature = tuple[tuple[int, ...], ...]
 """Identities of the parameters of each optimizer, or of the models where there is none; negative of what is frozen,
 0 of what a lazy module has not made yet."""
-
-
-NONE_OF_ALL = "none of the model's"
-"""So begins what is said where the optimizers update nothing of the models."""
 
 
 @dataclass(slots=True)
@@ -151,11 +148,13 @@ class Trained:
         """
         homes = _homes(self._optimizers)
         if homes and not any(True for model in self._models.values() for _ in model.parameters()):
-            return f"{NONE_OF_ALL} parameters is watched, for it has none: is it the one that is trained?"
+            said = "none of the model's parameters is watched, for it has none: is it the one that is trained?"
+            return LikelyMistake(said)
         parameters = {id(p): p for model in self._models.values() for p in model.parameters() if p.requires_grad}
         without = len(parameters.keys() - homes.keys()) if self._optimizers else 0
         if without and without == len(parameters):
-            return f"{NONE_OF_ALL} {without} trainable tensors is in a watched optimizer: was it made of another model?"
+            none = f"none of the model's {without} trainable tensors is in a watched optimizer"
+            return LikelyMistake(f"{none}: was it made of another model?")
         return f"{without} trainable tensors are in no watched optimizer" if without else None
 
 

@@ -19,13 +19,13 @@ from gradspectra.arguments import checked_state, is_whole, shown
 from gradspectra.capture import capturing
 from gradspectra.duties import Duty, duty_of_rank
 from gradspectra.errors import end_state, exit_state, uncaught
-from gradspectra.explain import is_warned
 from gradspectra.guard import Guard
 from gradspectra.hooks import Hooks
 from gradspectra.inputs import Inputs
 from gradspectra.layer_choice import Choice
 from gradspectra.options import Options, models_by_name, optimizers_of, options
 from gradspectra.reactions import Reactions
+from gradspectra.reasons import LikelyMistake
 from gradspectra.record_queue import Unmade
 from gradspectra.rules import LocalRules
 from gradspectra.scalars import accept, complain_of_close, complain_of_step
@@ -144,8 +144,7 @@ class Watch(Uncopied):
             return
         self._hooks = Hooks(self._session, self._guard, self._start, self._react)
         for reason in self._session.not_measured():
-            warned = is_warned(reason, self._session.measuring.inventory)
-            log.log(logging.WARNING if warned else logging.INFO, "gradspectra: %s", reason)
+            log.log(logging.WARNING if isinstance(reason, LikelyMistake) else logging.INFO, "gradspectra: %s", reason)
         if not self._hooks.complete:
             who = self._hooks.unhooked
             text = f"{who} cannot be hooked" if who else "no optimizer was given"
