@@ -23,7 +23,7 @@ _WORTH = 1 << 20
 def wide_array(shape: tuple[int, ...]) -> Float64:
     """Return an array of float64 with any content, which begins a large page where it fills most of one.
 
-    What lies around it is reserved alone and takes no memory until it is used, which it never is.
+    What lies around it is reserved alone and takes no memory, but for the rest of a last page of which half is used.
     """
     if math.prod(shape) * 8 < _WORTH:
         return np.empty(shape)
@@ -45,7 +45,9 @@ def wide_bytes(parts: Sequence[bytes | memoryview]) -> bytes | memoryview:
 
 
 def _room(size: int) -> NDArray[Any]:
-    """So many bytes."""
-    reserved = np.empty(max(size + _PAGE, _ASKED_FOR), np.uint8)
+    """So many bytes. Where they fill half of their last page, that is a large one too, and takes memory as a whole."""
+    rest = size % _PAGE
+    whole = size + _PAGE - rest if rest >= _WORTH else size
+    reserved = np.empty(max(whole + _PAGE, _ASKED_FOR), np.uint8)
     begin = -reserved.ctypes.data % _PAGE
     return reserved[begin : begin + size]

@@ -20,6 +20,17 @@ def test_room_of_a_mebibyte_and_more_begins_a_large_page() -> None:
     assert [array.ctypes.data % (1 << 21) for array in arrays] == [0, 0, 0, 0]
 
 
+@pytest.mark.parametrize(("size", "large"), [(400_000, True), (524_288, True), (700_000, True), (650_000, False)])
+def test_a_last_page_that_is_half_used_lies_in_the_room_as_a_whole(size: int, large: bool) -> None:
+    array = wide_array((size,))
+    owner: np.ndarray = array
+    while isinstance(owner.base, np.ndarray):
+        owner = owner.base
+    page = 1 << 21
+    spare = owner.nbytes - array.nbytes - page
+    assert spare == (-array.nbytes % page if large else 0)
+
+
 @pytest.mark.parametrize("count", [0, 3, 40_000])
 def test_bytes_and_arrays_are_put_one_behind_the_other(count: int) -> None:
     numbers = np.random.default_rng(1).normal(size=(4, count))
