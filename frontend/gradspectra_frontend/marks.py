@@ -233,21 +233,21 @@ def shade_alerts(figure: Figure, alerts: Sequence[Mapping[str, Any]], theme: The
 
     x: (N,) steps of the figure's data: what lies outside of them is left out, so that it does not widen the axis. An
     alert that is still open is shaded to their end: its last step is the last one that told something new. Of more
-    than MAX_SHADES the newest are drawn.
+    than MAX_SHADES the newest are drawn; those of one severity that overlap have one shade.
     """
     inside = [alert for alert in alerts if len(x) and alert["opened_step"] <= x[-1] and _last_step(alert, x) >= x[0]]
     shown = sorted(inside, key=lambda alert: int(alert["opened_step"]))[-MAX_SHADES:]
     if not shown:
         return
-    for alert in shown:
-        colour = theme.severity.get(str(alert["severity"]), theme.severity["info"])
+    for severity, first, last in _episodes(shown, x):
+        colour = theme.severity.get(severity, theme.severity["info"])
         figure["layout"]["shapes"].append(
             {
                 "type": "rect",
                 "layer": "below",
                 "yref": "paper",
-                "x0": max(int(alert["opened_step"]), int(x[0])),
-                "x1": min(_last_step(alert, x), int(x[-1])),
+                "x0": first,
+                "x1": last,
                 "y0": 0,
                 "y1": 1,
                 "fillcolor": faded(colour, 0.16),
@@ -274,6 +274,22 @@ def shade_alerts(figure: Figure, alerts: Sequence[Mapping[str, Any]], theme: The
         }
     )
     figure["layout"]["yaxis2"] = dict(MARK_AXIS)
+
+
+def _episodes(alerts: Sequence[Mapping[str, Any]], x: Array) -> list[tuple[str, int, int]]:
+    """Severity, first and last step of the alerts, in their order; those of one severity that overlap are one.
+
+    Many shades over each other would hide the curves.
+    """
+    found: dict[str, list[tuple[str, int, int]]] = {}
+    for alert in alerts:
+        severity, first = str(alert["severity"]), max(int(alert["opened_step"]), int(x[0]))
+        last, known = min(_last_step(alert, x), int(x[-1])), found.setdefault(severity, [])
+        if known and first <= known[-1][2]:
+            _, first, before = known.pop()
+            last = max(last, before)
+        known.append((severity, first, last))
+    return [one for some in found.values() for one in some]
 
 
 def plain(text: str) -> str:

@@ -221,6 +221,20 @@ def test_alerts_are_shaded_over_their_episode_and_marked_where_they_opened() -> 
     assert marks["customdata"][1] == synthetic.alerts()[1]["id"]
 
 
+def test_alerts_of_one_severity_that_overlap_have_one_shade_and_a_mark_each() -> None:
+    spans = [("warning", 900, 950), ("warning", 10, 60), ("critical", 20, 30), ("warning", 50, 55), ("warning", 60, 80)]
+    alerts = [
+        synthetic.alerts()[1] | {"state": "closed", "severity": severity, "opened_step": first, "closed_step": last}
+        for severity, first, last in spans
+    ]
+    figure = build("loss", data=MADE["series"], alerts=alerts)
+    shades = sorted((one["x0"], one["x1"], one["fillcolor"]) for one in figure["layout"]["shapes"])
+    warning, critical = (shades[i][2] for i in (0, 1))
+    assert warning != critical
+    assert shades == [(10, 80, warning), (20, 30, critical), (900, 950, warning)]
+    assert list(trace(figure, "alerts")["x"]) == [10, 20, 50, 60, 900]
+
+
 def test_an_alert_that_somebody_has_closed_is_shaded_up_to_what_it_told() -> None:
     alert = synthetic.alerts()[0] | {"state": "closed", "last_step": synthetic.NAN_STEP + 5}
     (shape,) = build("loss", data=MADE["series"], alerts=[alert])["layout"]["shapes"]

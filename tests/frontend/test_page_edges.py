@@ -107,3 +107,18 @@ def test_markup_in_a_name_is_a_title_as_it_stands(page: Page, monkeypatch: pytes
     page.goto(f"{RUN}/overview?series=a%3Cb%3E%26c")
     expect(figure(page, "curves")).to_have_attribute("data-state", "drawn")
     expect(figure(page, "curves").locator("h3")).to_have_text("a<b>&c")
+
+
+@pytest.mark.parametrize("path", [f"{RUN}/alerts", "/alerts?state=all"])
+def test_a_long_list_of_alerts_scrolls_and_its_lines_stay_apart(page: Page, server: CannedServer, path: str) -> None:
+    server.alerts = [server.alerts[i % 3] | {"id": f"alert{i:03}"} for i in range(200)]
+    page.goto(path)
+    lines = page.locator("[data-alert]")
+    expect(lines).to_have_count(200)
+    first, message, second = (
+        one.bounding_box() for one in (lines.nth(1), lines.nth(1).locator(":scope > *").last, lines.nth(2))
+    )
+    assert first is not None
+    assert message is not None
+    assert second is not None
+    assert first["y"] < message["y"] + message["height"] <= first["y"] + first["height"] <= second["y"]
