@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging.config
 import os
 import socket
-import sys
+from contextlib import suppress
 from typing import Any
 
 import uvicorn
@@ -39,7 +39,8 @@ def say_where(listener: socket.socket) -> None:
     """Print the address to open, with the port that was taken."""
     host, port = listener.getsockname()[:2]
     shown = {"0.0.0.0": "localhost", "::": "localhost"}.get(host, f"[{host}]" if ":" in host else host)
-    print(f"gradspectra {__version__} listens on http://{shown}:{port}/ (Ctrl-C stops it)", flush=True)
+    with suppress(OSError):  # a full disk, which may be the log's alone
+        print(f"gradspectra {__version__} listens on http://{shown}:{port}/ (Ctrl-C stops it)", flush=True)
 
 
 def serve(settings: Settings) -> int:
@@ -75,7 +76,6 @@ def _several(settings: Settings, listener: socket.socket) -> int:
     options = _options(settings)
     config = uvicorn.Config("gradspectra_backend.asgi:app", workers=settings.processes, http=BoundedHeads, **options)
     say_where(listener)
-    sys.stdout.flush()
     Multiprocess(config, sockets=[listener]).run()
     return 0
 
