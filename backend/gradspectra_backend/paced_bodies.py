@@ -15,6 +15,8 @@ from gradspectra_backend.problems import MEDIA_TYPE, Problem
 BODY_SECONDS = 60.0
 LEAST_BYTES = 30_000
 """Of a body that is not there to its end, so many bytes have to come in each BODY_SECONDS: 4 kbit/s."""
+LAST_SECONDS = 2.0
+"""So long a server that is to stop waits for the end of a body: less than for calls in hand."""
 
 _log = logging.getLogger(__name__)
 
@@ -71,17 +73,30 @@ class PacedBodies(HttpToolsProtocol):
             self._look = self.loop.call_later(BODY_SECONDS, self._look_at_body)
             return
         _log.info("a body from %s came too slowly: %d bytes in %g s", self.client, self._came, BODY_SECONDS)
+        said = f"of the body came fewer than {LEAST_BYTES:,} bytes in {BODY_SECONDS:g} s, and not its end"
+        self._break_off(Problem("too-slow", said))
+
+    def shutdown(self) -> None:
+        """As uvicorn's: called where the server is to stop."""
+        super().shutdown()
+        if self._in_body and not self.transport.is_closing():
+            self._stop_looking()
+            problem = Problem("unavailable", "the server stops, and the body has not come to its end")
+            self._look = self.loop.call_later(LAST_SECONDS, self._break_off, problem)
+
+    def _break_off(self, problem: Problem) -> None:
+        self._stop_looking()
+        if self.transport.is_closing():
+            return
         if not self.pipeline and not self.cycle.response_started:
-            self.transport.write(too_slow())
+            self.transport.write(last_answer(problem))
         self.transport.close()
         self.cycle.disconnected = True  # now: until the connection is lost, the application could answer once more
         self.cycle.message_event.set()
 
 
-def too_slow() -> bytes:
-    """The whole answer to a body that does not come."""
-    said = f"of the body came fewer than {LEAST_BYTES:,} bytes in {BODY_SECONDS:g} s, and not its end"
-    problem = Problem("too-slow", said)
+def last_answer(problem: Problem) -> bytes:
+    """The whole answer to a body that is waited for no more; the connection is closed after it."""
     body = orjson.dumps(problem.document())
     fields = [
         (b"content-type", MEDIA_TYPE.encode()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import socket
 import threading
 import time
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+from backend.servers import serving
 from gradspectra_backend import paced_bodies
 from gradspectra_backend.app import create_app
 from gradspectra_backend.batch_protocol import BatchProtocol
@@ -222,6 +224,21 @@ def test_nothing_is_stored_of_a_run_that_was_not_told_to_its_end(tmp_path: Path)
         with socket.create_connection(connection.getpeername(), 60) as other:
             other.sendall(b"GET /api/v1/runs HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             assert json.loads(to_the_end(other).partition(b"\r\n\r\n")[2])["items"] == []
+
+
+def test_a_server_that_stops_does_not_wait_for_the_rest_of_a_body(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        host, _, port = server.url.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port)), 60) as connection:
+            connection.sendall(AT_LENGTH % b"api/v1/runs" + b"{")
+            with socket.create_connection((host, int(port)), 60) as other:  # what came before is read by now
+                other.sendall(b"GET /api/v1/health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                assert to_the_end(other).startswith(b"HTTP/1.1 200")
+            server.process.send_signal(signal.SIGTERM)
+            head, _, body = to_the_end(connection).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+        assert json.loads(body)["detail"] == "the server stops, and the body has not come to its end"
+        assert server.stopped(signal.SIGTERM)[1] == ""
 
 
 def test_connections_of_batches_are_paced_too() -> None:
