@@ -69,7 +69,7 @@ class Slots:
 
     def spread(self, array: Numbers, missing: float) -> list[Numbers]:
         """The array as `factor` arrays (R, B): the first slot of every wider bucket, the second, and so on."""
-        return list(np.moveaxis(self.grouped(array, missing), 2, 0))
+        return list(self.grouped(array, missing).transpose(2, 0, 1))
 
     def total(self, counts: Int64) -> Int64:
         """The sum of counts."""
