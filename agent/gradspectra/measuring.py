@@ -121,10 +121,12 @@ class Measuring:
         else:
             self._parts.rest()
 
-    def _look(self, step: OpenStep, clipped: frozenset[int] = NOBODY) -> None:
-        """Before something of a step is measured, or clipped: forget other gradients' clips, and see tensors anew."""
+    def _look(self, step: OpenStep, clipped: frozenset[int] = NOBODY, after: bool = False) -> None:
+        """Before something is measured (after: a step), or clipped: forget other gradients' clips, see tensors anew."""
         if forget_clips(step, self.backward, self.tier, clipped):
             (self._turn.begins if self.sharded is None else self.sharded.spectra.forget_early)()
+        if not (step.clips.noted or step.clips.stepped or after):
+            step.share = self._parts.share()
         if clipped:
             note_clip(step, clipped, self._small_first, self.backward)
         if step.due and self.sharded is None and self.inventory.changed(step.number):
@@ -133,7 +135,7 @@ class Measuring:
 
     def stepped(self, step: OpenStep, index: int, skipped: bool) -> None:
         """An optimizer has stepped, or its step was skipped: measure what is due of its layers."""
-        self._look(step)
+        self._look(step, after=True)
         step.clips.stepped = self.backward.stepped = True
         if self.sharded is not None:
             return

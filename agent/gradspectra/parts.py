@@ -5,6 +5,7 @@ It comes from a hook that runs before the node which adds to `.grad`, as that wh
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,6 +23,10 @@ from gradspectra.inventory import WatchedTensor
 
 LATELY = 2
 """After so many steps of one part in a row no other is expected to have several; the last of an epoch may have one."""
+WITNESSES, WITNESS_ENTRIES = 3, 4096
+"""So many of the smallest tensors, of at most so many entries, tell whether the gradient is the sum of its parts."""
+ASTRAY = 0.01
+"""It is not where it differs from what is known of scaling and clipping by more than this."""
 HELD_BYTES = 1 << 20
 """Gradients of a part that are held at most until they are measured together."""
 
@@ -63,6 +68,11 @@ class PartSquares:
         self._in_grad: list[WatchedTensor] = []
         self._twice = False
         self._dropped = 0
+        real = [i for i, t in enumerate(tensors) if t.parameter.is_floating_point()]
+        small = [i for i in real if tensors[i].parameter.numel() <= WITNESS_ENTRIES]
+        self._witnesses = frozenset(sorted(small, key=lambda i: tensors[i].parameter.numel())[:WITNESSES])
+        self._sums: dict[int, Tensor] = {}
+        """What the parts have brought to these tensors, by index."""
         self.seconds = 0.0
         """What the hooks took of the backward passes since `clear`."""
 
@@ -97,6 +107,7 @@ class PartSquares:
         self._held.clear()
         self._held_bytes = 0
         self._in_grad.clear()
+        self._sums.clear()
         self._twice = False
         self._dropped = self._backward.dropped
 
@@ -122,6 +133,9 @@ class PartSquares:
         row, tensor = self._rows[part - 1], self._tensors[index]
         self._twice |= row.reached[index]
         row.reached[index] = True
+        if index in self._witnesses and self._ranks == 1 and not gradient.is_sparse:
+            own, known = gradient.detach(), self._sums.get(index)
+            self._sums[index] = own.clone() if known is None else known.add_(own)
         if part == 1 and self._ranks == 1 and tensor.parameter.grad is None:
             self._in_grad.append(tensor)
             return
@@ -183,6 +197,17 @@ class PartSquares:
             columns = placed([tensor.first for tensor, _ in pairs], device)
             row.results[device].index_copy_(0, columns, squares([gradient for _, gradient in pairs]))
 
+    def share(self) -> Tensor | None:
+        """How much of the sum of its parts the gradient is now: 1 unless it was scaled since; None where not known."""
+        found = [(own, self._tensors[index].parameter.grad) for index, own in self._sums.items()]
+        pairs = [(own.float(), g.float()) for own, g in found if g is not None and not g.is_sparse]
+        pairs = [pair for pair in pairs if pair[0].device == pairs[0][0].device]
+        if not self.armed or not pairs:
+            return None
+        with torch.no_grad(), OneThread():
+            whole, now = (torch.cat([one.flatten() for one in side]) for side in zip(*pairs, strict=True))
+            return torch.dot(now, whole) / torch.dot(whole, whole)
+
     def squares(self) -> list[Tensor] | None:
         """‖h_j‖² of each part j and layer, (K, L) for each device; None where no parts were measured, or a tensor came
         twice in one.
@@ -199,6 +224,14 @@ class PartSquares:
 
     def _nothing(self, device: torch.device) -> Tensor:
         return torch.zeros(self._layers, dtype=torch.float32, device=device)
+
+
+def astray(share: float, factors: Sequence[float]) -> bool:
+    """Whether something that nobody knows of has scaled the gradient since its parts were measured.
+
+    share: see PartSquares.share, NaN where they were zero or not finite. factors: what may have scaled it.
+    """
+    return math.isfinite(share) and all(abs(share - factor) > ASTRAY * factor for factor in factors)
 
 
 class _Row:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Container
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 from gradspectra_core.layers import LayerTable
 from gradspectra_core.records import SPECTRUM_OF, Bool, Float32, Float64, Int64
 from numpy.typing import NDArray
@@ -61,3 +62,12 @@ class StepRecord:
         for row, name in enumerate(self.statistics):
             if name in statistics and self.values is not None and self.present is not None:
                 self.values[row], self.present[row] = 0.0, False
+
+
+def unclipped(spectrum: SpectrumRecord, factor: float) -> SpectrumRecord:
+    """A spectrum, that of the gradient as it was before it was multiplied by factor; ranks and entropy stay."""
+    if spectrum.of != GRADIENT or factor == 1.0 or not factor > 0:
+        return spectrum
+    powers = np.array([1, 2, 1, 4, 0, 0, 0], np.float64)
+    values = (spectrum.values / factor).astype(spectrum.values.dtype)
+    return replace(spectrum, aggregates=spectrum.aggregates / factor**powers, values=values)

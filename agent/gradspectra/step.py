@@ -19,8 +19,9 @@ from gradspectra.drift import DriftSums
 from gradspectra.layer_marks import LayerMarks
 from gradspectra.layer_rows import LayerRows, layer_rows
 from gradspectra.measure import COUNT_STATISTICS, STATISTICS, UPDATE, FirstTier
+from gradspectra.parts import astray
 from gradspectra.readout import Readout, summed
-from gradspectra.record import GRADIENT, SpectrumRecord, StepRecord
+from gradspectra.record import GRADIENT, SpectrumRecord, StepRecord, unclipped
 from gradspectra.scalars import SUMMED, Number, StepLog
 from gradspectra.second_numbers import OF_GRADIENT, WITH_GRADIENT
 from gradspectra.second_rows import CLIPPED, add_second
@@ -29,6 +30,7 @@ from gradspectra.spectra import PendingSpectrum, SpectrumBeside
 
 DISAGREEMENT = 0.01
 """Layer norms must give the total norm within this, or clipping was not seen as it was."""
+NOISE = ("noise_w", "noise_w2")
 IN_PROPORTION = frozenset(("grad_sq", "grad_max", "part_sq", *CLIPPED))
 """What depends on how large the gradient was: not known then."""
 
@@ -52,7 +54,7 @@ class OpenStep:
     scale: of the loss; found_inf: not 0 where a fused optimizer skipped. examples: of each part, where batch_size gave
     them. own: seconds the agent took, of which for layers, the second tier and spectra, and by those beside the
     training. parts: backward passes of this rank. parts_unclear: they are not the parts of one batch. dropped: those
-    before them were dropped. ranks: how many average their gradients.
+    before them were dropped. share: of their sum that the gradient was before a clip. ranks: how many average theirs.
     clipping_unseen: the gradient was clipped, and how is not known: nothing is said of it. replayed: its backward
     passes were those of a CUDA graph, which no hook sees. device: what of it the stages of the agent took of CUDA
     streams. grams: of spectra to come. beside: spectra whose singular values are taken beside the training; unfinished:
@@ -78,6 +80,7 @@ class OpenStep:
     parts: int = 0
     parts_unclear: bool = False
     dropped: bool = False
+    share: Tensor | None = None
     ranks: int = 1
     clipping_unseen: bool = False
     replayed: bool = False
@@ -123,7 +126,7 @@ class ClosedStep:
         self._parts = parts
         self._needed = step.clips.needed(tier.inventory)
         self._whole = tier.inventory.complete and not step.stale and not step.clips.beyond(tier.inventory)
-        flags = [value for value in (step.found_inf, step.scale) if isinstance(value, Tensor)]
+        flags = [value for value in (step.found_inf, step.scale, step.share) if isinstance(value, Tensor)]
         if step.drift is not None:
             flags += step.drift.results
         if step.second is not None:
@@ -281,7 +284,11 @@ class ClosedStep:
         record.statistics, record.values, record.present = STATISTICS[: len(rows.values)], rows.values, rows.present
         record.count_statistics, record.counts_values = COUNT_STATISTICS, rows.counts
         record.counts_present = rows.counts_present
-        second = self.step.second
+        second, share = self.step.second, self.step.share
+        scale = 1.0 if self.step.scale is None else self._read(self.step.scale)
+        if share is not None and astray(self._read(share), (1.0, 1 / scale, rows.foreign, rows.foreign / scale)):
+            record.withhold(("part_sq",))
+            record.scalars = {name: number for name, number in record.scalars.items() if name not in NOISE}
         if second is not None:
             sums = summed([self._host[id(results)] for results in second.results])
             assert self._marks is not None
@@ -299,12 +306,3 @@ class ClosedStep:
 @lru_cache(maxsize=64)
 def _weight_sums(weights: tuple[float, ...], sizes: tuple[float, ...], ranks: int) -> tuple[float, float]:
     return weight_sums([weight / ranks for weight in weights] * ranks, sizes * ranks)
-
-
-def unclipped(spectrum: SpectrumRecord, factor: float) -> SpectrumRecord:
-    """A spectrum, that of the gradient as it was before it was multiplied by factor; ranks and entropy stay."""
-    if spectrum.of != GRADIENT or factor == 1.0 or not factor > 0:
-        return spectrum
-    powers = np.array([1, 2, 1, 4, 0, 0, 0], np.float64)
-    values = (spectrum.values / factor).astype(spectrum.values.dtype)
-    return replace(spectrum, aggregates=spectrum.aggregates / factor**powers, values=values)

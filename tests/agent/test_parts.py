@@ -86,6 +86,35 @@ def test_parts_are_measured_before_clipping_and_without_the_loss_scale(kept):
     assert record.counts["examples"] == 10
 
 
+@pytest.mark.parametrize("factor", [1.0, 1 / 64, 2.0])
+@pytest.mark.parametrize("clip", [None, "torch", "own"])
+@pytest.mark.parametrize("scale", [None, 1024.0])
+def test_parts_of_a_gradient_that_was_scaled_after_its_passes_are_left_out(factor, clip, scale, kept):
+    model = attention()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale or 1.0, enabled=scale is not None)
+    with watched(model, optimizer) as watch:
+        for step in range(3):
+            for part in range(2):
+                scaler.scale(loss_of(model, 5, 10 * step + part)).backward()
+            scaler.unscale_(optimizer)
+            own = [p.grad for p in model.parameters() if p.grad is not None]
+            torch._foreach_mul_(own, factor)
+            if clip == "torch":
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+            elif clip == "own":
+                norm = torch.nn.utils.get_total_norm(own)
+                torch._foreach_mul_(own, 0.01 / norm)
+                watch.log(grad_norm=norm)
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+    for record in kept()[1:]:
+        there = factor == 1.0
+        assert (value(record, "part_sq", "head.weight") is not None) == ("noise_w" in record.scalars) == there
+        assert value(record, "grad_sq", "head.weight") is not None
+
+
 def test_noise_of_a_linear_regression_comes_out_right(kept):
     """Trace of the noise covariance 26 at distance 1 from the optimum; 20 inputs, residual variance 0.25."""
     torch.manual_seed(0)
