@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 from frontend.canned import CannedServer
+from frontend.conftest import a_page
 from frontend.seen import RUN, expect_drawn, expect_live, figure
-from playwright.sync_api import Page, Route, expect
+from gradspectra_frontend import assets
+from playwright.sync_api import Browser, Page, Route, expect
 
 IN_ONE_LOT = """
 const Observer = IntersectionObserver;
@@ -119,3 +122,33 @@ def test_the_last_values_come_although_each_of_them_is_old_when_it_comes(page: P
     assert waiting
     waiting[0].continue_()
     expect(tiles).not_to_have_text(seen, use_inner_text=True)
+
+
+def test_a_server_that_comes_back_with_another_page_asks_to_load_it(
+    page: Page, server: CannedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page.goto(f"{RUN}/overview")
+    expect_live(page)
+    notice = page.locator("[data-updated]")
+    with page.expect_response(lambda answer: answer.url == f"{server.url}/"):
+        server.drop_streams()
+    expect_live(page)
+    expect(notice).to_have_count(0)
+    monkeypatch.setattr(assets, "static_url", lambda: "/static/0123456789abcdef")
+    server.drop_streams()
+    expect(notice).to_contain_text("The server was updated.")
+    notice.get_by_role("button").click()
+    expect(page.locator('script[src*="0123456789abcdef/js/main.js"]')).to_have_count(1)
+    expect_drawn(page, "loss")
+    expect(notice).to_have_count(0)
+
+
+def test_a_script_that_cannot_be_loaded_is_said_with_what_to_do(chromium: Browser, server: CannedServer) -> None:
+    with a_page(chromium, server.url) as page:
+        page.route("**/vendor/plotly-cartesian*", lambda route: route.fulfill(status=404, body="gone"))
+        page.goto(f"{RUN}/overview")
+        expect(figure(page, "loss").locator(".overlay")).to_contain_text(
+            "if the server was updated, load the page again"
+        )
+        page.unroute("**/vendor/plotly-cartesian*")
+        expect_drawn(page, "loss")

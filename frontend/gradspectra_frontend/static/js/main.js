@@ -14,6 +14,7 @@ import { Settings } from "./pages/settings.js";
 import { warmUp } from "./plotly.js";
 import { here, startRouter, useAddress } from "./router.js";
 import { toggleTheme } from "./theme.js";
+import { useUpdated } from "./updated.js";
 
 const PAGES = { runs: Runs, run: Run, compare: Compare, alerts: AlertsInbox, settings: Settings, login: Login, unknown: Unknown };
 const CONNECTIONS = {
@@ -26,6 +27,7 @@ const CONNECTIONS = {
 function App() {
   const address = useAddress();
   const [help, setHelp] = useState(false);
+  const updated = useUpdated();
   useKeys({
     "/": focusSearch,
     "?": () => setHelp(true),
@@ -40,6 +42,7 @@ function App() {
   return html`
     <a class="skip" href="#content" onClick=${skip}>Skip to the content</a>
     <${Top} address=${address} onHelp=${() => setHelp(true)} />
+    ${updated && html`<p class="updated" role="status" data-updated>The server was updated. <button type="button" onClick=${() => location.reload()}>Load the page again</button></p>`}
     <main id="content" tabindex="-1"><${Page} address=${address} key=${place} /></main>
     ${help && html`<${Help} onClose=${() => setHelp(false)} />`}`;
 }

@@ -1,5 +1,7 @@
 // Plotly's script: loaded when the first figure needs it, from the address in the page's head.
 
+import { Failure } from "./api.js";
+
 const QUIET_MS = 1500;
 
 /** @type {Promise<any> | null} */
@@ -14,7 +16,11 @@ export function plotly() {
     script.onerror = () => {
       loading = null;
       script.remove();
-      reject(new Error("Plotly's script could not be loaded from this server."));
+      reject(new Failure({
+        title: "This figure cannot be drawn",
+        detail: "The script that draws could not be loaded from this server.",
+        remedy: "The page tries again by itself; if the server was updated, load the page again.",
+      }));
     };
     document.head.append(script);
   });
