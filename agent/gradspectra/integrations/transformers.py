@@ -87,8 +87,10 @@ class GradSpectraCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
         self.watch.log(**{name: size for name, size in sizes.items() if size is not None})
 
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
-        """Log the step's loss: the sum of its parts' shares."""
+        """Log the step's loss: the sum of its parts' shares. A loss may take several passes of its own (GradCache)."""
         if self.watch is not None and self._losses:
+            if self.watch._session.measuring.backward.passes not in (0, len(self._losses)):
+                self.watch.parts_unclear()
             self.watch.log(loss=torch.stack([loss.reshape(()) for loss in self._losses]).sum())
             self._losses.clear()
 
