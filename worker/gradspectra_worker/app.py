@@ -9,6 +9,8 @@ from billiard import pool as billiard_pool
 from celery import Celery, bootsteps, signals
 from gradspectra_store import StoreError
 from kombu.transport import redis as redis_transport
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from gradspectra_worker.heartbeat import BEAT_SECONDS, Heartbeat
 from gradspectra_worker.redis_urls import checked, for_celery
@@ -34,6 +36,9 @@ HEARD_SECONDS = 2.0
 task out and hearing that it was begun never listens, and billiard would wait 30 s; the sweep asks for the task again.
 """
 
+SILENT_SECONDS = 5.0
+"""How long Redis may take for one answer: a worker would wait for ever for one that is gone without a word."""
+
 
 class _Deliveries(redis_transport.QoS):
     """Messages in hand. kombu 5.7 ends the worker when one is acknowledged, rejected or put back over a connection
@@ -49,6 +54,16 @@ class _Deliveries(redis_transport.QoS):
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         if not self.channel.closed:
             super().reject(delivery_tag, requeue=requeue)  # type: ignore[no-untyped-call]
+
+
+class _Channel(redis_transport.Channel):
+    """kombu's, but for a command that is not answered being tried once more; redis-py would try it ten times more."""
+
+    QoS = _Deliveries
+
+    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
+        found: dict[str, Any] = super()._connparams(asynchronous)  # type: ignore[no-untyped-call]
+        return found | {"retry": Retry(NoBackoff(), 1)}
 
 
 class _Living(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -79,7 +94,7 @@ class _Living(bootsteps.StartStopStep):  # type: ignore[misc]
 
 def make_app(redis_url: str) -> Celery:
     """Make the application on a Redis. It keeps no results: what matters is in the database."""
-    redis_transport.Channel.QoS = _Deliveries
+    redis_transport.Transport.Channel = _Channel
     looks = HEARD_SECONDS / billiard_pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_INTERVAL
     billiard_pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = round(looks)
     made = Celery("gradspectra", broker=for_celery(redis_url), include=["gradspectra_worker.tasks"])
@@ -95,6 +110,8 @@ def make_app(redis_url: str) -> Celery:
         broker_transport_options={
             "visibility_timeout": VISIBILITY_SECONDS,
             "socket_connect_timeout": 3.0,
+            "socket_keepalive": True,
+            "socket_timeout": SILENT_SECONDS,
         },
         task_acks_late=True,
         task_ignore_result=True,
