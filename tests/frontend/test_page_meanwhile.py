@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from http.server import BaseHTTPRequestHandler
+from typing import Any
+
 import pytest
 from frontend.canned import CannedServer
 from frontend.conftest import a_page
 from frontend.seen import RUN, expect_drawn, expect_live, figure
 from gradspectra_frontend import assets
 from playwright.sync_api import Browser, Page, Route, expect
+
+from frontend import canned
 
 IN_ONE_LOT = """
 const Observer = IntersectionObserver;
@@ -152,3 +157,42 @@ def test_a_script_that_cannot_be_loaded_is_said_with_what_to_do(chromium: Browse
         )
         page.unroute("**/vendor/plotly-cartesian*")
         expect_drawn(page, "loss")
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again(own_page: Page, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    whole = canned.reply
+
+    def broken_off(handler: BaseHTTPRequestHandler, status: int, body: Any, *more: Any) -> None:
+        if handler.path.startswith(f"/api/v1{RUN}/figures/loss"):
+            asked.append(handler.path)
+        if len(asked) != 1 or handler.path != asked[0]:
+            whole(handler, status, body, *more)
+            return
+        handler.send_response(status)
+        handler.send_header("Content-Length", "1000")
+        handler.end_headers()
+        handler.wfile.write(b'{"data": [')
+        handler.close_connection = True
+
+    monkeypatch.setattr(canned, "reply", broken_off)
+    own_page.goto(f"{RUN}/overview")
+    expect_drawn(own_page, "loss")
+    assert len(asked) == 2
+
+
+def test_an_answer_that_never_comes_is_given_up_and_asked_for_again(own_page: Page) -> None:
+    asked: list[str] = []
+
+    def never_the_first_time(route: Route) -> None:
+        asked.append(route.request.url)
+        if len(asked) > 1:
+            route.continue_()
+
+    own_page.clock.install()
+    own_page.route("**/figures/loss**", never_the_first_time)
+    with own_page.expect_request("**/figures/loss**"):
+        own_page.goto(f"{RUN}/overview")
+    own_page.clock.fast_forward(130_000)
+    expect_drawn(own_page, "loss")
+    assert len(asked) > 1

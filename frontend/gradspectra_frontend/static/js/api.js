@@ -4,6 +4,8 @@ const ROOT = "/api/v1";
 /** Answers that the next question may not get: none at all, too many at once, a server that starts or is busy. */
 const PASSING = [0, 429, 502, 503, 504];
 export const AGAIN_MS = 3000;
+/** For an answer to come whole; longer than any that is under way takes, sooner than a browser gives up a line that is dead. */
+const LONGEST_MS = 120_000;
 
 /** What went wrong: title, detail and remedy of the problem document, or of the network. */
 export class Failure extends Error {
@@ -59,24 +61,36 @@ export const forgetAhead = () => ahead.clear();
 /** @param {string} method @param {string} url @param {unknown} [body] @param {AbortSignal} [signal] */
 async function call(method, url, body, signal) {
   const headers = { Accept: "application/json", ...(body === undefined ? {} : { "Content-Type": "application/json" }) };
-  let response;
+  const { response, text } = await received(url, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) }, signal);
+  if (response.status === 401 && location.pathname !== "/login") {
+    location.assign(`/login?next=${encodeURIComponent(location.pathname + location.search)}`);
+  }
+  const answer = parsed(text);
+  if (!response.ok) throw new Failure({ title: response.statusText, ...(answer ?? {}), status: response.status });
+  return answer;
+}
+
+/** An answer with its body to the end. @param {string} url @param {RequestInit} what @param {AbortSignal} [signal] */
+async function received(url, what, signal) {
+  const limit = new AbortController();
+  const stop = () => limit.abort();
+  const timer = setTimeout(stop, LONGEST_MS);
+  if (signal?.aborted) stop();
+  signal?.addEventListener("abort", stop);
   try {
-    response = await fetch(url, { method, headers, body: body === undefined ? undefined : JSON.stringify(body), signal });
+    const response = await fetch(url, { ...what, signal: limit.signal });
+    return { response, text: await response.text() };
   } catch (error) {
     if (signal?.aborted) throw error;
     throw new Failure({
       title: "The server does not answer",
-      detail: "Nothing was received from this address.",
+      detail: "Nothing, or not all of an answer, was received from this address.",
       remedy: "Is `gradspectra serve` still running? The page tries again by itself.",
     });
+  } finally {
+    clearTimeout(timer);
+    signal?.removeEventListener("abort", stop);
   }
-  if (response.status === 401 && location.pathname !== "/login") {
-    location.assign(`/login?next=${encodeURIComponent(location.pathname + location.search)}`);
-  }
-  const text = await response.text();
-  const answer = parsed(text);
-  if (!response.ok) throw new Failure({ title: response.statusText, ...(answer ?? {}), status: response.status });
-  return answer;
 }
 
 /** @param {string} text */
