@@ -21,6 +21,7 @@ from gradspectra_core import __version__
 
 from gradspectra.errors import ServerAway, ServerRefused
 from gradspectra.proxies import proxy_of
+from gradspectra.slow_lines import PIECE, unsent
 
 API = "/api/v1"
 JSON = "application/json"
@@ -131,9 +132,10 @@ class _Connection(http.client.HTTPConnection):
             super().send(data)
         elif isinstance(data, bytes) and len(data) <= JOINED_BYTES:
             self._held.append(data)
-        else:
+        else:  # in pieces: a timeout is for all that is sent at once, however slow the line is
             self._send_held()
-            super().send(data)
+            for begin in range(0, len(data), PIECE):
+                super().send(memoryview(data)[begin : begin + PIECE])
 
     def _send_held(self) -> None:
         held, self._held = self._held, None
@@ -268,8 +270,8 @@ class HttpClient:
         # A server that refuses a large body answers and closes while we still send: its answer is there to be read.
         with suppress(BrokenPipeError, ConnectionResetError):
             self._connection.request(method, self._base + path, body=body, headers=headers)
-        if while_waiting is not None:
-            self._wait(while_waiting)
+        if while_waiting is not None or (body is not None and len(body) > JOINED_BYTES):
+            self._wait(while_waiting or (lambda: None))
         response = self._connection.getresponse()
         content = response.read()
         return Answer(
@@ -277,16 +279,18 @@ class HttpClient:
         )
 
     def _wait(self, while_waiting: Callable[[], None]) -> None:
-        """Wait until the answer begins; raises TimeoutError after `timeout` seconds."""
+        """Wait until the answer begins; raises TimeoutError after `timeout` seconds in which nothing went out."""
         sock = self._connection.sock
         if sock is None:
             return
-        end = time.monotonic() + self.timeout
+        end, left = time.monotonic() + self.timeout, unsent(sock)
         with _Selector() as selector:
             selector.register(sock, selectors.EVENT_READ)
             while not selector.select(WAIT_SLICE):
                 while_waiting()
-                if time.monotonic() >= end:
+                now, before, left = time.monotonic(), left, unsent(sock)
+                end = now + self.timeout if left < before else end
+                if now >= end:
                     raise TimeoutError(f"timed out after {self.timeout:g} s")
 
     def _why(self, error: Exception) -> str:
