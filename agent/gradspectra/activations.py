@@ -19,7 +19,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from gradspectra.budget import Budget
 from gradspectra.capture import capturing
 from gradspectra.compiling import ArrayFunction
-from gradspectra.flat import given_threads
+from gradspectra.flat import extremes, given_threads
 from gradspectra.fused import FusedPass
 from gradspectra.guard import Guard
 from gradspectra.inventory import Inventory
@@ -164,8 +164,7 @@ class Activations:
             self._measure_on_device(self._columns[place], tensor.detach())
 
     def _measure_on_host(self, place: int, tensor: Tensor) -> None:
-        smallest, highest = torch.aminmax(tensor)
-        low, high = smallest.item(), highest.item()
+        low, high = extremes(tensor)
         largest, lost = max(-low, high), 0
         if not math.isfinite(high - low):
             finite = tensor.isfinite()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -108,11 +109,25 @@ def dot_into(slot: Tensor, a: Tensor, b: Tensor) -> None:
             slot.add_(torch.dot(a[start : start + most].float(), b[start : start + most].float()))
 
 
+def extremes(a: Tensor) -> tuple[float, float]:
+    """The smallest and the largest number of a on the host, floating point and not empty; NaN if there is one."""
+    if a.dtype in (torch.float32, torch.float64):
+        numbers = a.detach().resolve_neg().numpy()  # its own take a third of the time of torch's
+        with np.errstate(invalid="ignore"):
+            return float(numbers.min()), float(numbers.max())
+    smallest, largest = torch.aminmax(a)
+    return smallest.item(), largest.item()
+
+
 def extremes_into(low: Tensor, high: Tensor, a: Tensor) -> None:
     """Write the smallest and the largest number of a into two 0-dimensional float32 tensors; NaN if there is one."""
-    if a.dtype is torch.float32:
+    if a.is_cpu and a.dtype is torch.float32:
+        smallest, largest = extremes(a)
+        low.fill_(smallest)
+        high.fill_(largest)
+    elif a.dtype is torch.float32:
         torch.aminmax(a, out=(low, high))
-        return
-    smallest, largest = torch.aminmax(a)
-    low.copy_(smallest)
-    high.copy_(largest)
+    else:
+        found = torch.aminmax(a)
+        low.copy_(found.min)
+        high.copy_(found.max)
