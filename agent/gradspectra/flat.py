@@ -120,13 +120,11 @@ def extremes(a: Tensor) -> tuple[float, float]:
 
 
 def extremes_into(low: Tensor, high: Tensor, a: Tensor) -> None:
-    """Write the smallest and the largest number of a into two 0-dimensional float32 tensors; NaN if there is one."""
-    if a.is_cpu and a.dtype is torch.float32:
+    """Write the `extremes` of a, on the host, into two 0-dimensional float32 tensors."""
+    if a.dtype is torch.float32:
         smallest, largest = extremes(a)
         low.fill_(smallest)
         high.fill_(largest)
-    elif a.dtype is torch.float32:
-        torch.aminmax(a, out=(low, high))
     else:
         found = torch.aminmax(a)
         low.copy_(found.min)

@@ -199,10 +199,12 @@ class PartSquares:
 
     def share(self) -> Tensor | None:
         """How much of the sum of its parts the gradient is now: 1 unless it was scaled since; None where not known."""
+        if not self.armed:
+            return None
         found = [(own, self._tensors[index].parameter.grad) for index, own in self._sums.items()]
         pairs = [(own.float(), g.float()) for own, g in found if g is not None and not g.is_sparse]
         pairs = [pair for pair in pairs if pair[0].device == pairs[0][0].device]
-        if not self.armed or not pairs:
+        if not pairs:
             return None
         with torch.no_grad(), OneThread():
             whole, now = (torch.cat([one.flatten() for one in side]) for side in zip(*pairs, strict=True))

@@ -115,14 +115,8 @@ def _run_worker(options: argparse.Namespace) -> int:
         raise SettingsError(f"--concurrency must be at least 1, got {options.concurrency}")
     os.environ["GRADSPECTRA_DATABASE_URL"] = settings.database
     command = [sys.executable, "-m", "celery", "-A", "gradspectra_worker.app", "worker", "--without-gossip"]
-    command += [
-        "--without-mingle",
-        "--without-heartbeat",
-        "--concurrency",
-        str(options.concurrency),
-        "--loglevel",
-        settings.log_level,
-    ]
+    command += ["--without-mingle", "--without-heartbeat", "--loglevel", settings.log_level]
+    command += ["--concurrency", str(options.concurrency)]
     if options.beat:
         command += ["--beat", "--schedule", str(settings.data.expanduser() / "beat-schedule")]
         settings.data.expanduser().mkdir(parents=True, exist_ok=True)

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
-import uvicorn
+from backend.connections import connected
 from gradspectra_backend import bounded_heads
 from gradspectra_backend.batch_protocol import BatchProtocol
 from gradspectra_backend.bounded_heads import LONGEST_FIELDS, BoundedHeads
@@ -22,23 +19,6 @@ BEGINNING = b"POST / HTTP/1.1\r\nHost: a\r\n"
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
     body = await Request(scope, receive).body()
     await PlainTextResponse(f"{len(body)} bytes")(scope, receive, send)
-
-
-@contextmanager
-def connected() -> Iterator[socket.socket]:
-    """A connection to a server of its own, which answers how long the body was."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(echo, http=BoundedHeads, log_level="critical", ws="none", lifespan="off")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    try:
-        with socket.create_connection(listener.getsockname(), 60) as connection:
-            yield connection
-    finally:
-        server.should_exit = True
-        thread.join(60)
-        listener.close()
 
 
 def answer(connection: socket.socket) -> bytes:
@@ -62,7 +42,7 @@ def answer(connection: socket.socket) -> bytes:
 )
 @pytest.mark.parametrize("piece", [b"a" * 4096, b"a: b\r\n" * 700], ids=["one field", "many fields"])
 def test_a_head_without_an_end_closes_the_connection(before: bytes, piece: bytes) -> None:
-    with connected() as connection:
+    with connected(BoundedHeads, echo) as connection:
         connection.sendall(before)
         sent = 0
         try:
@@ -75,7 +55,7 @@ def test_a_head_without_an_end_closes_the_connection(before: bytes, piece: bytes
 
 
 def test_long_heads_and_bodies_that_end_are_taken_one_after_another() -> None:
-    with connected() as connection:
+    with connected(BoundedHeads, echo) as connection:
         for _ in range(3):
             connection.sendall(
                 BEGINNING + b"X: " + b"a" * (LONGEST_FIELDS - 1000) + b"\r\nContent-Length: 3\r\n\r\nabc"
@@ -92,7 +72,7 @@ def test_who_does_not_say_what_is_wanted_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch, beginning: bytes, used: bool
 ) -> None:
     monkeypatch.setattr(bounded_heads, "HEAD_SECONDS", 1.0)
-    with connected() as connection:
+    with connected(BoundedHeads, echo) as connection:
         if used:
             connection.sendall(BEGINNING + b"Content-Length: 3\r\n\r\nabc")
             assert answer(connection).endswith(b"3 bytes")
@@ -102,7 +82,7 @@ def test_who_does_not_say_what_is_wanted_is_not_waited_for(
 
 def test_a_body_may_take_longer_than_a_head(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounded_heads, "HEAD_SECONDS", 0.3)
-    with connected() as connection:
+    with connected(BoundedHeads, echo) as connection:
         connection.sendall(BEGINNING + b"Content-Length: 3\r\n\r\na")
         connection.settimeout(1.0)
         with pytest.raises(TimeoutError):

@@ -9,21 +9,21 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
+from backend.connections import connected
 from backend.servers import serving
 from gradspectra_backend import paced_bodies
 from gradspectra_backend.app import create_app
 from gradspectra_backend.batch_protocol import BatchProtocol
+from gradspectra_backend.paced_bodies import PacedBodies
 from gradspectra_backend.problems import KINDS
 from gradspectra_backend.settings import Settings
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, StreamingResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 HEAD = b"POST /%b HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 AT_LENGTH = HEAD + b"Content-Length: 100\r\n\r\n"
@@ -41,23 +41,6 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
         return
     said = "refused" if scope["path"] == "/refused" else f"{len(await Request(scope, receive).body())} bytes"
     await PlainTextResponse(said)(scope, receive, send)
-
-
-@contextmanager
-def connected(app: ASGIApp = echo, lifespan: str = "off") -> Iterator[socket.socket]:
-    """A connection to a server of its own."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, http=paced_bodies.PacedBodies, log_level="critical", ws="none", lifespan=lifespan)  # type: ignore[arg-type]
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    try:
-        with socket.create_connection(listener.getsockname(), 60) as connection:
-            yield connection
-    finally:
-        server.should_exit = True
-        thread.join(60)
-        listener.close()
 
 
 def to_the_end(connection: socket.socket) -> bytes:
@@ -104,7 +87,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     ids=["nothing", "all but the last byte", "half a chunk", "no end of the fields behind"],
 )
 def test_a_body_that_stops_is_answered_408_and_the_connection_closed(beginning: bytes) -> None:
-    with connected() as connection:
+    with connected(PacedBodies, echo) as connection:
         connection.sendall(beginning)
         head, _, body = to_the_end(connection).partition(b"\r\n\r\n")
     lines = head.decode().split("\r\n")
@@ -120,7 +103,7 @@ def test_a_body_that_stops_is_answered_408_and_the_connection_closed(beginning: 
 
 @pytest.mark.usefixtures("impatient")
 def test_bytes_that_drip_do_not_keep_a_connection() -> None:
-    with connected() as connection:
+    with connected(PacedBodies, echo) as connection:
         connection.sendall(HEAD % b"" + b"Content-Length: 10000000\r\n\r\n")
         connection.settimeout(0.02)
         until = time.monotonic() + 60
@@ -153,7 +136,7 @@ def test_a_body_that_takes_long_and_comes_fast_enough_is_read(
     monkeypatch: pytest.MonkeyPatch, looks: list[int]
 ) -> None:
     monkeypatch.setattr(paced_bodies, "LEAST_BYTES", 1)
-    with connected() as connection:
+    with connected(PacedBodies, echo) as connection:
         connection.sendall(HEAD % b"" + b"Transfer-Encoding: chunked\r\n\r\n")
         sent = 0
         while len(looks) < 2:
@@ -174,7 +157,7 @@ def test_who_is_not_read_is_not_too_slow(monkeypatch: pytest.MonkeyPatch, looks:
 
     body = b"a" * (8 << 20)
     monkeypatch.setattr(paced_bodies, "LEAST_BYTES", len(body))
-    with connected(late) as connection:
+    with connected(PacedBodies, late) as connection:
         sender = threading.Thread(
             target=connection.sendall,
             daemon=True,
@@ -191,7 +174,7 @@ def test_who_is_not_read_is_not_too_slow(monkeypatch: pytest.MonkeyPatch, looks:
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(("path", "answer"), [(b"refused", b"refused"), (b"stream", b"5\r\nbegun\r\n")])
 def test_an_answer_before_the_body_has_none_after_it_and_the_connection_is_closed(path: bytes, answer: bytes) -> None:
-    with connected() as connection:
+    with connected(PacedBodies, echo) as connection:
         connection.sendall(AT_LENGTH % path + b"a" * 50)
         assert to_the_end(connection).partition(b"\r\n\r\n")[2] == answer
 
@@ -205,7 +188,7 @@ def test_a_connection_serves_again_and_again_and_no_look_is_left(monkeypatch: py
         waits.append(self._look is not None)
 
     monkeypatch.setattr(paced_bodies.PacedBodies, "data_received", noting)
-    with connected() as connection:
+    with connected(PacedBodies, echo) as connection:
         for turn in range(3):
             connection.sendall(AT_LENGTH % b"" + b"a" * 50)
             comes_to(2 * turn + 1, waits)
@@ -218,7 +201,7 @@ def test_a_connection_serves_again_and_again_and_no_look_is_left(monkeypatch: py
 def test_nothing_is_stored_of_a_run_that_was_not_told_to_its_end(tmp_path: Path) -> None:
     app = create_app(Settings(data=tmp_path))
     body = json.dumps({"project": "p", "name": "n", "key": "k" * 12}).encode()
-    with connected(app, "on") as connection:
+    with connected(PacedBodies, app, "on") as connection:
         connection.sendall(HEAD % b"api/v1/runs" + b"Content-Length: %d\r\n\r\n" % len(body) + body[:-1])
         assert to_the_end(connection).startswith(b"HTTP/1.1 408")
         with socket.create_connection(connection.getpeername(), 60) as other:

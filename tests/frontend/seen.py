@@ -32,6 +32,17 @@ def expect_drawn(page: Page, name: str) -> None:
     expect(figure(page, name).locator(".scatterlayer path.js-line").first).to_have_attribute("d", DRAWN)
 
 
+def drag(page: Page, name: str, begin: tuple[float, float], end: tuple[float, float]) -> None:
+    """Drag over a figure's plot; places in shares of its width and height."""
+    box = figure(page, name).locator(".nsewdrag").first.bounding_box()
+    assert box is not None
+    first, last = ((box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in (begin, end))
+    page.mouse.move(*first)
+    page.mouse.down()
+    page.mouse.move(*last, steps=5)
+    page.mouse.up()
+
+
 def span(page: Page, name: str) -> list[float]:
     """The steps that a figure shows."""
     return [round(x) for x in figure(page, name).locator(".plot").evaluate("plot => plot.layout.xaxis.range")]

@@ -6,7 +6,7 @@ import re
 
 import pytest
 from frontend.canned import MARKUP, CannedServer
-from frontend.seen import DRAWN, PAGES, RUN, SCALARS, expect_drawn, expect_live, figure, span
+from frontend.seen import DRAWN, PAGES, RUN, SCALARS, drag, expect_drawn, expect_live, figure, span
 from playwright.sync_api import Browser, Page, expect
 
 
@@ -84,12 +84,7 @@ def test_zooming_one_curve_zooms_all_and_live_steps_leave_it_alone(page: Page, s
     for name in SCALARS:
         expect_drawn(page, name)
     expect_live(page)
-    box = figure(page, "loss").locator(".nsewdrag").first.bounding_box()
-    assert box is not None
-    page.mouse.move(box["x"] + 0.25 * box["width"], box["y"] + 0.5 * box["height"])
-    page.mouse.down()
-    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.5 * box["height"], steps=5)
-    page.mouse.up()
+    drag(page, "loss", (0.25, 0.5), (0.5, 0.5))
     expect(page).to_have_url(re.compile(r"start=\d+&stop=\d+"))
     start, stop = (int(x) for x in re.findall(r"st\w+=(\d+)", page.url))
     assert 250 < start < 350

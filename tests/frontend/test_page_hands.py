@@ -6,7 +6,7 @@ import re
 
 import pytest
 from frontend.canned import CannedServer
-from frontend.seen import RUN, expect_drawn, expect_live, figure, span
+from frontend.seen import RUN, drag, expect_drawn, expect_live, figure, span
 from playwright.sync_api import Page, expect
 
 from frontend import synthetic
@@ -149,12 +149,7 @@ def test_dragging_goes_on_panning_while_steps_come(page: Page, server: CannedSer
     expect(loss).to_have_attribute("data-drawn", "2")
     server.advance(5)
     expect(loss).to_have_attribute("data-drawn", "3")
-    box = loss.locator(".nsewdrag").first.bounding_box()
-    assert box is not None
-    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.5 * box["height"])
-    page.mouse.down()
-    page.mouse.move(box["x"] + 0.25 * box["width"], box["y"] + 0.5 * box["height"], steps=5)
-    page.mouse.up()
+    drag(page, "loss", (0.5, 0.5), (0.25, 0.5))
     expect(page).to_have_url(re.compile(r"start=7[45]\d&stop=9[45]\d"))
     for name in ("loss", "grad_norm"):
         expect(figure(page, name)).to_have_attribute("data-last-step", re.compile(r"9[45]\d"))
@@ -190,12 +185,7 @@ def test_a_box_drawn_on_a_log_axis_shows_its_values_though_they_lie_close_enough
     shown = "plot => [plot._fullLayout.yaxis.type, ...plot._fullLayout.yaxis.range]"
     plot = figure(page, "grad_norm").locator(".plot")
     assert plot.evaluate(shown)[0] == "log"
-    box = figure(page, "grad_norm").locator(".nsewdrag").first.bounding_box()
-    assert box is not None
-    page.mouse.move(box["x"] + 0.2 * box["width"], box["y"] + 0.5 * box["height"])
-    page.mouse.down()
-    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.9 * box["height"], steps=5)
-    page.mouse.up()
+    drag(page, "grad_norm", (0.2, 0.5), (0.5, 0.9))
     expect(page).to_have_url(re.compile("start="))
     page.wait_for_function(
         "() => document.querySelector('[data-figure=grad_norm] .plot')._fullLayout.yaxis.type === 'linear'"
@@ -208,14 +198,8 @@ def test_a_box_drawn_on_a_log_axis_shows_its_values_though_they_lie_close_enough
 def test_a_zoom_between_two_steps_shows_both(page: Page) -> None:
     page.goto(f"{RUN}/overview?start=700&stop=702")
     expect_drawn(page, "grad_norm")
-    box = figure(page, "grad_norm").locator(".nsewdrag").first.bounding_box()
-    assert box is not None
-    middle = box["y"] + 0.5 * box["height"]
     for turn in range(2):  # the second one leaves the address as it is
-        page.mouse.move(box["x"] + 0.2 * box["width"], middle)
-        page.mouse.down()
-        page.mouse.move(box["x"] + (0.4 - 0.1 * turn) * box["width"], middle, steps=5)
-        page.mouse.up()
+        drag(page, "grad_norm", (0.2, 0.5), (0.4 - 0.1 * turn, 0.5))
         expect(page).to_have_url(re.compile("start=700&stop=701$"))
         page.wait_for_function(
             "() => document.querySelector('[data-figure=grad_norm] .plot').layout.xaxis.range.join() === '700,701'"

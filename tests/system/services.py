@@ -94,15 +94,19 @@ def running(
         process.stop()
 
 
-@contextmanager
-def redis(folder: Path) -> Iterator[str]:
-    """A Redis of its own on a free port, without anything on disk. Yields its URL."""
+def redis_command(port: int) -> list[str]:
+    """Start a Redis on a port, without anything on disk; a test without one is skipped."""
     program = shutil.which("redis-server")
     if program is None:
         pytest.skip("redis-server is not installed (apt-get install redis-server)")
+    return [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+
+
+@contextmanager
+def redis(folder: Path) -> Iterator[str]:
+    """A Redis of its own on a free port, without anything on disk. Yields its URL."""
     port = free_port()
-    command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-    with running(command, folder / "redis.log", clean_environment(), folder):
+    with running(redis_command(port), folder / "redis.log", clean_environment(), folder):
         eventually(lambda: socket_answers(port), 60, "Redis listens")
         yield f"redis://127.0.0.1:{port}/0"
 

@@ -22,7 +22,17 @@ import sqlalchemy as sa
 from databases import postgres
 from gradspectra import transport
 from gradspectra.recorder import Recorder
-from system.services import BIN, Process, Rest, Webhook, clean_environment, eventually, free_port, socket_answers
+from system.services import (
+    BIN,
+    Process,
+    Rest,
+    Webhook,
+    clean_environment,
+    eventually,
+    free_port,
+    redis_command,
+    socket_answers,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -152,7 +162,7 @@ def production(folder: Path) -> Iterator[SetUp]:
         gradspectra, celery = str(BIN / "gradspectra"), [str(BIN / "celery"), "-A", "gradspectra_worker.app"]
         worker = [gradspectra, "worker", "--concurrency", "1"]
         commands = {
-            "redis": ["redis-server", "--port", str(broker), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
+            "redis": redis_command(broker),
             "server": [gradspectra, "serve", "--port", str(port)],
             "worker 1": worker,
             "worker 2": worker,

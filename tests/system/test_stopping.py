@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 from pathlib import Path
 
 import pytest
 from gradspectra_store import Store
 from gradspectra_worker.heartbeat import LivingWorkers
-from system.services import BIN, clean_environment, eventually, free_port, running, socket_answers
+from system.services import BIN, clean_environment, eventually, free_port, redis_command, running, socket_answers
 
 pytestmark = pytest.mark.slow
 
 
 def test_a_worker_stops_while_redis_says_nothing(tmp_path: Path) -> None:
-    program = shutil.which("redis-server")
-    if program is None:
-        pytest.skip("redis-server is not installed (apt-get install redis-server)")
     port, database = free_port(), f"sqlite:///{tmp_path / 'a.db'}"
     url = f"redis://127.0.0.1:{port}/0"
     Store.open(database).close()
     environment = clean_environment(GRADSPECTRA_DATABASE_URL=database, GRADSPECTRA_REDIS_URL=url)
-    keeps_nothing = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-    with running(keeps_nothing, tmp_path / "redis.log", clean_environment(), tmp_path) as redis:
+    with running(redis_command(port), tmp_path / "redis.log", clean_environment(), tmp_path) as redis:
         eventually(lambda: socket_answers(port), 60, "Redis listens")
         command = [str(BIN / "gradspectra"), "worker", "--concurrency", "1"]
         with running(command, tmp_path / "worker.log", environment) as worker:
