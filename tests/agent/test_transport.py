@@ -424,7 +424,8 @@ def test_a_heartbeat_without_a_measured_overhead_tells_none(server: ScriptedServ
     transport = started(server, tmp_path)
     transport.record(scalar_record(5))
     transport.close()
-    assert server.heartbeats == [{"session": "session1", "step": 5}]
+    assert server.heartbeats[-1] == {"session": "session1", "step": 5}
+    assert not any("overhead" in beat for beat in server.heartbeats)  # one or two, by the time that it takes to close
 
 
 @pytest.mark.usefixtures("quick")
